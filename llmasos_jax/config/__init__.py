@@ -1,0 +1,1 @@
+"""Configuration: `ml_collections` outside, frozen dataclasses inside."""

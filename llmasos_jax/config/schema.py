@@ -1,0 +1,258 @@
+"""A training run as frozen dataclasses: the one place where a field is named and its default lives."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from llmasos_jax.config.model import ModelConfig, require_one_of, require_positive
+from llmasos_jax.errors import ConfigError
+
+DTYPES = ("float32", "bfloat16")
+REMATS = ("none", "dots", "full")
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """How text becomes ids.
+
+    Attributes:
+      kind: "bytes", "sentencepiece", "tokenizers" (a Hugging Face tokenizer.json), or "package.module:name".
+      path: file to load; None trains one from the data ("sentencepiece") with `model.vocab_size` pieces.
+      model_type: "bpe" or "unigram", for training.
+      train_chars: characters of text to train on at most.
+    """
+
+    kind: str = "bytes"
+    path: str | None = None
+    model_type: str = "bpe"
+    train_chars: int = 4_000_000
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where text comes from and how it is cut.
+
+    Attributes:
+      source: "stdlib" (the Python standard library's own source), "text", "jsonl", "parquet", or "package.module:name".
+      path: file, folder or glob for "text", "jsonl", "parquet".
+      text_field: the field that holds the text in "jsonl" and "parquet".
+      sequence_length: tokens that the model reads in one sequence.
+      heldout_fraction: share of the documents kept for evaluation, never trained on.
+      max_documents: read at most so many; None reads all.
+      seed: fixes the order and the split.
+    """
+
+    source: str = "stdlib"
+    path: str | None = None
+    text_field: str = "text"
+    sequence_length: int = 256
+    heldout_fraction: float = 0.02
+    max_documents: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the model learns.
+
+    Attributes:
+      name: "causal", or "package.module:name".
+      z_loss: weight of logsumexp(logits)^2 (Chowdhery et al., 2022, arXiv 2204.02311, section 5).
+    """
+
+    name: str = "causal"
+    z_loss: float = 0.0
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How the weights move.
+
+    Attributes:
+      name: "adamw", "lion", "adafactor", "muon", "sgd", or "package.module:name".
+      learning_rate: at the peak.
+      schedule: "cosine", "linear", "wsd" (warm-up, stable, decay), "constant", or "package.module:name".
+      warmup_steps: steps of linear warm-up from 0.
+      decay_fraction: share of the steps in which "wsd" decays, at the end.
+      final_fraction: learning rate at the last step, as a share of the peak.
+      weight_decay: decoupled; only on weights that are matrices (never norms, biases, embeddings of positions).
+      beta1, beta2, eps: of Adam, and their counterparts in the others.
+      momentum: of "sgd".
+      clip_norm: largest global norm of the gradient; None does not clip.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup_steps: int = 100
+    decay_fraction: float = 0.2
+    final_fraction: float = 0.1
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    momentum: float = 0.9
+    clip_norm: float | None = 1.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how much, how often.
+
+    Attributes:
+      steps: optimizer steps of the whole run.
+      batch_size: sequences per optimizer step, over all devices and accumulation steps.
+      accumulate_steps: parts that a batch is cut into, one after the other, to save memory.
+      seed: fixes initial weights and dropout.
+      dtype: of products, "float32" or "bfloat16"; weights, norms, softmax and loss stay float32.
+      remat: what the backward pass computes again: "none", "dots" (all but products), "full" (each block).
+      dropout_rate: after the embedding and on each sub-layer's output.
+      init_std: standard deviation of initial weights; outputs of sub-layers get it divided by sqrt(2 L).
+      log_every_steps, eval_every_steps: how often; None never evaluates.
+      eval_batches: held-out batches per evaluation; None takes all.
+      hooks: more hooks, each "package.module:name".
+    """
+
+    steps: int = 1000
+    batch_size: int = 16
+    accumulate_steps: int = 1
+    seed: int = 0
+    dtype: str = "float32"
+    remat: str = "none"
+    dropout_rate: float = 0.0
+    init_std: float = 0.02
+    log_every_steps: int = 10
+    eval_every_steps: int | None = 200
+    eval_batches: int | None = 16
+    hooks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How the devices are laid out.
+
+    Attributes:
+      data: replicas; None takes the devices that the other axes leave.
+      fsdp: ways in which weights and optimizer state are split; a tuple of two splits along two torus axes.
+      tensor: ways in which heads, MLP width and vocabulary are split.
+    """
+
+    data: int | None = None
+    fsdp: tuple[int, ...] = (1,)
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept of a run.
+
+    Attributes:
+      every_steps: how often; the last step is always saved. None saves only at the end.
+      keep: newest checkpoints kept.
+    """
+
+    every_steps: int | None = 500
+    keep: int = 3
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Text written by the model during training.
+
+    Attributes:
+      prompt: what to continue; None writes nothing.
+      max_length: new tokens.
+      temperature: 0 is greedy.
+      every_steps: how often; None only at the end.
+    """
+
+    prompt: str | None = None
+    max_length: int = 64
+    temperature: float = 0.8
+    every_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run, from a laptop to a pod. `name` becomes the model's name in its `model.json`."""
+
+    model: ModelConfig
+    name: str = "model"
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+    def __post_init__(self) -> None:
+        check_config(self)
+
+
+def check_config(cfg: Config) -> None:
+    """Raises ConfigError for the first field that breaks a rule."""
+    _check_counts(cfg)
+    require_one_of("train.dtype", cfg.train.dtype, DTYPES)
+    require_one_of("train.remat", cfg.train.remat, REMATS)
+    require_one_of("tokenizer.model_type", cfg.tokenizer.model_type, ("bpe", "unigram"))
+    if cfg.train.batch_size % cfg.train.accumulate_steps:
+        raise ConfigError(
+            f"train.batch_size={cfg.train.batch_size} is not divisible by accumulate_steps={cfg.train.accumulate_steps}"
+            "; make the batch a multiple of it"
+        )
+    if cfg.data.sequence_length > cfg.model.context_length:
+        raise ConfigError(
+            f"data.sequence_length={cfg.data.sequence_length} is longer than model.context_length="
+            f"{cfg.model.context_length}; raise the context or shorten the sequence"
+        )
+    for path, value in (
+        ("data.heldout_fraction", cfg.data.heldout_fraction),
+        ("train.dropout_rate", cfg.train.dropout_rate),
+        ("optim.beta1", cfg.optim.beta1),
+        ("optim.beta2", cfg.optim.beta2),
+    ):
+        if not 0.0 <= value < 1.0:
+            raise ConfigError(f"{path}={value} must be at least 0 and below 1")
+    for path, value in (
+        ("optim.final_fraction", cfg.optim.final_fraction),
+        ("optim.decay_fraction", cfg.optim.decay_fraction),
+    ):
+        if not 0.0 <= value <= 1.0:
+            raise ConfigError(f"{path}={value} must be between 0 and 1")
+    if not (math.isfinite(cfg.optim.learning_rate) and cfg.optim.learning_rate > 0):
+        raise ConfigError(f"optim.learning_rate={cfg.optim.learning_rate} must be a finite number above 0")
+
+
+def _check_counts(cfg: Config) -> None:
+    positive = {
+        "data.sequence_length": cfg.data.sequence_length,
+        "data.max_documents": cfg.data.max_documents,
+        "tokenizer.train_chars": cfg.tokenizer.train_chars,
+        "train.steps": cfg.train.steps,
+        "train.batch_size": cfg.train.batch_size,
+        "train.accumulate_steps": cfg.train.accumulate_steps,
+        "train.log_every_steps": cfg.train.log_every_steps,
+        "train.eval_every_steps": cfg.train.eval_every_steps,
+        "train.eval_batches": cfg.train.eval_batches,
+        "train.init_std": cfg.train.init_std,
+        "mesh.data": cfg.mesh.data,
+        "mesh.tensor": cfg.mesh.tensor,
+        "checkpoint.every_steps": cfg.checkpoint.every_steps,
+        "checkpoint.keep": cfg.checkpoint.keep,
+        "sample.max_length": cfg.sample.max_length,
+        "sample.every_steps": cfg.sample.every_steps,
+        "optim.clip_norm": cfg.optim.clip_norm,
+    }
+    for path, value in positive.items():
+        if value is not None:
+            require_positive(path, value)
+    if not cfg.mesh.fsdp:
+        raise ConfigError("mesh.fsdp is empty; write (1,) for no split")
+    for size in cfg.mesh.fsdp:
+        require_positive("mesh.fsdp", size)
+    for path, value in (("optim.warmup_steps", cfg.optim.warmup_steps), ("sample.temperature", cfg.sample.temperature)):
+        if value < 0:
+            raise ConfigError(f"{path}={value} must be at least 0")
