@@ -1,0 +1,1 @@
+"""The name of the LLMasOS standard: `llmasos.X` is `llmasos_jax.X`."""

@@ -1,0 +1,57 @@
+"""What every test shares. It runs before JAX is imported, so the environment can still be set."""
+
+import os
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+
+CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax-tests"
+
+# Eight fake devices: sharding is tested on every machine, never skipped because it is a CPU.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+# A silent broadcast over a new axis is how a [B, T] mask meets a [T, T] score; say it or fail. (Strict
+# dtype promotion would be welcome too; optax's bias correction multiplies a float by an int32 step.)
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# A second run of the tests finds its programs compiled.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+import jax  # noqa: E402
+import jax.monitoring  # noqa: E402
+
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+class CompileCount:
+    """Counts programs that XLA was asked for since the last `reset` (found in the cache or not)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def reset(self) -> None:
+        self.count = 0
+
+    def _listen(self, event: str, duration: float, **_: object) -> None:
+        if event == _COMPILE_EVENT:
+            self.count += 1
+
+
+_COMPILES = CompileCount()
+jax.monitoring.register_event_duration_secs_listener(_COMPILES._listen)
+
+
+@pytest.fixture
+def compiles() -> Iterator[CompileCount]:
+    """A counter of compilations: `compiles.reset(); f(x); assert compiles.count == 0`."""
+    _COMPILES.reset()
+    yield _COMPILES
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """The one key that tests start from."""
+    return jax.random.key(0)
