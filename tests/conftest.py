@@ -13,8 +13,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
-# A silent broadcast over a new axis is how a [B, T] mask meets a [T, T] score; say it or fail. (Strict
-# dtype promotion would be welcome too; optax's bias correction multiplies a float by an int32 step.)
+# A silent broadcast over a new axis is how a [B, T] mask meets a [T, T] score; say it or fail.
+# (Strict dtype promotion is not for us: optax's bias correction multiplies a float by an int32.)
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # A second run of the tests finds its programs compiled.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))

@@ -1,7 +1,8 @@
 """What a Transformer is: one frozen dataclass, equal to `parameters` in a `model.json`.
 
 Every field but the first three has a default, so the smallest model of the standard (`vocab_size`,
-`embedding_dim`, `num_layers`) is a whole model: a causal decoder with rotary positions, RMSNorm and SwiGLU.
+`embedding_dim`, `num_layers`) is a whole model: a causal decoder with rotary positions, RMSNorm and
+SwiGLU.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ class RopeScaling:
     """Stretches rotary positions past the length that a model was trained on.
 
     Attributes:
-      kind: None, "linear" (positions divided by `factor`; Chen et al., 2023, arXiv 2306.15595), "llama3" (Llama Team,
-        2024, arXiv 2407.21783, as in its released code) or "yarn" (Peng et al., 2023, arXiv 2309.00071).
+      kind: None, "linear" (positions divided by `factor`; Chen et al., 2023, arXiv 2306.15595),
+        "llama3" (Llama Team, 2024, arXiv 2407.21783, as in its released code) or "yarn" (Peng et
+        al., 2023, arXiv 2309.00071).
       factor: how much longer the new context is.
       original_length: context of the first training, in tokens ("llama3", "yarn").
-      low_frequency, high_frequency: bounds of the blend, in turns over `original_length` ("llama3").
+      low_frequency, high_frequency: bounds of the blend, in turns over `original_length`
+        ("llama3").
       beta_fast, beta_slow: bounds of the blend, in turns over `original_length` ("yarn").
       attention_factor: multiplies sine and cosine ("yarn"); None means 0.1 ln(factor) + 1.
     """
@@ -53,36 +56,44 @@ class ModelConfig:
       num_layers: number L of blocks.
       context_length: longest sequence that the model is meant for.
       num_heads: query heads N; None means one per 64 of `embedding_dim`, at least 1.
-      num_kv_heads: key/value heads K, a divisor of N (Ainslie et al., 2023, arXiv 2305.13245); None means N.
+      num_kv_heads: key/value heads K, a divisor of N (Ainslie et al., 2023, arXiv 2305.13245); None
+        means N.
       head_dim: width H of one head; None means `embedding_dim // num_heads`.
-      ffn_dim: width F inside the MLP; None means 4 D, or for gated kinds 8/3 D rounded up to a multiple of 64.
+      ffn_dim: width F inside the MLP; None means 4 D, or for gated kinds 8/3 D rounded up to a
+        multiple of 64.
       causal: whether a position sees only itself and what stands before it.
-      norm: "rmsnorm" (Zhang and Sennrich, 2019, arXiv 1910.07467), "layernorm", or "package.module:name".
+      norm: "rmsnorm" (Zhang and Sennrich, 2019, arXiv 1910.07467), "layernorm", or
+        "package.module:name".
       norm_eps: added to the variance.
       norm_bias: whether a LayerNorm has a bias (an RMSNorm never has).
       norm_unit_offset: whether a norm multiplies by 1 + scale (Gemma) instead of scale.
-      norm_placement: "pre" x + f(norm(x)); "post" norm(x + f(x)) (BERT); "sandwich" x + norm(f(norm(x))) (Gemma 2);
-        "output" x + norm(f(x)) (OLMo 2).
-      block: "sequential" attention, then MLP; "parallel" both read one norm of the same input (PaLM, Chowdhery et al.,
-        2022, arXiv 2204.02311); "parallel_two_norms" each has its own norm (GPT-NeoX).
+      norm_placement: "pre" x + f(norm(x)); "post" norm(x + f(x)) (BERT); "sandwich" x +
+        norm(f(norm(x))) (Gemma 2); "output" x + norm(f(x)) (OLMo 2).
+      block: "sequential" attention, then MLP; "parallel" both read one norm of the same input
+        (PaLM, Chowdhery et al., 2022, arXiv 2204.02311); "parallel_two_norms" each has its own norm
+        (GPT-NeoX).
       final_norm: whether a norm follows the last block.
       embedding_norm: whether a norm follows the embedding (BERT).
-      position: "rope" (Su et al., 2021, arXiv 2104.09864), "learned", "alibi" (Press et al., 2021, arXiv 2108.12409),
-        "none".
+      position: "rope" (Su et al., 2021, arXiv 2104.09864), "learned", "alibi" (Press et al., 2021,
+        arXiv 2108.12409), "none".
       rope_theta: base of the rotary frequencies.
-      rope_theta_local: base in layers that have a window; None means `rope_theta` (scaling then applies there too).
+      rope_theta_local: base in layers that have a window; None means `rope_theta` (scaling then
+        applies there too).
       rope_fraction: share of each head that is rotated (0.25 in GPT-NeoX).
       rope_interleaved: whether neighbours (0, 1), (2, 3) form pairs, instead of the two halves.
       rope_scaling: see `RopeScaling`.
       attention: "dot_product", or "package.module:name" of a function of the same signature.
-      attention_windows: pattern over the layers, repeated: None sees everything, w sees the last w positions, itself
-        included (its own side only if causal, else both). As long as `num_layers`, it names each layer.
+      attention_windows: pattern over the layers, repeated: None sees everything, w sees the last w
+        positions, itself included (its own side only if causal, else both). As long as
+        `num_layers`, it names each layer.
       attention_scale: multiplies the scores; None means 1 / sqrt(head_dim).
       attention_soft_cap: c in c tanh(scores / c).
-      qk_norm: None, "head" (over each head's width, Qwen 3) or "full" (over all heads together, OLMo 2).
+      qk_norm: None, "head" (over each head's width, Qwen 3) or "full" (over all heads together,
+        OLMo 2).
       qkv_bias, attention_out_bias, mlp_bias: whether these products have a bias.
-      mlp: gated "swiglu", "geglu" (exact GELU), "geglu_tanh", "reglu" (Shazeer, 2020, arXiv 2002.05202); plain "gelu",
-        "gelu_tanh", "relu", "silu"; or "package.module:name" of a plain activation function.
+      mlp: gated "swiglu", "geglu" (exact GELU), "geglu_tanh", "reglu" (Shazeer, 2020, arXiv
+        2002.05202); plain "gelu", "gelu_tanh", "relu", "silu"; or "package.module:name" of a plain
+        activation function.
       tie_embeddings: whether the output layer is the embedding table.
       embedding_scale: multiplies the embeddings (sqrt(D) in Gemma).
       logit_scale: multiplies the logits.
@@ -142,7 +153,9 @@ class ModelConfig:
     @property
     def head_width(self) -> int:
         """H, with the default filled in."""
-        return self.head_dim if self.head_dim is not None else self.embedding_dim // self.query_heads
+        return (
+            self.head_dim if self.head_dim is not None else self.embedding_dim // self.query_heads
+        )
 
     @property
     def ffn_width(self) -> int:
@@ -195,26 +208,30 @@ def _check_heads(cfg: ModelConfig) -> None:
     n, k = cfg.query_heads, cfg.kv_heads
     if cfg.head_dim is None and cfg.embedding_dim % n:
         raise ConfigError(
-            f"model.embedding_dim={cfg.embedding_dim} is not divisible by num_heads={n}; set model.head_dim, or "
-            f"try num_heads={_nearest_divisor(cfg.embedding_dim, n)}"
+            f"model.embedding_dim={cfg.embedding_dim} is not divisible by num_heads={n}; set "
+            f"model.head_dim, or try num_heads={_nearest_divisor(cfg.embedding_dim, n)}"
         )
     if n % k:
         tries = ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
-        raise ConfigError(f"model.num_heads={n} is not divisible by num_kv_heads={k}; try one of {tries}")
+        raise ConfigError(
+            f"model.num_heads={n} is not divisible by num_kv_heads={k}; try one of {tries}"
+        )
     if cfg.position == "rope" and cfg.rope_width < 2:
         raise ConfigError(
-            f"model.rope_fraction={cfg.rope_fraction} of head_dim={cfg.head_width} leaves nothing to rotate; "
-            "raise either, or set model.position"
+            f"model.rope_fraction={cfg.rope_fraction} of head_dim={cfg.head_width} leaves nothing to "
+            "rotate; raise either, or set model.position"
         )
 
 
 def _check_attention(cfg: ModelConfig) -> None:
     if not cfg.attention_windows:
-        raise ConfigError("model.attention_windows is empty; write (None,) for attention without windows")
+        raise ConfigError(
+            "model.attention_windows is empty; write (None,) for attention without windows"
+        )
     if len(cfg.attention_windows) > cfg.num_layers:
         raise ConfigError(
-            f"model.attention_windows names {len(cfg.attention_windows)} layers, the model has {cfg.num_layers}; "
-            "shorten the pattern"
+            f"model.attention_windows names {len(cfg.attention_windows)} layers, the model "
+            f"has {cfg.num_layers}; shorten the pattern"
         )
     for window in cfg.attention_windows:
         if window is not None:
@@ -223,12 +240,13 @@ def _check_attention(cfg: ModelConfig) -> None:
         raise ConfigError(f"model.rope_fraction={cfg.rope_fraction} must be above 0 and at most 1")
     if cfg.block != "sequential" and cfg.norm_placement != "pre":
         raise ConfigError(
-            f'model.norm_placement="{cfg.norm_placement}" goes with block="sequential" only; a parallel block is "pre"'
+            f'model.norm_placement="{cfg.norm_placement}" goes with '
+            f'block="sequential" only; a parallel block is "pre"'
         )
     if cfg.rope_scaling.kind in ("llama3", "yarn") and not cfg.rope_scaling.original_length:
         raise ConfigError(
-            f'model.rope_scaling.kind="{cfg.rope_scaling.kind}" needs rope_scaling.original_length, the context '
-            "length of the first training in tokens"
+            f'model.rope_scaling.kind="{cfg.rope_scaling.kind}" needs '
+            "rope_scaling.original_length, the context length of the first training in tokens"
         )
     for name in ("norm_eps", "rope_theta"):
         require_positive(f"model.{name}", getattr(cfg, name))
@@ -248,4 +266,6 @@ def require_one_of(path: str, value: object, known: tuple[object, ...]) -> None:
 
 
 def _nearest_divisor(number: int, near: int) -> int:
-    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: (abs(d - near), d))
+    return min(
+        (d for d in range(1, number + 1) if number % d == 0), key=lambda d: (abs(d - near), d)
+    )

@@ -28,12 +28,16 @@ def resolve(name: str, table: Mapping[str, Any], field: str) -> Any:
         return table[name]
     if ":" not in name:
         hint = did_you_mean(name, table)
-        raise ConfigError(f'{field}="{name}" is not known{hint} (or name your own as "package.module:name")')
+        raise ConfigError(
+            f'{field}="{name}" is not known{hint} (or name your own as "package.module:name")'
+        )
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise ConfigError(f'{field}="{name}": cannot import "{module_name}" ({error}); is it on PYTHONPATH?') from error
+        raise ConfigError(
+            f'{field}="{name}": cannot import "{module_name}" ({error}); is it on PYTHONPATH?'
+        ) from error
     if not hasattr(module, attribute):
         hint = did_you_mean(attribute, [n for n in vars(module) if not n.startswith("_")])
         raise ConfigError(f'{field}="{name}": "{module_name}" has no "{attribute}"{hint}')

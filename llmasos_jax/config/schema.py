@@ -1,4 +1,4 @@
-"""A training run as frozen dataclasses: the one place where a field is named and its default lives."""
+"""A training run as frozen dataclasses: the one place for a field's name and its default."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ class TokenizerConfig:
     """How text becomes ids.
 
     Attributes:
-      kind: "bytes", "sentencepiece", "tokenizers" (a Hugging Face tokenizer.json), or "package.module:name".
-      path: file to load; None trains one from the data ("sentencepiece") with `model.vocab_size` pieces.
+      kind: "bytes", "sentencepiece", "tokenizers" (a Hugging Face tokenizer.json), or
+        "package.module:name".
+      path: file to load; None trains one from the data ("sentencepiece") with `model.vocab_size`
+        pieces.
       model_type: "bpe" or "unigram", for training.
       train_chars: characters of text to train on at most.
     """
@@ -34,7 +36,8 @@ class DataConfig:
     """Where text comes from and how it is cut.
 
     Attributes:
-      source: "stdlib" (the Python standard library's own source), "text", "jsonl", "parquet", or "package.module:name".
+      source: "stdlib" (the Python standard library's own source), "text", "jsonl", "parquet", or
+        "package.module:name".
       path: file, folder or glob for "text", "jsonl", "parquet".
       text_field: the field that holds the text in "jsonl" and "parquet".
       sequence_length: tokens that the model reads in one sequence.
@@ -72,11 +75,13 @@ class OptimConfig:
     Attributes:
       name: "adamw", "lion", "adafactor", "muon", "sgd", or "package.module:name".
       learning_rate: at the peak.
-      schedule: "cosine", "linear", "wsd" (warm-up, stable, decay), "constant", or "package.module:name".
+      schedule: "cosine", "linear", "wsd" (warm-up, stable, decay), "constant", or
+        "package.module:name".
       warmup_steps: steps of linear warm-up from 0.
       decay_fraction: share of the steps in which "wsd" decays, at the end.
       final_fraction: learning rate at the last step, as a share of the peak.
-      weight_decay: decoupled; only on weights that are matrices (never norms, biases, embeddings of positions).
+      weight_decay: decoupled; only on weights that are matrices (never norms, biases, embeddings of
+        positions).
       beta1, beta2, eps: of Adam, and their counterparts in the others.
       momentum: of "sgd".
       clip_norm: largest global norm of the gradient; None does not clip.
@@ -106,9 +111,11 @@ class TrainConfig:
       accumulate_steps: parts that a batch is cut into, one after the other, to save memory.
       seed: fixes initial weights and dropout.
       dtype: of products, "float32" or "bfloat16"; weights, norms, softmax and loss stay float32.
-      remat: what the backward pass computes again: "none", "dots" (all but products), "full" (each block).
+      remat: what the backward pass computes again: "none", "dots" (all but products), "full" (each
+        block).
       dropout_rate: after the embedding and on each sub-layer's output.
-      init_std: standard deviation of initial weights; outputs of sub-layers get it divided by sqrt(2 L).
+      init_std: standard deviation of initial weights; outputs of sub-layers get it divided by
+        sqrt(2 L).
       log_every_steps, eval_every_steps: how often; None never evaluates.
       eval_batches: held-out batches per evaluation; None takes all.
       hooks: more hooks, each "package.module:name".
@@ -134,7 +141,8 @@ class MeshConfig:
 
     Attributes:
       data: replicas; None takes the devices that the other axes leave.
-      fsdp: ways in which weights and optimizer state are split; a tuple of two splits along two torus axes.
+      fsdp: ways in which weights and optimizer state are split; a tuple of two splits along two
+        torus axes.
       tensor: ways in which heads, MLP width and vocabulary are split.
     """
 
@@ -175,7 +183,10 @@ class SampleConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One training run, from a laptop to a pod. `name` becomes the model's name in its `model.json`."""
+    """One training run, from a laptop to a pod.
+
+    `name` becomes the model's name in its `model.json`.
+    """
 
     model: ModelConfig
     name: str = "model"
@@ -200,8 +211,8 @@ def check_config(cfg: Config) -> None:
     require_one_of("tokenizer.model_type", cfg.tokenizer.model_type, ("bpe", "unigram"))
     if cfg.train.batch_size % cfg.train.accumulate_steps:
         raise ConfigError(
-            f"train.batch_size={cfg.train.batch_size} is not divisible by accumulate_steps={cfg.train.accumulate_steps}"
-            "; make the batch a multiple of it"
+            f"train.batch_size={cfg.train.batch_size} is not divisible by accumulate_steps="
+            f"{cfg.train.accumulate_steps}; make the batch a multiple of it"
         )
     if cfg.data.sequence_length > cfg.model.context_length:
         raise ConfigError(
@@ -223,7 +234,9 @@ def check_config(cfg: Config) -> None:
         if not 0.0 <= value <= 1.0:
             raise ConfigError(f"{path}={value} must be between 0 and 1")
     if not (math.isfinite(cfg.optim.learning_rate) and cfg.optim.learning_rate > 0):
-        raise ConfigError(f"optim.learning_rate={cfg.optim.learning_rate} must be a finite number above 0")
+        raise ConfigError(
+            f"optim.learning_rate={cfg.optim.learning_rate} must be a finite number above 0"
+        )
 
 
 def _check_counts(cfg: Config) -> None:
@@ -253,6 +266,9 @@ def _check_counts(cfg: Config) -> None:
         raise ConfigError("mesh.fsdp is empty; write (1,) for no split")
     for size in cfg.mesh.fsdp:
         require_positive("mesh.fsdp", size)
-    for path, value in (("optim.warmup_steps", cfg.optim.warmup_steps), ("sample.temperature", cfg.sample.temperature)):
+    for path, value in (
+        ("optim.warmup_steps", cfg.optim.warmup_steps),
+        ("sample.temperature", cfg.sample.temperature),
+    ):
         if value < 0:
             raise ConfigError(f"{path}={value} must be at least 0")

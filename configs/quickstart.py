@@ -1,0 +1,36 @@
+"""quickstart: a small language model of Python, trained on a laptop in minutes.
+
+Purpose:  the whole path once, on real text: train, evaluate, checkpoint, convert, generate.
+Data:     the Python standard library's own source, on every machine; nothing is downloaded.
+Command:  make quickstart
+          or: llmasos train --config=quickstart --workdir=runs/quickstart
+Run time: about 5 minutes on 2 CPU cores.
+Expected: held-out perplexity per token far below the unigram and bigram models that are printed
+          beside it; a continuation of "def " that looks like Python.
+"""
+
+from ml_collections import ConfigDict
+
+from llmasos_jax.config.build import read_config
+
+
+def get_config() -> ConfigDict:
+    """4 layers of width 192 and 2048 pieces: 2.2 million weights."""
+    config = read_config("base")
+    config.name = "quickstart"
+
+    config.model.vocab_size = 2048
+    config.model.embedding_dim = 192
+    config.model.num_layers = 4
+    config.model.num_heads = 3
+    config.model.context_length = 256
+
+    config.data.sequence_length = 256
+    config.train.batch_size = 16
+    config.train.steps = 500
+    config.train.eval_every_steps = 100
+    config.optim.learning_rate = 3e-3
+    config.optim.warmup_steps = 50
+    config.checkpoint.every_steps = 250
+    config.sample.prompt = "def "
+    return config

@@ -1,0 +1,279 @@
+"""ConfigDict <-> frozen dataclasses <-> JSON, strict in every direction.
+
+A file in `configs/` has a function `get_config()`, or `get_config(variant="")`, that starts from
+`default_config()` (or from another file, with `read_config`) and changes what differs.
+`load_config` turns it into a `Config` once; nothing below the command line sees a ConfigDict again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import numbers
+import os
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import config_dict
+
+from llmasos_jax.config.files import find_config, run_config
+from llmasos_jax.config.schema import Config
+from llmasos_jax.errors import ConfigError, did_you_mean
+
+Source = str | os.PathLike[str] | config_dict.ConfigDict | Config
+
+
+def default_config() -> config_dict.ConfigDict:
+    """A locked, type-safe ConfigDict with every field of `Config`, each at its default.
+
+    `model.vocab_size`, `model.embedding_dim` and `model.num_layers` have none and must be set.
+
+    Example:
+      >>> config = default_config()
+      >>> config.train.steps = 20
+      >>> config.optim.learning_rate
+      0.001
+    """
+    return _defaults(Config).lock()
+
+
+def build(config: Mapping[str, Any] | config_dict.ConfigDict) -> Config:
+    """Turns a ConfigDict (or nested dict) into a `Config`.
+
+    Raises:
+      ConfigError: a key is unknown (with the nearest name), a value has the wrong type, a value is
+        missing, or a value breaks a rule.
+
+    Example:
+      >>> config = default_config()
+      >>> config.model.update(vocab_size=259, embedding_dim=64, num_layers=2)
+      >>> build(config).model.query_heads
+      1
+    """
+    return _construct(Config, config, "")
+
+
+def load_config(source: Source) -> Config:
+    """Loads a config from wherever it is.
+
+    Args:
+      source: a path of a `.py` file (`configs/x.py`, or `configs/x.py:variant`), of a resolved
+        `config.json`, the name of a packaged config (`quickstart`), a ConfigDict or a `Config`.
+
+    Raises:
+      ConfigError: it cannot be found, or does not make a `Config`.
+
+    Example:
+      >>> load_config("quickstart").name
+      'quickstart'
+    """
+    return source if isinstance(source, Config) else build(read_config(source))
+
+
+def read_config(source: Source) -> config_dict.ConfigDict:
+    """Like `load_config`, but gives a locked ConfigDict with every field, for changing further.
+
+    Example:
+      >>> config = read_config("quickstart")
+      >>> config.train.steps = 20
+    """
+    if isinstance(source, config_dict.ConfigDict):
+        return source
+    if isinstance(source, Config):
+        return _filled(to_dict(source))
+    path, variant = find_config(source)
+    if path.suffix == ".json":
+        return _filled(to_dict(from_dict(_read_json(path))))
+    config = run_config(path, variant, hint=_nearest_path)
+    if not isinstance(config, config_dict.ConfigDict):
+        raise ConfigError(
+            f"{path}: get_config() returned a {type(config).__name__}; return a ConfigDict made by "
+            "llmasos_jax.config.build.default_config()"
+        )
+    return config.lock()
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """A nested dict that `json.dump` takes; tuples become lists. Inverse: `from_dict`."""
+    return _jsonable(dataclasses.asdict(config))
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """The `Config` that `to_dict` came from. A field that is absent takes its default.
+
+    Raises:
+      ConfigError: as `build`.
+    """
+    return build(values)
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """Every field in which two configs differ, as `"train.steps: 100 -> 200"`, in schema order."""
+    left, right = dict(fields_of(a)), dict(fields_of(b))
+    return [
+        f"{path}: {value!r} -> {right[path]!r}"
+        for path, value in left.items()
+        if value != right[path]
+    ]
+
+
+def fields_of(config: object, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (`"train.steps"`, value) for every field of a config dataclass, in schema order."""
+    for field in dataclasses.fields(config):  # pyright: ignore[reportArgumentType]
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields_of(value, f"{path}{field.name}.")
+        else:
+            yield path + field.name, value
+
+
+def type_of(path: str) -> Any:
+    """The type of a dotted path in the schema: a plain type, a union, or a dataclass for a group.
+
+    Raises:
+      ConfigError: no such field, with the nearest name.
+    """
+    kind: Any = Config
+    parts = path.split(".")
+    for depth, part in enumerate(parts):
+        where = ".".join(parts[:depth])
+        if not dataclasses.is_dataclass(kind):
+            raise ConfigError(f'config.{path}: "{where}" is one value; it has no field "{part}"')
+        if part not in _hints(kind):
+            raise _unknown_key(typing.cast(type, kind), part, where)
+        kind = _hints(kind)[part]
+    return kind
+
+
+def type_name(kind: Any) -> str:
+    """How an error message calls a field's type: `int or None`, `tuple of int`."""
+    if kind is type(None):
+        return "None"
+    if isinstance(kind, types.UnionType):
+        return " or ".join(type_name(k) for k in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        inner = type_name(typing.get_args(kind)[0])
+        return f"tuple of ({inner})" if " " in inner else f"tuple of {inner}"
+    return "a group of fields" if dataclasses.is_dataclass(kind) else kind.__name__
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+@functools.cache
+def _all_paths(cls: Any = Config, path: str = "") -> tuple[str, ...]:
+    paths: list[str] = []
+    for name, kind in _hints(cls).items():
+        paths += (
+            _all_paths(kind, f"{path}{name}.") if dataclasses.is_dataclass(kind) else [path + name]
+        )
+    return tuple(paths)
+
+
+def _defaults(cls: Any) -> config_dict.ConfigDict:
+    config = config_dict.ConfigDict()
+    for field in dataclasses.fields(cls):
+        kind = _hints(cls)[field.name]
+        if dataclasses.is_dataclass(kind):
+            config[field.name] = _defaults(kind)
+        elif field.default is dataclasses.MISSING:
+            config[field.name] = config_dict.placeholder(kind)  # `build` asks for a value
+        elif field.default is None:
+            (plain,) = (k for k in typing.get_args(kind) if k is not type(None))
+            config[field.name] = config_dict.placeholder(plain)
+        else:
+            config[field.name] = field.default
+    return config
+
+
+def _filled(values: Mapping[str, Any]) -> config_dict.ConfigDict:
+    config = default_config()
+    config.update(values)
+    return config
+
+
+def _construct(cls: Any, values: Any, path: str) -> Any:
+    if not isinstance(values, Mapping | config_dict.ConfigDict):
+        raise ConfigError(f"{path or 'config'}={values!r} must be a group of fields, not a value")
+    hints, arguments = _hints(cls), {}
+    for key in values.keys():
+        if key not in hints:
+            raise _unknown_key(cls, str(key), path)
+    for field in dataclasses.fields(cls):
+        where = f"{path}.{field.name}" if path else field.name
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if required and (field.name not in values or values[field.name] is None):
+            raise ConfigError(f"{where} has no value; set it ({type_name(hints[field.name])})")
+        if field.name in values:
+            arguments[field.name] = _checked(hints[field.name], values[field.name], where)
+    return cls(**arguments)
+
+
+def _checked(kind: Any, value: Any, path: str) -> Any:
+    """Returns `value` as `kind`; an int may stand for a float and a list for a tuple, no more."""
+    if dataclasses.is_dataclass(kind):
+        return _construct(kind, value, path)
+    if isinstance(kind, types.UnionType):
+        if value is None:
+            return None
+        kinds = [k for k in typing.get_args(kind) if k is not type(None)]
+        if len(kinds) == 1 and _fits(kinds[0], value):
+            return _checked(kinds[0], value, path)
+    elif typing.get_origin(kind) is tuple and isinstance(value, tuple | list):
+        inner = typing.get_args(kind)[0]
+        return tuple(_checked(inner, v, f"{path}[{i}]") for i, v in enumerate(value))
+    elif _fits(kind, value):
+        return kind(value)
+    got = "" if value is None else f" is a {type(value).__name__}"
+    raise ConfigError(f"{path}={value!r}{got}; expected {type_name(kind)}")
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if kind is int:
+        return isinstance(value, numbers.Integral)
+    if kind is float:
+        return isinstance(value, numbers.Real)
+    return isinstance(value, kind)
+
+
+def _unknown_key(cls: Any, key: str, path: str) -> ConfigError:
+    prefix = f"{path}." if path else ""
+    names = [prefix + name for name in _hints(cls)]
+    if difflib.get_close_matches(key, _hints(cls), n=1):
+        hint = did_you_mean(prefix + key, names)
+    else:
+        hint = _nearest_path(key) or did_you_mean("", names)
+    return ConfigError(f'config has no field "{prefix}{key}"{hint}')
+
+
+def _nearest_path(key: str) -> str:
+    """Looks for a field of nearly this name in all groups: `steps` stands under `train`."""
+    leaves: dict[str, str] = {}
+    for path in _all_paths():
+        leaves.setdefault(path.rpartition(".")[2], path)
+    near = difflib.get_close_matches(key, leaves, n=1, cutoff=0.7)
+    return f'; did you mean "{leaves[near[0]]}"?' if near else ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} is not readable as JSON ({error}); expected a resolved config"
+        ) from error
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _jsonable(v) for k, v in value.items()}
+    return [_jsonable(v) for v in value] if isinstance(value, tuple) else value

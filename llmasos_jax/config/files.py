@@ -1,0 +1,109 @@
+"""Finds a config file, by path or by the name of a packaged one, and runs its `get_config`."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import linecache
+import os
+import re
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llmasos_jax.errors import ConfigError, LLMasOSError, did_you_mean
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_SCHEMA = "; llmasos_jax/config/schema.py lists all fields"
+
+
+def configs_folder() -> Path:
+    """Where the packaged configs are: inside an installed package, beside it in a checkout."""
+    installed = _PACKAGE / "configs"
+    return installed if installed.is_dir() else _PACKAGE.parent / "configs"
+
+
+def packaged_configs() -> list[str]:
+    """Names that `--config=` takes without a path, sorted."""
+    return sorted(p.stem for p in configs_folder().glob("*.py") if not p.stem.startswith("_"))
+
+
+def find_config(source: str | os.PathLike[str]) -> tuple[Path, str]:
+    """Returns the file and the variant of `name`, `path.py`, `path.py:variant` or `path.json`.
+
+    Raises:
+      ConfigError: no such file or packaged config.
+    """
+    text = os.fspath(source)
+    if Path(text).is_file():
+        return Path(text), ""
+    # The variant is split from the file's name only: a folder may have a colon in it.
+    head, tail = os.path.split(text)
+    name, _, variant = tail.partition(":")
+    if head or name.endswith((".py", ".json")):
+        path = Path(head, name)
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such config file; give a path, or one of {_names()}")
+        return path, variant
+    path = configs_folder() / f"{name}.py"
+    if name not in packaged_configs():
+        hint = did_you_mean(name, packaged_configs())
+        raise ConfigError(f'no packaged config is named "{name}"{hint} (or give a path)')
+    return path, variant
+
+
+def run_config(path: Path, variant: str, *, hint: Callable[[str], str]) -> Any:
+    """Returns what `get_config(variant)` of the file returns.
+
+    Args:
+      path: a Python file.
+      variant: passed on if not empty.
+      hint: gives `'; did you mean "x"?'` for a field name that the file got wrong.
+
+    Raises:
+      ConfigError: the file does not run; the message has its line.
+    """
+    spec = importlib.util.spec_from_file_location(f"_llmasos_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is not a Python file; a config file ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except LLMasOSError:
+        raise
+    except Exception as error:
+        raise ConfigError(_where(path, error, hint)) from error
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise ConfigError(f"{path} has no function get_config(variant=''); add it")
+    if variant and not inspect.signature(get_config).parameters:
+        raise ConfigError(f'{path} takes no variant, got "{variant}"; leave ":{variant}" out')
+    try:
+        return get_config(variant) if variant else get_config()
+    except LLMasOSError:
+        raise
+    except Exception as error:
+        raise ConfigError(_where(path, error, hint)) from error
+
+
+def _where(path: Path, error: Exception, hint: Callable[[str], str]) -> str:
+    """One line: file, line number, its text, and what is wrong with it."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    number = lines[-1] if lines else getattr(error, "lineno", None)
+    at = f"{path}:{number}" if number else str(path)
+    text = linecache.getline(str(path), number).strip() if number else ""
+    quoted = f" `{text}`" if text else ""
+    # ml_collections answers an unknown field with a list of all of them; the first words will do.
+    unknown = re.match(r"""["']*Key "(\w+)" does not exist""", str(error))
+    if isinstance(error, AttributeError | KeyError) and unknown:
+        return f'{at}{quoted}: config has no field "{unknown[1]}"{hint(unknown[1]) or _SCHEMA}'
+    mistyped = re.search(r"field '(\w+)'.* type <class '(\w+)'>.* type <class '(\w+)'>", str(error))
+    if isinstance(error, TypeError) and mistyped:
+        return f"{at}{quoted}: {mistyped[1]} got a {mistyped[2]}; expected {mistyped[3]}"
+    message = " ".join(str(error).split())
+    return f"{at}{quoted}: {type(error).__name__}: {message}"
+
+
+def _names() -> str:
+    return ", ".join(packaged_configs())
