@@ -1,0 +1,279 @@
+"""Saves and restores a training run. The only file that imports Orbax.
+
+One step folder holds the state, the data position, the resolved config and a list of the leaves.
+It is written in the background under another name and renamed when whole, so a run killed at any
+moment leaves whole checkpoints only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from llmasos_jax.checkpoint import steps
+from llmasos_jax.checkpoint.leaves import check_same, describe, flatten, is_stacked, nest
+from llmasos_jax.checkpoint.stored import read_leaves
+from llmasos_jax.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What `Checkpointer.restore` gives.
+
+    Attributes:
+      step: the step that was restored.
+      state: the same pytree as the target, with arrays.
+      data_state: the data position that was saved with it.
+      config: the resolved config that was saved with it.
+    """
+
+    step: int
+    state: Any
+    data_state: Any
+    config: dict[str, Any]
+
+
+class Checkpointer:
+    """Keeps the newest checkpoints of one run.
+
+    Args:
+      folder: the `checkpoints` folder of the run; made if absent.
+      every_steps: how often `is_due` says yes; None never.
+      keep: newest checkpoints kept.
+
+    Raises:
+      CheckpointError: the folder cannot be made or written.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     keeper = Checkpointer(folder, every_steps=10)
+      ...     keeper.save(10, {"w": jnp.arange(3.0)}, {"next": 10}, {"name": "tiny"})
+      ...     target = {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}
+      ...     restored = keeper.restore(target)
+      ...     keeper.close()
+      >>> restored.step, restored.state["w"].tolist(), restored.data_state
+      (10, [0.0, 1.0, 2.0], {'next': 10})
+    """
+
+    def __init__(self, folder: str | Path, every_steps: int | None = None, keep: int = 3) -> None:
+        _quieten()
+        # Orbax wants an absolute path.
+        self.folder = Path(os.path.abspath(folder))
+        self.every_steps = every_steps
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+        )
+        # Weights hardly compress, and compressing would take CPU time from the training step.
+        state_handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+        handlers = {steps.STATE: state_handler} | {
+            item: ocp.JsonCheckpointHandler() for item in (steps.DATA, steps.CONFIG, steps.LEAVES)
+        }
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(
+                self.folder, options=options, item_handlers=handlers
+            )
+        except OSError as error:
+            raise CheckpointError(
+                f'cannot use "{self.folder}" for checkpoints ({error}); choose another --workdir'
+            ) from error
+
+    def is_due(self, step: int) -> bool:
+        """Whether `step` is one that `every_steps` asks to save."""
+        return self.every_steps is not None and step > 0 and step % self.every_steps == 0
+
+    def save(self, step: int, state: Any, data_state: Any, config_dict: Mapping[str, Any]) -> None:
+        """Starts to save; returns when the arrays may be donated, before they are on disk.
+
+        A step that is already there stays as it is.
+
+        Args:
+          step: number of optimizer steps done.
+          state: a pytree of arrays; typed PRNG keys are kept as their data.
+          data_state: the data position, any JSON value.
+          config_dict: the resolved config, a JSON object.
+
+        Raises:
+          CheckpointError: this save, or the one before it that ran in the background, failed.
+        """
+        if step in self._manager.all_steps():
+            return
+        named = flatten(state)
+        leaves = {name: [list(leaf.shape), leaf.dtype] for name, leaf in _described(named).items()}
+        arrays = {name: _stored(leaf) for name, leaf in named.items() if 0 not in np.shape(leaf)}
+        # One layer of a stacked leaf is one chunk, so that conversion can read one at a time.
+        save_args = {
+            name: ocp.SaveArgs(shard_axes=(0,) if is_stacked(name) and array.ndim else ())
+            for name, array in arrays.items()
+        }
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{
+                        steps.STATE: ocp.args.PyTreeSave(nest(arrays), save_args=nest(save_args)),
+                        steps.DATA: ocp.args.JsonSave(data_state),
+                        steps.CONFIG: ocp.args.JsonSave(dict(config_dict)),
+                        steps.LEAVES: ocp.args.JsonSave(leaves),
+                    }
+                ),
+            )
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def latest_step(self) -> int | None:
+        """The newest step that is whole on disk, or None."""
+        found = steps.all_steps(self.folder)
+        return found[-1] if found else None
+
+    def restore(self, abstract_state: Any, step: int | None = None) -> Restored:
+        """Restores a step into arrays laid out as the target says.
+
+        Args:
+          abstract_state: a pytree of `jax.ShapeDtypeStruct`, each with the sharding it is to have
+            (None: the first device). The mesh need not be the one that wrote the checkpoint.
+          step: which one; None takes the newest.
+
+        Raises:
+          CheckpointError: there is none, it is damaged, or its leaves are not the target's; then
+            the message lists every leaf that differs and nothing has been read.
+        """
+        self.wait()
+        folder = steps.find_step(self.folder, step)
+        wanted = flatten(abstract_state)
+        check_same(read_leaves(folder), _described(wanted), str(folder))
+        data_state, config = (
+            steps.read_json(folder, steps.DATA),
+            steps.read_json(folder, steps.CONFIG),
+        )
+        targets = {
+            name: _stored_target(leaf) for name, leaf in wanted.items() if 0 not in leaf.shape
+        }
+        restore_args = {
+            name: ocp.ArrayRestoreArgs(sharding=t.sharding, global_shape=t.shape, dtype=t.dtype)
+            for name, t in targets.items()
+        }
+        arguments = ocp.args.PyTreeRestore(item=nest(targets), restore_args=nest(restore_args))
+        try:
+            with _no_stragglers():
+                found = self._manager.restore(
+                    int(folder.name), args=ocp.args.Composite(**{steps.STATE: arguments})
+                )
+        except Exception as error:
+            raise steps.damaged(folder, error) from error
+        arrays = flatten(found[steps.STATE])
+        values = [_as_wanted(arrays.get(name), leaf) for name, leaf in wanted.items()]
+        state = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(abstract_state), values)
+        return Restored(int(folder.name), state, data_state, config)
+
+    def wait(self) -> None:
+        """Waits until everything that was saved is on disk.
+
+        Raises:
+          CheckpointError: a save failed (the disk is full, the folder is gone).
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def close(self) -> None:
+        """Waits, and lets go of the background threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def _failed(self, error: BaseException) -> CheckpointError:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        return CheckpointError(
+            f'cannot write a checkpoint to "{self.folder}" ({first}); check the free space and the '
+            "permissions. Checkpoints written before are whole."
+        )
+
+
+def _described(named: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: describe(leaf if hasattr(leaf, "dtype") else np.asarray(leaf))
+        for name, leaf in named.items()
+    }
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _stored(leaf: Any) -> Any:
+    """What goes to disk for a leaf: itself, or a key's uint32 data."""
+    if not hasattr(leaf, "dtype"):
+        return np.asarray(leaf)
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _stored_target(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """The abstract array that is on disk for an abstract leaf."""
+    sharding = leaf.sharding
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
+
+
+def _as_wanted(array: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """The leaf that the caller asked for, from what was on disk (None: it has no numbers)."""
+    if array is None:
+        return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+    if not _is_key(leaf):
+        return array
+    # A key dtype has no public way to its implementation, an empty key array has.
+    impl = jax.random.key_impl(jnp.empty((0,), leaf.dtype))
+    return jax.random.wrap_key_data(array, impl=impl)
+
+
+class _NotOrbax(logging.Filter):
+    """Lets Orbax's records through only when they are errors; it writes a page per save."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _quieten() -> None:
+    logger = logging.getLogger("absl")
+    if not any(isinstance(known, _NotOrbax) for known in logger.filters):
+        logger.addFilter(_NotOrbax())
+
+
+@contextlib.contextmanager
+def _no_stragglers() -> Iterator[None]:
+    """Keeps a failed restore to its one error.
+
+    Orbax leaves its event loop at the first unreadable array; the reads still under way then find
+    it closed and Python prints each of those.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    except Exception:
+        time.sleep(0.3)
+        raise
+    finally:
+        sys.unraisablehook = before

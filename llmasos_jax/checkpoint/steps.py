@@ -1,0 +1,86 @@
+"""Where the checkpoints of a run are, found without Orbax.
+
+A training folder has `checkpoints/`, which has one folder per step, named by its number. A step
+folder has `state/` (arrays), `data/`, `config/` and `leaves/` (each one JSON file `metadata`).
+Orbax writes to another name and renames at the end, so a folder named by a number is whole.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llmasos_jax.errors import CheckpointError
+
+FOLDER = "checkpoints"
+STATE, DATA, CONFIG, LEAVES = "state", "data", "config", "leaves"
+_JSON = "metadata"
+_DONE = "_CHECKPOINT_METADATA"
+
+
+def is_step_folder(folder: Path) -> bool:
+    """Whether `folder` is one step of a run, completely written."""
+    return folder.name.isdecimal() and (folder / _DONE).is_file() and (folder / STATE).is_dir()
+
+
+def all_steps(folder: Path) -> list[int]:
+    """The whole steps in a `checkpoints` folder, oldest first; [] if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(child.name) for child in folder.iterdir() if is_step_folder(child))
+
+
+def find_step(source: str | Path, step: int | None = None) -> Path:
+    """Finds one step folder.
+
+    Args:
+      source: a training folder, its `checkpoints` folder, or a step folder.
+      step: which one; None takes the newest.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or not that one.
+    """
+    source = Path(source)
+    if is_step_folder(source):
+        return source.resolve()
+    folder = source / FOLDER if (source / FOLDER).is_dir() else source
+    steps = all_steps(folder)
+    if not steps:
+        raise CheckpointError(
+            f'no checkpoint in "{source}"; expected a training folder, its "{FOLDER}" folder or '
+            "one step folder"
+        )
+    if step is not None and step not in steps:
+        held = ", ".join(str(s) for s in steps)
+        raise CheckpointError(f'no checkpoint of step {step} in "{folder}"; it holds steps {held}')
+    return (folder / str(steps[-1] if step is None else step)).resolve()
+
+
+def training_folder(step_folder: Path) -> Path:
+    """The folder of the run that a step folder belongs to."""
+    parent = step_folder.resolve().parent
+    return parent.parent if parent.name == FOLDER else parent
+
+
+def read_json(step_folder: Path, item: str) -> Any:
+    """Reads `data`, `config` or `leaves` of one step.
+
+    Raises:
+      CheckpointError: the file is absent or is not JSON.
+    """
+    path = step_folder / item / _JSON
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(step_folder, error) from error
+
+
+def damaged(step_folder: Path, error: BaseException) -> CheckpointError:
+    """The one line that a checkpoint which cannot be read gets."""
+    text = str(error).strip() or type(error).__name__
+    first = text.splitlines()[0][:200]
+    return CheckpointError(
+        f'checkpoint "{step_folder}" is damaged ({first}); delete that folder to go on from the '
+        "one before"
+    )
