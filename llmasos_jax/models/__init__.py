@@ -1,0 +1,1 @@
+"""Whole models: the layout of their layers, the Transformer, counts."""

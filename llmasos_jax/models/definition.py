@@ -1,0 +1,171 @@
+"""A model before it has weights: shapes, logical axes, how to start, how to lay out."""
+
+from __future__ import annotations
+
+import functools
+import math
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.models.layout import Layout, unrolled_layout
+from llmasos_jax.models.transformer import Transformer
+from llmasos_jax.nn.cache import Cache, LayerCache
+from llmasos_jax.nn.weight import is_weight
+from llmasos_jax.types import Tree
+
+
+@dataclass(frozen=True)
+class ModelDef:
+    """A Transformer's structure. Its parameters are a plain nested dict of arrays with the same keys as `shapes`."""
+
+    cfg: ModelConfig
+    layout: Layout
+
+    @cached_property
+    def _split(self) -> tuple[Any, Any]:
+        return nnx.split(nnx.eval_shape(lambda: Transformer(self.cfg, self.layout)))
+
+    @cached_property
+    def shapes(self) -> Tree:
+        """Tree of float32 ShapeDtypeStructs."""
+        return jax.tree.map(
+            lambda v: jax.ShapeDtypeStruct(v.shape, jnp.float32), nnx.to_pure_dict(self._split[1])
+        )
+
+    @cached_property
+    def axes(self) -> Tree:
+        """Tree of tuples of logical axis names, the leading `None` of stacked weights included."""
+        return self._metadata(lambda v: (None,) * (len(v.shape) - len(v.axes)) + tuple(v.axes))
+
+    @cached_property
+    def inits(self) -> Tree:
+        """Tree of how each weight starts: "normal", "residual", "zeros", "ones"."""
+        return self._metadata(lambda v: v.init)
+
+    @cached_property
+    def contractions(self) -> Tree:
+        """Tree of how many leading dimensions (after the stacked one) a product contracts."""
+        return self._metadata(lambda v: v.num_in)
+
+    def bind(self, params: Tree) -> Transformer:
+        """The model with these weights. Cheap: call it inside a jitted function."""
+        return nnx.merge(self._split[0], params)
+
+    def _metadata(self, read: Any) -> Tree:
+        state = self._split[1]
+        leaves = jax.tree.map(lambda v: v.replace(_Box(read(v))), state, is_leaf=is_weight)
+        return jax.tree.map(
+            lambda box: box.value, nnx.to_pure_dict(leaves), is_leaf=lambda n: isinstance(n, _Box)
+        )
+
+
+@dataclass(frozen=True)
+class _Box:
+    value: Any
+
+
+def init_params(definition: ModelDef, key: jax.Array, *, std: float = 0.02) -> Tree:
+    """Random weights: the same values whatever the layout and the mesh.
+
+    Args:
+      definition: the model.
+      key: typed PRNG key; each weight draws from it, its name and its layer's number.
+      std: of normal weights; those that write into the residual stream get std / sqrt(2 L)
+        (Radford et al., 2019, section 2.3).
+
+    Returns:
+      Tree of float32 arrays. Jit it with `out_shardings` to start where the weights live.
+    """
+    cfg, layout = definition.cfg, definition.layout
+
+    def make(path: tuple, shape: jax.ShapeDtypeStruct, init: str) -> jax.Array:
+        if init in ("zeros", "ones"):
+            return jnp.full(shape.shape, float(init == "ones"), jnp.float32)
+        scale = std / math.sqrt(2 * cfg.num_layers) if init == "residual" else std
+        names = [str(entry.key) for entry in path]
+        if names[0] not in ("prefix", "periods", "suffix"):
+            return scale * jax.random.normal(_named(key, names), shape.shape)
+        own = _named(key, names[2:])
+        layer = {
+            "prefix": 0,
+            "periods": layout.prefix,
+            "suffix": layout.num_layers - layout.suffix,
+        }[names[0]]
+        layer += int(names[1])
+        if names[0] != "periods":
+            return scale * jax.random.normal(jax.random.fold_in(own, layer), shape.shape)
+        layers = layer + layout.period * jnp.arange(layout.count)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(own, layers)
+        return scale * jax.vmap(lambda k: jax.random.normal(k, shape.shape[1:]))(keys)
+
+    return jax.tree_util.tree_map_with_path(make, definition.shapes, definition.inits)
+
+
+def relayout(params: Tree, source: Layout, target: Layout) -> Tree:
+    """The same weights (or any tree of that shape) in another layout."""
+    tree = {
+        name: part for name, part in params.items() if name not in ("prefix", "periods", "suffix")
+    }
+    rows: dict[tuple[str, str], list] = {}
+    for layer in range(target.num_layers):
+        part, name, row = source.place_of(layer)
+        block = params[part][str(name)]
+        if row is not None:
+            block = jax.tree.map(lambda stacked, row=row: stacked[row], block)
+        part, name, row = target.place_of(layer)
+        rows.setdefault((part, str(name)), []).append(block)
+    for (part, name), blocks in rows.items():
+        whole = jax.tree.map(lambda *xs: jnp.stack(xs), *blocks) if part == "periods" else blocks[0]
+        tree.setdefault(part, {})[name] = whole
+    return tree
+
+
+def out_first(definition: ModelDef, params: Tree) -> Tree:
+    """Weights with their output axes first, for `nn.runtime.dot_out_first`. Unstacked layouts only."""
+
+    def move(w: jax.Array, num_in: int) -> jax.Array:
+        return jnp.transpose(w, (*range(num_in, w.ndim), *range(num_in))) if num_in else w
+
+    return jax.tree.map(move, params, definition.contractions)
+
+
+def empty_cache(
+    definition: ModelDef, batch_size: int, num_slots: int, dtype: Any = jnp.float32
+) -> Cache:
+    """A cache with room for `num_slots` tokens in each of `batch_size` rows, at slot 0.
+
+    Its bytes are 2 L B S K H times the width of `dtype`.
+    """
+    cfg, layout = definition.cfg, definition.layout
+    shape = (batch_size, num_slots, cfg.kv_heads, cfg.head_width)
+
+    def make(num: int, lead: tuple[int, ...] = ()) -> dict[str, LayerCache]:
+        return {
+            str(i): LayerCache(*(jnp.zeros((*lead, *shape), dtype) for _ in "kv"))
+            for i in range(num)
+        }
+
+    parts = {
+        "prefix": make(layout.prefix),
+        "periods": make(layout.period, (layout.count,)),
+        "suffix": make(layout.suffix),
+    }
+    layers = {name: part for name, part in parts.items() if part}
+    return Cache(layers, jnp.zeros(batch_size, jnp.int32), jnp.int32(0))
+
+
+@functools.lru_cache(maxsize=64)
+def file_def(cfg: ModelConfig) -> ModelDef:
+    """The model as files hold it: one tensor per layer and weight."""
+    return ModelDef(cfg, unrolled_layout(cfg))
+
+
+def _named(key: jax.Array, names: list[str]) -> jax.Array:
+    return jax.random.fold_in(key, zlib.crc32(".".join(names).encode()))

@@ -1,0 +1,78 @@
+"""How the layers of a model are stored: prefix, scanned periods, suffix.
+
+Kernel masks are compiled in, so layers with different windows cannot share one scan step. The scan goes over the
+smallest repeating period; what does not fit stands before or after:
+
+    windows  . | w w w . | w w w . | w w        prefix 1, period 4, count 2, suffix 2
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.nn.block import LayerSpec
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Numbers of layers before the scan, in one period of it, periods, and after it."""
+
+    prefix: int
+    period: int
+    count: int
+    suffix: int
+
+    @property
+    def num_layers(self) -> int:
+        """Layers in all."""
+        return self.prefix + self.period * self.count + self.suffix
+
+    def place_of(self, layer: int) -> tuple[str, int, int | None]:
+        """Where a layer is stored: its part, its name there, and its row if it is stacked.
+
+        Example:
+          >>> Layout(prefix=1, period=2, count=3, suffix=0).place_of(4)
+          ('periods', 1, 1)
+        """
+        if layer < self.prefix:
+            return "prefix", layer, None
+        scanned = layer - self.prefix
+        if scanned < self.period * self.count:
+            return "periods", scanned % self.period, scanned // self.period
+        return "suffix", scanned - self.period * self.count, None
+
+
+def layer_specs(cfg: ModelConfig) -> tuple[LayerSpec, ...]:
+    """What is compiled into each layer."""
+    return tuple(LayerSpec(window=cfg.layer_window(i)) for i in range(cfg.num_layers))
+
+
+def unrolled_layout(cfg: ModelConfig) -> Layout:
+    """Every layer by itself: for decoding on CPU, where a scan would copy each layer's weights, and for files."""
+    return Layout(prefix=cfg.num_layers, period=0, count=0, suffix=0)
+
+
+@functools.lru_cache(maxsize=256)
+def scan_layout(cfg: ModelConfig) -> Layout:
+    """The layout with the fewest distinct layers to compile, so that compile time does not grow with depth."""
+    specs = layer_specs(cfg)
+    best = unrolled_layout(cfg)
+    for period in range(1, len(specs) // 2 + 1):
+        for prefix in range(len(specs) - 2 * period + 1):
+            count = _repeats(specs, prefix, period)
+            suffix = len(specs) - prefix - period * count
+            if count >= 2 and prefix + period + suffix < best.prefix + best.period + best.suffix:
+                best = Layout(prefix, period, count, suffix)
+    return best
+
+
+def _repeats(specs: tuple[LayerSpec, ...], start: int, period: int) -> int:
+    count = 1
+    while (
+        specs[start + period * count : start + period * (count + 1)]
+        == specs[start : start + period]
+    ):
+        count += 1
+    return count

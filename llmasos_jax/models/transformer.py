@@ -1,0 +1,224 @@
+"""The Transformer: embedding, blocks in a layout, final norm, output layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.models.layout import Layout, layer_specs
+from llmasos_jax.nn.block import Block, BlockInputs
+from llmasos_jax.nn.cache import Cache, LayerCache
+from llmasos_jax.nn.dropout import Dropout
+from llmasos_jax.nn.embed import Embed, Head
+from llmasos_jax.nn.mask import Visibility
+from llmasos_jax.nn.norm import Norm
+from llmasos_jax.nn.rope import rotations
+from llmasos_jax.nn.runtime import Runtime
+from llmasos_jax.nn.weight import gathered
+
+REMAT_POLICIES: dict[str, Callable | None] = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What the blocks give.
+
+    Attributes:
+      x_btd: after the final norm, [B, T, D].
+      cache: the next state of the cache, if one was given.
+      layers: L + 1 arrays [B, T, D] (the embedding, then after each block, the last after the final norm), if asked for.
+    """
+
+    x_btd: jax.Array
+    cache: Cache | None = None
+    layers: tuple[jax.Array, ...] | None = None
+
+
+class Transformer(nnx.Module):
+    """A decoder or encoder trunk with its output layer. One set of blocks; the layout says which are scanned."""
+
+    def __init__(self, cfg: ModelConfig, layout: Layout) -> None:
+        specs = layer_specs(cfg)
+        self.cfg = cfg
+        self.layout = layout
+        end = layout.prefix + layout.period
+        tail = layout.num_layers - layout.suffix
+        self.embed = Embed(cfg)
+        self.prefix = _blocks(cfg, specs[: layout.prefix], None)
+        self.periods = _blocks(cfg, specs[layout.prefix : end], layout.count)
+        self.suffix = _blocks(cfg, specs[tail:], None)
+        self.final_norm = Norm(cfg, (cfg.embedding_dim,), (None,)) if cfg.final_norm else None
+        self.head = None if cfg.tie_embeddings else Head(cfg)
+
+    def hidden(
+        self,
+        tokens_bt: jax.Array,
+        *,
+        positions_bt: jax.Array | None = None,
+        segment_ids_bt: jax.Array | None = None,
+        cache: Cache | None = None,
+        runtime: Runtime,
+        dropout: Dropout | None = None,
+        all_layers: bool = False,
+    ) -> Hidden:
+        """Runs the blocks.
+
+        Args:
+          tokens_bt: int32 [B, T].
+          positions_bt: int32 [B, T]; default counts from 0, or with a cache from each row's start.
+          segment_ids_bt: int32 [B, T]; tokens attend within their segment, 0 is padding. Not with a cache.
+          cache: keys and values so far; T more are written.
+          runtime: how to run.
+          dropout: noise of this step; None for none.
+          all_layers: whether to return the residual stream after each block.
+        """
+        positions_bt = _positions(tokens_bt, cache) if positions_bt is None else positions_bt
+        inputs = self._inputs(tokens_bt, positions_bt, segment_ids_bt, cache)
+        with jax.named_scope("embed"):
+            x_btd = gathered(self.embed, runtime)(tokens_bt, positions_bt, runtime)
+        x_btd = x_btd if dropout is None else dropout.at(self.cfg.num_layers)(x_btd)
+        run = _Run(inputs, dropout, runtime, [x_btd] if all_layers else None)
+        caches = {} if cache is None else cache.layers
+        new: dict[str, dict[str, LayerCache]] = {}
+        x_btd = run.each(self.prefix, x_btd, caches, new, "prefix", first=0)
+        x_btd = run.scan(self.periods, x_btd, caches, new, first=self.layout.prefix)
+        x_btd = run.each(
+            self.suffix,
+            x_btd,
+            caches,
+            new,
+            "suffix",
+            first=self.layout.num_layers - self.layout.suffix,
+        )
+        if self.final_norm is not None:
+            x_btd = gathered(self.final_norm, runtime)(x_btd)
+        if cache is not None:
+            cache = dataclasses.replace(cache, layers=new, slot=cache.slot + tokens_bt.shape[1])
+        layers = None if run.outputs is None else (*run.outputs[:-1], x_btd)
+        return Hidden(x_btd, cache, layers)
+
+    def logits(self, x_btd: jax.Array, runtime: Runtime) -> jax.Array:
+        """Scores of the next token, float32 [B, T, V], from the last hidden state."""
+        with jax.named_scope("logits"):
+            if self.head is None:
+                logits_btv = gathered(self.embed, runtime).attend(x_btd, runtime)
+            else:
+                logits_btv = gathered(self.head, runtime)(x_btd, runtime)
+            if self.cfg.logit_scale != 1.0:
+                logits_btv = logits_btv * self.cfg.logit_scale
+            if self.cfg.logit_soft_cap is not None:
+                logits_btv = (
+                    jnp.tanh(logits_btv / self.cfg.logit_soft_cap) * self.cfg.logit_soft_cap
+                )
+            return runtime.place(logits_btv, None, None, "vocab")
+
+    def _inputs(
+        self,
+        tokens_bt: jax.Array,
+        positions_bt: jax.Array,
+        segments_bt: jax.Array | None,
+        cache: Cache | None,
+    ) -> BlockInputs:
+        q_index = jnp.arange(tokens_bt.shape[1], dtype=jnp.int32)[None]
+        k_index, k_segments, slot = q_index, segments_bt, None
+        if cache is not None:
+            slot = cache.slot
+            num_slots = jax.tree.leaves(cache.layers)[0].shape[-3]
+            q_index, k_index = q_index + slot, jnp.arange(num_slots, dtype=jnp.int32)[None]
+            # Slots before a row's start hold padding: segment 0, which no query of segment 1 sees.
+            segments_bt = jnp.ones_like(tokens_bt)
+            k_segments = (k_index >= cache.start_b[:, None]).astype(jnp.int32)
+        whole = Visibility(q_index, k_index, segments_bt, k_segments, causal=self.cfg.causal)
+        windows = {spec.window for spec in layer_specs(self.cfg)}
+        visible = {window: dataclasses.replace(whole, window=window) for window in windows}
+        return BlockInputs(visible, rotations(self.cfg, positions_bt), slot)
+
+
+def _blocks(cfg: ModelConfig, specs: tuple, stack: int | None) -> nnx.Dict:
+    return nnx.Dict({str(i): Block(cfg, spec, stack=stack) for i, spec in enumerate(specs)})
+
+
+def _positions(tokens_bt: jax.Array, cache: Cache | None) -> jax.Array:
+    counted = jnp.arange(tokens_bt.shape[1], dtype=jnp.int32)[None]
+    if cache is None:
+        return jnp.broadcast_to(counted, tokens_bt.shape)
+    return jnp.maximum(counted + cache.slot - cache.start_b[:, None], 0)
+
+
+@dataclass
+class _Run:
+    """The two drivers over blocks, one by one and scanned, with what they share."""
+
+    inputs: BlockInputs
+    dropout: Dropout | None
+    runtime: Runtime
+    outputs: list[jax.Array] | None
+
+    def each(
+        self, blocks: nnx.Dict, x_btd: jax.Array, caches: dict, new: dict, part: str, first: int
+    ) -> jax.Array:
+        """Runs blocks one after the other, each with its own weights."""
+        for name, block in blocks.items():
+            graphdef, params = nnx.split(block)
+            layer_cache = caches.get(part, {}).get(name)
+            run = self._checkpointed(partial(self._block, graphdef))
+            x_btd, layer_cache = run(params, x_btd, layer_cache, first + int(name))
+            if layer_cache is not None:
+                new.setdefault(part, {})[name] = layer_cache
+            if self.outputs is not None:
+                self.outputs.append(x_btd)
+        return x_btd
+
+    def scan(
+        self, blocks: nnx.Dict, x_btd: jax.Array, caches: dict, new: dict, first: int
+    ) -> jax.Array:
+        """Runs the periods, each a row of the stacked weights, in one loop."""
+        if not blocks:
+            return x_btd
+        split = {name: nnx.split(block) for name, block in blocks.items()}
+        params = {name: state for name, (_, state) in split.items()}
+        count = jax.tree.leaves(params)[0].shape[0]
+        period = len(split)
+        rows = (params, caches.get("periods"), first + period * jnp.arange(count, dtype=jnp.int32))
+
+        def step(x_btd: jax.Array, row: Any) -> tuple[jax.Array, Any]:
+            weights, layer_caches, layer = row
+            next_caches, outputs = {}, []
+            for name, (graphdef, _) in split.items():
+                layer_cache = None if layer_caches is None else layer_caches[name]
+                x_btd, next_caches[name] = self._block(
+                    graphdef, weights[name], x_btd, layer_cache, layer + int(name)
+                )
+                outputs.append(x_btd)
+            return x_btd, (next_caches, outputs if self.outputs is not None else None)
+
+        x_btd, (next_caches, outputs) = lax.scan(self._checkpointed(step), x_btd, rows)
+        if caches.get("periods") is not None:
+            new["periods"] = next_caches
+        if self.outputs is not None:
+            self.outputs += [outputs[i % period][i // period] for i in range(period * count)]
+        return x_btd
+
+    def _block(
+        self, graphdef: Any, params: Any, x_btd: jax.Array, cache: Any, layer: Any
+    ) -> tuple[jax.Array, Any]:
+        block = gathered(nnx.merge(graphdef, params), self.runtime)
+        dropout = None if self.dropout is None else self.dropout.at(layer)
+        return block(x_btd, self.inputs, cache, dropout, self.runtime)
+
+    def _checkpointed(self, fn: Callable) -> Callable:
+        if self.runtime.remat == "none":
+            return fn
+        return jax.checkpoint(fn, policy=REMAT_POLICIES[self.runtime.remat])

@@ -1,0 +1,107 @@
+"""One Transformer block, for every family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+from flax import nnx
+
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.nn.attention import Attention
+from llmasos_jax.nn.cache import LayerCache
+from llmasos_jax.nn.dropout import Dropout
+from llmasos_jax.nn.mask import Visibility
+from llmasos_jax.nn.mlp import MLP
+from llmasos_jax.nn.norm import Norm
+from llmasos_jax.nn.rope import Rotation
+from llmasos_jax.nn.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """What may differ from layer to layer: compiled in, so layers that differ cannot share one scan step."""
+
+    window: int | None = None
+
+
+@dataclass(frozen=True)
+class BlockInputs:
+    """What every block of one forward pass reads besides the residual stream.
+
+    Attributes:
+      visible: for each window that the model has (None included), who sees whom.
+      rotations: rotary angles by name ("global", "local"); empty without rotary positions.
+      slot: int32 scalar, where a cache is written; None without a cache.
+    """
+
+    visible: dict[int | None, Visibility]
+    rotations: dict[str, Rotation]
+    slot: jax.Array | None
+
+
+class Block(nnx.Module):
+    """Attention and MLP around a residual stream, with norms where `norm_placement` says."""
+
+    def __init__(self, cfg: ModelConfig, spec: LayerSpec, *, stack: int | None = None) -> None:
+        self.window = spec.window
+        is_local = spec.window is not None and cfg.rope_theta_local is not None
+        self.rotation = "local" if is_local else "global"
+        self.placement = cfg.norm_placement
+        self.parallel = cfg.block != "sequential"
+        norm = partial(Norm, cfg, (cfg.embedding_dim,), (None,), stack=stack)
+        before, after = self.placement in ("pre", "sandwich"), self.placement != "pre"
+        self.attn_norm = norm() if before else None
+        self.attn = Attention(cfg, stack=stack)
+        self.attn_post_norm = norm() if after else None
+        self.mlp_norm = norm() if before and cfg.block != "parallel" else None
+        self.mlp = MLP(cfg, stack=stack)
+        self.mlp_post_norm = norm() if after else None
+
+    def __call__(
+        self,
+        x_btd: jax.Array,
+        inputs: BlockInputs,
+        cache: LayerCache | None,
+        dropout: Dropout | None,
+        runtime: Runtime,
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """Maps the residual stream [B, T, D] to the next one, and the layer's cache to its next state."""
+        attend = partial(
+            self.attn,
+            visible=inputs.visible[self.window],
+            rotation=inputs.rotations.get(self.rotation),
+            cache=cache,
+            slot=inputs.slot,
+            runtime=runtime,
+        )
+        attn_in = _apply(self.attn_norm, x_btd)
+        attn_out, cache = attend(attn_in)
+        if self.parallel:
+            mlp_in = attn_in if self.mlp_norm is None else self.mlp_norm(x_btd)
+            both = attn_out + self._mlp(mlp_in, runtime)
+            return self._add(x_btd, both, None, _drop_at(dropout, 0)), cache
+        x_btd = self._add(x_btd, attn_out, self.attn_post_norm, _drop_at(dropout, 0))
+        mlp_out = self._mlp(_apply(self.mlp_norm, x_btd), runtime)
+        return self._add(x_btd, mlp_out, self.mlp_post_norm, _drop_at(dropout, 1)), cache
+
+    def _mlp(self, x_btd: jax.Array, runtime: Runtime) -> jax.Array:
+        with jax.named_scope("mlp"):
+            return self.mlp(x_btd, runtime)
+
+    def _add(
+        self, x_btd: jax.Array, y_btd: jax.Array, norm: Norm | None, dropout: Dropout | None
+    ) -> jax.Array:
+        y_btd = y_btd if dropout is None else dropout(y_btd)
+        if self.placement == "post":
+            return _apply(norm, x_btd + y_btd)
+        return x_btd + _apply(norm, y_btd)
+
+
+def _apply(norm: Norm | None, x_btd: jax.Array) -> jax.Array:
+    return x_btd if norm is None else norm(x_btd)
+
+
+def _drop_at(dropout: Dropout | None, index: int) -> Dropout | None:
+    return None if dropout is None else dropout.at(index)

@@ -1,0 +1,50 @@
+"""From token ids to the residual stream, and back to scores."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.nn.norm import Norm
+from llmasos_jax.nn.runtime import Runtime
+from llmasos_jax.nn.weight import weight
+
+
+class Embed(nnx.Module):
+    """The embedding table, learned positions where there are any, and the norm after it."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        d = cfg.embedding_dim
+        self.scale = cfg.embedding_scale
+        self.table = weight((cfg.vocab_size, d), ("vocab", "embed"))
+        learned = cfg.position == "learned"
+        self.positions = weight((cfg.context_length, d), (None, "embed")) if learned else None
+        self.norm = Norm(cfg, (d,), (None,)) if cfg.embedding_norm else None
+
+    def __call__(
+        self, tokens_bt: jax.Array, positions_bt: jax.Array, runtime: Runtime
+    ) -> jax.Array:
+        """Embeds ids int32 [B, T] as `act_dtype` [B, T, D]."""
+        x_btd = self.table[...][tokens_bt].astype(runtime.act_dtype)
+        if self.scale != 1.0:
+            x_btd = x_btd * jnp.asarray(self.scale, x_btd.dtype)
+        if self.positions is not None:
+            x_btd = x_btd + self.positions[...][positions_bt].astype(x_btd.dtype)
+        return x_btd if self.norm is None else self.norm(x_btd)
+
+    def attend(self, x_btd: jax.Array, runtime: Runtime) -> jax.Array:
+        """The tied output layer: float32 [B, T, V]."""
+        return runtime.dot("btd,vd->btv", x_btd, self.table[...], out_dtype=jnp.float32)
+
+
+class Head(nnx.Module):
+    """An output layer of its own."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        self.w = weight((cfg.embedding_dim, cfg.vocab_size), ("embed", "vocab"), num_in=1)
+
+    def __call__(self, x_btd: jax.Array, runtime: Runtime) -> jax.Array:
+        """Scores, float32 [B, T, V]."""
+        return runtime.dot("btd,dv->btv", x_btd, self.w[...], out_dtype=jnp.float32)

@@ -1,0 +1,44 @@
+"""Who sees whom: causality, windows, documents and padding as data, so that each kernel can use them its own way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Visibility:
+    """Which keys a query attends to.
+
+    Attributes:
+      q_index, k_index: int32 [1, T] and [1, S], place in the sequence (in decoding: the cache slot).
+      q_segments, k_segments: int32 [B, T] and [B, S]; a query sees its own segment only. 0 is padding. None: one segment.
+      causal: whether a query sees only its own place and those before it.
+      window: how many places back it sees, its own included (and as many ahead, if not causal); None sees all.
+    """
+
+    q_index: jax.Array
+    k_index: jax.Array
+    q_segments: jax.Array | None
+    k_segments: jax.Array | None
+    causal: bool = field(metadata={"static": True}, default=True)
+    window: int | None = field(metadata={"static": True}, default=None)
+
+    def mask(self) -> jax.Array:
+        """bool [B or 1, T, S], True where the query sees the key."""
+        back = self.distance()
+        seen = back >= 0 if self.causal else jnp.ones_like(back, bool)
+        if self.window is not None:
+            seen &= back < self.window
+            if not self.causal:
+                seen &= back > -self.window
+        if self.q_segments is not None and self.k_segments is not None:
+            seen = seen & (self.q_segments[:, :, None] == self.k_segments[:, None, :])
+        return seen
+
+    def distance(self) -> jax.Array:
+        """int32 [1, T, S]: how far a key lies behind its query."""
+        return self.q_index[:, :, None] - self.k_index[:, None, :]

@@ -1,0 +1,115 @@
+"""Rotary positions (Su et al., 2021, arXiv 2104.09864) and the ways to stretch them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmasos_jax.config.model import ModelConfig, RopeScaling
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rotation:
+    """Sine and cosine of each position's angles, float32 [B, T, R/2], R the rotated width of a head."""
+
+    sin: jax.Array
+    cos: jax.Array
+
+
+def rotations(cfg: ModelConfig, positions_bt: jax.Array) -> dict[str, Rotation]:
+    """The rotations that the layers of a model need: "global", and "local" where windowed layers have their own base."""
+    if cfg.position != "rope":
+        return {}
+    table = {
+        "global": _rotation(
+            positions_bt, *frequencies(cfg.rope_width, cfg.rope_theta, cfg.rope_scaling)
+        )
+    }
+    if cfg.rope_theta_local is not None:
+        local = frequencies(cfg.rope_width, cfg.rope_theta_local, RopeScaling())
+        table["local"] = _rotation(positions_bt, *local)
+    return table
+
+
+def rotate(x_btnh: jax.Array, rotation: Rotation, *, interleaved: bool = False) -> jax.Array:
+    """Rotates the first R numbers of each head by its position's angles.
+
+    Args:
+      x_btnh: queries or keys, [B, T, N, H].
+      rotation: of the same B and T (or B = 1).
+      interleaved: pairs are neighbours (0, 1), (2, 3); else number i of the first half with i of the second.
+
+    Returns:
+      [B, T, N, H] in `x_btnh`'s dtype, computed in float32.
+    """
+    sin, cos = rotation.sin[:, :, None, :], rotation.cos[:, :, None, :]
+    width = 2 * sin.shape[-1]
+    x, rest = x_btnh[..., :width].astype(jnp.float32), x_btnh[..., width:]
+    if interleaved:
+        first, second = x[..., 0::2], x[..., 1::2]
+    else:
+        first, second = jnp.split(x, 2, axis=-1)
+    a, b = first * cos - second * sin, second * cos + first * sin
+    y = (
+        jnp.stack([a, b], axis=-1).reshape(x.shape)
+        if interleaved
+        else jnp.concatenate([a, b], axis=-1)
+    )
+    return (
+        jnp.concatenate([y.astype(x_btnh.dtype), rest], axis=-1)
+        if rest.shape[-1]
+        else y.astype(x_btnh.dtype)
+    )
+
+
+def frequencies(width: int, theta: float, scaling: RopeScaling) -> tuple[np.ndarray, float]:
+    """Angles per position, float32 [width / 2], and what sine and cosine are multiplied by.
+
+    Example:
+      >>> frequencies(4, 100.0, RopeScaling())
+      (array([1. , 0.1], dtype=float32), 1.0)
+    """
+    inverse = 1.0 / theta ** (np.arange(0, width, 2, dtype=np.float64) / width)
+    if scaling.kind == "linear":
+        return (inverse / scaling.factor).astype(np.float32), 1.0
+    if scaling.kind == "llama3":
+        return _llama3(inverse, scaling).astype(np.float32), 1.0
+    if scaling.kind == "yarn":
+        factor = scaling.attention_factor
+        multiplier = (
+            factor if factor is not None else 0.1 * math.log(max(scaling.factor, 1.0)) + 1.0
+        )
+        return _yarn(inverse, width, theta, scaling).astype(np.float32), multiplier
+    return inverse.astype(np.float32), 1.0
+
+
+def _rotation(positions_bt: jax.Array, inverse: np.ndarray, multiplier: float) -> Rotation:
+    angles = positions_bt.astype(jnp.float32)[:, :, None] * jnp.asarray(inverse)[None, None, :]
+    return Rotation(jnp.sin(angles) * multiplier, jnp.cos(angles) * multiplier)
+
+
+def _llama3(inverse: np.ndarray, scaling: RopeScaling) -> np.ndarray:
+    # Turns over the original context decide: slow ones are divided, fast ones kept, those between blended.
+    turns = (scaling.original_length or 0) * inverse / (2 * math.pi)
+    smooth = (turns - scaling.low_frequency) / (scaling.high_frequency - scaling.low_frequency)
+    smooth = np.clip(smooth, 0.0, 1.0)
+    return (1 - smooth) * inverse / scaling.factor + smooth * inverse
+
+
+def _yarn(inverse: np.ndarray, width: int, theta: float, scaling: RopeScaling) -> np.ndarray:
+    def dimension(turns: float) -> float:
+        return (
+            width
+            * math.log((scaling.original_length or 1) / (turns * 2 * math.pi))
+            / (2 * math.log(theta))
+        )
+
+    low = max(math.floor(dimension(scaling.beta_fast)), 0)
+    high = min(math.ceil(dimension(scaling.beta_slow)), width - 1)
+    ramp = np.clip((np.arange(width // 2) - low) / max(high - low, 1e-3), 0.0, 1.0)
+    return inverse / scaling.factor * ramp + inverse * (1 - ramp)

@@ -1,0 +1,92 @@
+"""How to run a model, apart from what it is: products, kernels, sharding, precision.
+
+Model code takes a `Runtime` as an argument, so that one model runs on a laptop, in a sharded training step and in the
+generation engine with no branch of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llmasos_jax.parallel.manual import Manual
+
+Product = Callable[..., jax.Array]
+
+
+def dot(spec: str, x: jax.Array, w: jax.Array, *, out_dtype: Any) -> jax.Array:
+    """The product of activations and a weight: `einsum(spec, x, w)` in `w`'s dtype, summed in float32."""
+    return jnp.einsum(spec, x.astype(w.dtype), w, preferred_element_type=jnp.float32).astype(
+        out_dtype
+    )
+
+
+def dot_out_first(spec: str, x: jax.Array, w: jax.Array, *, out_dtype: Any) -> jax.Array:
+    """`dot` for weights stored with their output axes first, as `out_first` in `models/transformer.py` lays them out.
+
+    XLA on CPU streams such a matrix row by row, at memory speed, when there is one token.
+    """
+    inputs, _, output = spec.partition("->")
+    x_axes, _, w_axes = inputs.partition(",")
+    contracted = [a for a in w_axes if a not in output]
+    w_axes = "".join([a for a in w_axes if a in output] + contracted)
+    return dot(f"{x_axes},{w_axes}->{output}", x, w, out_dtype=out_dtype)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How to run a model.
+
+    Attributes:
+      product: every product of activations and weights goes through this one function: precision, quantisation and
+        adapters plug in here.
+      dtype: of the weights in products.
+      act_dtype: of activations between products. Norms, softmax and loss are float32 in any case.
+      remat: what the backward pass computes again: "none", "dots", "full".
+      manual: sharding inside the training step; None leaves every array to the compiler.
+      platform: of the devices that will run it ("cpu", "tpu", "gpu"); chooses kernels.
+    """
+
+    product: Product = dot
+    dtype: Any = jnp.float32
+    act_dtype: Any = jnp.float32
+    remat: str = "none"
+    manual: Manual | None = None
+    platform: str = "cpu"
+
+    def dot(self, spec: str, x: jax.Array, w: jax.Array, *, out_dtype: Any = None) -> jax.Array:
+        """The product of activations `x` and a weight `w`, in `act_dtype` unless told otherwise."""
+        return self.product(
+            spec,
+            x,
+            w.astype(self.dtype),
+            out_dtype=self.act_dtype if out_dtype is None else out_dtype,
+        )
+
+    def place(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        """Constrains where an activation lives; `axes` are logical names."""
+        return x if self.manual is None else self.manual.place(x, *axes)
+
+    def gather(self, w: jax.Array, axes: tuple[str | None, ...], is_product: bool) -> jax.Array:
+        """The whole weight from its shard, already in `dtype` if it goes into products."""
+        if self.manual is None:
+            return w
+        return self.manual.gather(w, axes, self.dtype if is_product else w.dtype)
+
+
+def training_runtime(
+    dtype: str, platform: str, *, remat: str = "none", manual: Manual | None = None
+) -> Runtime:
+    """The Runtime of a training step: the one place where precision is chosen by kind of device.
+
+    With `dtype="bfloat16"` products are bfloat16; on a CPU, where bfloat16 pays inside products only, activations
+    between them stay float32.
+    """
+    act_dtype = jnp.float32 if platform == "cpu" else jnp.dtype(dtype)
+    return Runtime(
+        dtype=jnp.dtype(dtype), act_dtype=act_dtype, remat=remat, manual=manual, platform=platform
+    )

@@ -1,0 +1,99 @@
+"""The one mode of sharding: batch axes manual, `tensor` left to the compiler.
+
+`loss` runs inside one `shard_map` that is manual over `data` and the FSDP axes. Each weight arrives as its shard and is
+gathered where it is used, one FSDP axis after the other; the transpose of that gather is a reduce-scatter, so gradients
+come back as shards with no all-reduce (Rajbhandari et al., 2020, arXiv 1910.02054, stage 3). What a device does not
+split is summed by hand. `docs/sharding.md` has what was compiled before this was chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from llmasos_jax.parallel.mesh import batch_axes, fsdp_axes, platform
+from llmasos_jax.parallel.place import Axes
+from llmasos_jax.parallel.rules import MeshAxes, Rules
+from llmasos_jax.types import Tree
+
+
+@dataclass(frozen=True)
+class Manual:
+    """What model code needs inside the manual region: how to gather a weight, place an activation, sum a gradient."""
+
+    mesh: Mesh
+    rules: Rules
+
+    @property
+    def axis_names(self) -> frozenset[str]:
+        """The mesh axes that are manual."""
+        return frozenset(batch_axes(self.mesh))
+
+    def spec(self, *axes: str | None) -> PartitionSpec:
+        """As `Rules.spec`, with only the manual mesh axes: what `shard_map` wants."""
+        return PartitionSpec(*(_keep(entry, self.axis_names) for entry in self.rules.spec(*axes)))
+
+    def place(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        """Constrains an activation along the mesh axes that the compiler handles."""
+        left = frozenset(map(str, self.mesh.axis_names)) - self.axis_names
+        spec = PartitionSpec(*(_keep(entry, left) for entry in self.rules.spec(*axes)))
+        return lax.with_sharding_constraint(x, spec)
+
+    def gather(self, w: jax.Array, axes: Axes, dtype: jax.typing.DTypeLike) -> jax.Array:
+        """The whole weight in `dtype` from this device's shard of it."""
+        # XLA for CPU aborts on a bfloat16 reduce-scatter, the transpose of this gather: cast after, twice the bytes.
+        early = platform(self.mesh) != "cpu"
+        w = w.astype(dtype) if early else w
+        for dim, entry in enumerate(self.spec(*axes)):
+            for name in reversed((entry,) if isinstance(entry, str) else entry or ()):
+                w = lax.all_gather(w, name, axis=dim, tiled=True)
+        return w.astype(dtype)
+
+    def sum_gradient(self, grad: jax.Array, axes: Axes) -> jax.Array:
+        """Sums a gradient over the batch axes over which `gather` has not already scattered it."""
+        split = {
+            name
+            for entry in self.spec(*axes)
+            for name in ((entry,) if isinstance(entry, str) else entry or ())
+        }
+        left = tuple(name for name in batch_axes(self.mesh) if name not in split)
+        return lax.psum(grad, left) if left else grad
+
+    def sum(self, value: Tree) -> Tree:
+        """Sums a tree of scalars over the batch axes."""
+        return lax.psum(value, batch_axes(self.mesh))
+
+    def first_row(self, num_rows: int) -> jax.Array:
+        """The global number of this device's first row, when each device holds `num_rows` of the batch."""
+        return lax.axis_index(batch_axes(self.mesh)) * num_rows
+
+    def shard_map(self, fn: Callable, in_specs: Tree, out_specs: Tree) -> Callable:
+        """`fn` with the batch axes manual."""
+        # check_vma=False: sums over replicated weights are written out above, where a reader sees them.
+        return jax.shard_map(
+            fn,
+            mesh=self.mesh,
+            in_specs=in_specs,
+            out_specs=out_specs,
+            axis_names=set(self.axis_names),
+            check_vma=False,
+        )
+
+    @property
+    def ways(self) -> int:
+        """How many devices split the batch."""
+        ways = self.mesh.shape["data"]
+        for name in fsdp_axes(self.mesh):
+            ways *= self.mesh.shape[name]
+        return ways
+
+
+def _keep(entry: MeshAxes, names: frozenset[str]) -> MeshAxes:
+    if isinstance(entry, tuple):
+        kept = tuple(name for name in entry if name in names)
+        return (kept if len(kept) > 1 else kept[0]) if kept else None
+    return entry if entry in names else None

@@ -1,0 +1,79 @@
+"""One frozen table: each logical axis goes to one mesh axis, to several, or to none."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from jax.sharding import Mesh, PartitionSpec
+
+from llmasos_jax.errors import ConfigError, did_you_mean
+from llmasos_jax.parallel.mesh import batch_axes, fsdp_axes
+
+MeshAxes = str | tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Logical axis -> mesh axis, a tuple of mesh axes, or None (replicated).
+
+    Attributes:
+      batch: sequences of a batch.
+      embed: the D side of a weight.
+      heads, kv_heads: query heads N and key/value heads K, of weights and activations.
+      ffn: width F of the MLP, of weights and activations.
+      vocab: V, of the embedding table and the logits.
+    """
+
+    batch: MeshAxes = None
+    embed: MeshAxes = None
+    heads: MeshAxes = None
+    kv_heads: MeshAxes = None
+    ffn: MeshAxes = None
+    vocab: MeshAxes = None
+
+    def spec(self, *axes: str | None) -> PartitionSpec:
+        """The PartitionSpec of an array whose dimensions have these logical names; None is replicated.
+
+        Raises:
+          ConfigError: an unknown name, or two dimensions that ask for the same mesh axis.
+
+        Example:
+          >>> Rules(batch=("data", "fsdp"), heads="tensor").spec("batch", None, "heads")
+          PartitionSpec(('data', 'fsdp'), None, 'tensor')
+        """
+        spec, used = [], {}
+        for axis in axes:
+            mesh_axes = None if axis is None else self._lookup(axis)
+            for name in (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes or ():
+                if name in used:
+                    raise ConfigError(
+                        f'mesh axis "{name}" is wanted twice, by "{used[name]}" and "{axis}", in one array of axes '
+                        f"{axes}; give one of them another mesh axis or None in {self}"
+                    )
+                used[name] = axis
+            spec.append(mesh_axes)
+        return PartitionSpec(*spec)
+
+    def _lookup(self, axis: str) -> MeshAxes:
+        names = [f.name for f in dataclasses.fields(self)]
+        if axis not in names:
+            raise ConfigError(f'no rule for logical axis "{axis}"{did_you_mean(axis, names)}')
+        return getattr(self, axis)
+
+
+def training_rules(mesh: Mesh) -> Rules:
+    """Batch over data and FSDP axes, weights over the FSDP axes by D and over `tensor` by heads, F and V."""
+    return Rules(
+        batch=batch_axes(mesh),
+        embed=fsdp_axes(mesh),
+        heads="tensor",
+        kv_heads="tensor",
+        ffn="tensor",
+        vocab="tensor",
+    )
+
+
+def serving_rules(mesh: Mesh) -> Rules:
+    """As in training, but each replica holds its weights whole along D: nothing is gathered at a token."""
+    return dataclasses.replace(training_rules(mesh), embed=None)
