@@ -1,4 +1,4 @@
-"""Sampling: what can be drawn (against NumPy, by hypothesis), how often (chi-square), from which noise, at what cost."""
+"""Sampling: what can be drawn (against NumPy), how often (chi-square), and from which noise."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from llmasos_jax.errors import GenerationError
 from llmasos_jax.generate import sampling
 from llmasos_jax.generate.sampling import Sampling, draw, filter_logits, sampling_rows
@@ -57,7 +58,8 @@ def test_support_equals_numpy(logits, temperature, top_k, top_p, min_p):
 
 
 def test_filters_see_the_temperature_and_each_other_in_order():
-    # p = [.5, .25, .125, ...]: top-p of the renormalised top-2 (2/3, 1/3) keeps one token at 0.6, two at 0.7.
+    # p = [.5, .25, .125, ...]: top-p of the renormalised top-2 (2/3, 1/3) keeps one token at 0.6,
+    # two at 0.7.
     logits = np.log(0.5) * np.arange(V)
     assert support(logits, Sampling(top_p=0.6)) == {0, 1}
     assert support(logits, Sampling(top_k=2, top_p=0.6)) == {0}

@@ -1,0 +1,1 @@
+"""Text from a model: loading, sampling, decoding with a cache, streaming."""

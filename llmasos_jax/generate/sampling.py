@@ -1,11 +1,13 @@
-"""How the next token is drawn from logits: pure functions over a batch, every option a traced value per row.
+"""How the next token is drawn from logits: pure functions over a batch, options traced per row.
 
-The order is that of transformers (5.23, `GenerationMixin._get_logits_processor`): repetition penalty, temperature,
-top-k, top-p (of what top-k left), min-p. Then one draw by the Gumbel-max trick, with noise that is a pure function of
-(seed, sample index, position). Temperature 0 takes the largest penalised logit, the first of equals.
+The order is that of transformers (5.23, `GenerationMixin._get_logits_processor`): repetition
+penalty, temperature, top-k, top-p (of what top-k left), min-p. Then one draw by the Gumbel-max
+trick, with noise that is a pure function of (seed, sample index, position). Temperature 0 takes the
+largest penalised logit, the first of equals.
 
-One difference from transformers, only where logits tie exactly: a top-p border keeps all tokens of one logit
-(transformers keeps those that its sort happens to put last), and so the result does not depend on a sort's order.
+One difference from transformers, only where logits tie exactly: a top-p border keeps all tokens of
+one logit (transformers keeps those that its sort happens to put last), and so the result does not
+depend on a sort's order.
 """
 
 from __future__ import annotations
@@ -29,11 +31,13 @@ class Sampling:
     Attributes:
       temperature: divides the logits; 0 is greedy.
       top_k: keep the k most likely tokens; None keeps all.
-      top_p: keep the fewest most likely tokens whose probabilities reach p (Holtzman et al., 2020, arXiv 1904.09751);
-        None keeps all.
-      min_p: keep tokens at least p times as likely as the likeliest (Nguyen et al., 2024, arXiv 2407.01082).
-      repetition_penalty: divides positive and multiplies negative logits of tokens that stand in the prompt or in the
-        text so far (Keskar et al., 2019, arXiv 1909.05858, section 4.1); 1 does nothing.
+      top_p: keep the fewest most likely tokens whose probabilities reach p (Holtzman et al., 2020,
+        arXiv 1904.09751); None keeps all.
+      min_p: keep tokens at least p times as likely as the likeliest (Nguyen et al., 2024, arXiv
+        2407.01082).
+      repetition_penalty: divides positive and multiplies negative logits of tokens that stand in
+        the prompt or in the text so far (Keskar et al., 2019, arXiv 1909.05858, section 4.1); 1
+        does nothing.
       seed: of the noise, 0 to 2^32 - 1.
       index: which sample of a batch this is; the noise depends on it.
 
@@ -90,7 +94,7 @@ class Sampling:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SamplingRows:
-    """The options of a batch as arrays, one row per text; what is off has the value that changes nothing.
+    """The options of a batch as arrays, one row per text; what is off changes nothing.
 
     Attributes:
       key_b: typed random keys [B], of (seed, sample index).
@@ -181,7 +185,7 @@ def gumbel_noise(key_b: jax.Array, position_b: jax.Array, num: int) -> jax.Array
 
 
 def penalise_seen(logits_bv: jax.Array, seen_bv: jax.Array, penalty_b: jax.Array) -> jax.Array:
-    """Repetition penalty: seen logits are divided by the penalty where positive, multiplied where negative."""
+    """Divides positive and multiplies negative logits of seen tokens by the penalty."""
     penalty = penalty_b[:, None]
     return jnp.where(
         seen_bv, jnp.where(logits_bv > 0, logits_bv / penalty, logits_bv * penalty), logits_bv
@@ -189,9 +193,10 @@ def penalise_seen(logits_bv: jax.Array, seen_bv: jax.Array, penalty_b: jax.Array
 
 
 def filter_logits(logits_bv: jax.Array, rows: SamplingRows) -> jax.Array:
-    """Logits after temperature, top-k, top-p and min-p, float32 [B, V]; -inf where a token cannot be drawn.
+    """Logits after temperature, top-k, top-p and min-p, float32 [B, V]; -inf is never drawn.
 
-    They are shifted so that each row's largest is 0 (which no probability notices): then no temperature overflows.
+    They are shifted so that each row's largest is 0 (which no probability notices): then no
+    temperature overflows.
     """
     shifted_bv = logits_bv - jnp.max(logits_bv, axis=1, keepdims=True)
     x_bv = shifted_bv / jnp.where(rows.temperature_b > 0, rows.temperature_b, 1.0)[:, None]
@@ -216,14 +221,15 @@ def keep_top_k(x_bv: jax.Array, top_k_b: jax.Array) -> jax.Array:
 
 
 def keep_top_p(x_bv: jax.Array, top_p_b: jax.Array) -> jax.Array:
-    """Puts -inf wherever the strictly likelier tokens already hold probability p; a row with p = 1 stays whole."""
+    """Puts -inf wherever the strictly likelier tokens already hold probability p (1: nowhere)."""
     order_bv = _ordered_bits(x_bv)
     p_bv = jax.nn.softmax(x_bv, axis=1)
 
     def reaches_p(t_b: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(order_bv >= t_b[:, None], p_bv, 0.0), axis=1) >= top_p_b
 
-    # The border is the largest logit at which the mass from the top down reaches p: that token is the last one kept.
+    # The border is the largest logit at which the mass from the top down reaches p: that token is
+    # the last one kept.
     border_b = _largest_that(reaches_p, x_bv.shape[0])
     kept_bv = (order_bv >= border_b[:, None]) | (top_p_b >= 1)[:, None]
     return jnp.where(kept_bv, x_bv, -jnp.inf)
