@@ -1,0 +1,1 @@
+"""Data: text to documents, to token ids, to packed rows, to batches."""

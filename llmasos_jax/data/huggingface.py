@@ -1,0 +1,152 @@
+"""Hugging Face `tokenizer.json` files, through the `tokenizers` library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from llmasos_jax.data.tokenizer import utf8
+from llmasos_jax.errors import TokenizerError
+
+FILE = "tokenizer.json"
+# Read only where neither the entry nor a tokenizer_config.json beside the file says which token it is.
+_BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[CLS]")
+_EOS_NAMES = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "[SEP]")
+
+
+class HuggingFaceTokenizer:
+    """A `tokenizer.json`.
+
+    Args:
+      text: content of the file.
+      bos_id, eos_id: ids that begin and end a text.
+      adds_bos: whether `encode` begins with `bos_id`.
+    """
+
+    def __init__(
+        self, text: str, *, bos_id: int | None, eos_id: int | None, adds_bos: bool
+    ) -> None:
+        self._text = text
+        self._tokenizer = tokenizers.Tokenizer.from_str(text)
+        # Cut or padded texts would be lost or added tokens; the pipeline does both by itself.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        # Not get_vocab_size: ids may have gaps, and an id has to fit into the embedding table.
+        self.vocab_size: int = max(vocabulary.values()) + 1
+        self.bos_id, self.eos_id, self.adds_bos = bos_id, eos_id, adds_bos
+
+    @classmethod
+    def from_file(cls, path: Path, entry: Mapping[str, Any] | None = None) -> HuggingFaceTokenizer:
+        """Reads a `tokenizer.json`; `entry` may say `bos_id`, `eos_id` and `adds_bos`.
+
+        Raises:
+          TokenizerError: the file is no `tokenizer.json`, or an id of `entry` is not in it.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+            tokenizer = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises bare Exception
+            raise TokenizerError(
+                f"{path} is not a tokenizer.json ({error}); expected one of the Hugging Face tokenizers library"
+            ) from error
+        if not tokenizer.get_vocab(with_added_tokens=True):
+            raise TokenizerError(f"{path} has no tokens; expected a trained tokenizer.json")
+        named = _names_beside(path)
+        bos_id = _find_id(tokenizer, entry, "bos_id", named.get("bos_token"), _BOS_NAMES)
+        eos_id = _find_id(tokenizer, entry, "eos_id", named.get("eos_token"), _EOS_NAMES)
+        begins = _beginning(tokenizer)
+        if entry is not None and "adds_bos" in entry:
+            adds_bos = bool(entry["adds_bos"])
+        elif begins is not None and (bos_id is None or begins == bos_id):
+            bos_id, adds_bos = begins, True
+        else:
+            adds_bos = bool(named.get("add_bos_token", False)) and bos_id is not None
+        return cls(text, bos_id=bos_id, eos_id=eos_id, adds_bos=adds_bos)
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of `text`, after `bos_id` if `adds_bos`."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of each text, made on all cores."""
+        for text in texts:
+            if not text.isascii():
+                utf8(text)
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        prefix = [self.bos_id] if self.adds_bos and self.bos_id is not None else []
+        return [prefix + e.ids for e in encoded]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text; ids that the tokenizer does not have give U+FFFD."""
+        text, known = "", []
+        for i in ids:
+            i = int(i)
+            if 0 <= i < self.vocab_size and self._tokenizer.id_to_token(i) is not None:
+                known.append(i)
+                continue
+            text += self._tokenizer.decode(known, skip_special_tokens=True) + "\ufffd"
+            known = []
+        return text + self._tokenizer.decode(known, skip_special_tokens=True)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Writes `tokenizer.json`."""
+        (folder / FILE).write_text(self._text, encoding="utf-8")
+        return {
+            "kind": "tokenizers",
+            "file": FILE,
+            "bos_id": self.bos_id,
+            "eos_id": self.eos_id,
+            "adds_bos": self.adds_bos,
+        }
+
+
+def _names_beside(path: Path) -> dict[str, Any]:
+    """What a `tokenizer_config.json` in the same folder says; nothing if there is none."""
+    beside = path.with_name("tokenizer_config.json")
+    if not beside.is_file():
+        return {}
+    try:
+        found = json.loads(beside.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TokenizerError(
+            f"{beside} is not JSON ({error}); repair it or take it away"
+        ) from error
+    return found if isinstance(found, dict) else {}
+
+
+def _find_id(
+    tokenizer: tokenizers.Tokenizer,
+    entry: Mapping[str, Any] | None,
+    key: str,
+    named: Any,
+    usual: Sequence[str],
+) -> int | None:
+    """An id from the entry, else from a token's name, else from the usual names."""
+    if entry is not None and key in entry:
+        found = entry[key]
+        if found is None:
+            return None
+        if not isinstance(found, int) or tokenizer.id_to_token(found) is None:
+            raise TokenizerError(
+                f"tokenizer.{key}={found!r} is not an id of this tokenizer; correct it"
+            )
+        return found
+    if isinstance(named, dict):  # an AddedToken written out
+        named = named.get("content")
+    if isinstance(named, str):
+        return tokenizer.token_to_id(named)
+    special = {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}
+    return next((tokenizer.token_to_id(n) for n in usual if n in special), None)
+
+
+def _beginning(tokenizer: tokenizers.Tokenizer) -> int | None:
+    """The special id that the tokenizer's own template puts first, if there is one."""
+    encoded = tokenizer.encode("a", add_special_tokens=True)
+    if encoded.ids and encoded.special_tokens_mask[0] == 1:
+        return encoded.ids[0]
+    return None

@@ -1,0 +1,248 @@
+"""From a config to batches: which rows are in batch n depends on the seed and on n, on nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import grain
+import numpy as np
+
+from llmasos_jax.config.schema import Config
+from llmasos_jax.data.batch import Batch
+from llmasos_jax.data.corpus import Corpus, open_corpus
+from llmasos_jax.data.objectives import Prepare, causal
+from llmasos_jax.data.packing import PackedRow, PackedRows, empty_row  # noqa: F401
+from llmasos_jax.data.sources import documents
+from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.errors import ConfigError, DataError
+
+_PREFETCHED_BATCHES = 4
+
+
+class TrainBatches(Iterator[Batch]):
+    """The batches of a run, without end: `train[n]`, or one after the other, made ahead in a thread.
+
+    Attributes:
+      position: the step whose batch comes next.
+      waited_s: seconds that the caller has spent waiting in `next`.
+    """
+
+    def __init__(self, batches: grain.MapDataset, start: int = 0) -> None:
+        self._batches = batches
+        self._iterator: Any = None
+        self.waited_s = 0.0
+        self.position = start
+
+    def __getitem__(self, step: int) -> Batch:
+        return self._batches[step]
+
+    def __next__(self) -> Batch:
+        start_s = time.perf_counter()
+        if self._iterator is None:
+            ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCHED_BATCHES)
+            self._iterator = iter(self._batches[self.position :].to_iter_dataset(ahead))
+        batch = next(self._iterator)
+        self.position += 1
+        self.waited_s += time.perf_counter() - start_s
+        return batch
+
+    def seek(self, step: int) -> None:
+        """Goes on with the batch of `step`."""
+        self.close()
+        self.position = step
+
+    def close(self) -> None:
+        """Stops the thread; the next `next` starts another."""
+        if self._iterator is not None:
+            self._iterator.close()
+        self._iterator = None
+
+
+class HeldoutBatches(Sequence[Batch]):
+    """The held-out rows in fixed batches of one shape; what is missing in the last one is padding."""
+
+    def __init__(self, rows: Callable[[int], Batch], count: int) -> None:
+        self._rows, self._count = rows, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Batch]: ...
+    def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
+        if isinstance(index, slice):
+            return [self._rows(i) for i in range(*index.indices(self._count))]
+        if not 0 <= index < self._count:
+            raise IndexError(f"held-out batch {index} of {self._count}")
+        return self._rows(index)
+
+
+@dataclass(frozen=True)
+class Data:
+    """All that a training run reads.
+
+    Attributes:
+      train: this process's rows of every training batch.
+      heldout: this process's rows of the held-out batches.
+      corpus: the token ids.
+      batch_size: rows of a batch over all processes.
+      sequence_length: tokens of a row.
+    """
+
+    train: TrainBatches
+    heldout: HeldoutBatches
+    corpus: Corpus
+    batch_size: int
+    sequence_length: int
+
+    @property
+    def num_train_tokens(self) -> int:
+        """Tokens of one epoch, bos and eos included."""
+        return self.corpus.train.num_tokens
+
+    @property
+    def num_heldout_tokens(self) -> int:
+        """Tokens held out, bos and eos included."""
+        return self.corpus.heldout.num_tokens
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Tokens that the model reads in one step, over all processes."""
+        return self.batch_size * self.sequence_length
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the position, and which corpus it is a position in."""
+        return {"step": self.train.position, "corpus": self.corpus.digest}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on where `state` was taken.
+
+        Raises:
+          DataError: the state belongs to another text or tokenizer.
+        """
+        if state["corpus"] != self.corpus.digest:
+            raise DataError(
+                f"the run was made on a corpus with digest {state['corpus'][:12]}, this one has "
+                f"{self.corpus.digest[:12]}; give back the text, the tokenizer and the Python it was made with "
+                "(the standard library's source changes with its version), or start a new run"
+            )
+        self.train.seek(int(state["step"]))
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        self.train.close()
+
+
+def open_data(
+    cfg: Config,
+    tokenizer: Tokenizer,
+    cache: Path,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    prepare: Prepare | None = None,
+) -> Data:
+    """Opens a run's data: documents, split, tokens, rows, batches.
+
+    The batch of step n has rows n * batch_size to (n + 1) * batch_size - 1 of an endless sequence:
+    one shuffled epoch after the other, each row once in each. Process p of P takes the p-th of P
+    equal parts of it, so the whole batch is the same bytes for any P.
+
+    Args:
+      cfg: `data`, `train.batch_size` and `model.vocab_size` are read.
+      tokenizer: from `build_tokenizer`.
+      cache: folder for token ids; a second run finds them there.
+      process_index, process_count: which of how many hosts this is.
+      prepare: the objective's NumPy side, `(PackedRow, Generator) -> Batch`; None is `causal`.
+
+    Raises:
+      ConfigError: `train.batch_size` is not divisible by `process_count`.
+      DataError: what `documents` raises, or fewer tokens than one batch.
+    """
+    rows_per_process, rest = divmod(cfg.train.batch_size, process_count)
+    if rest:
+        raise ConfigError(
+            f"train.batch_size={cfg.train.batch_size} is not divisible by the {process_count} processes; "
+            f"try {cfg.train.batch_size - rest or process_count} or {cfg.train.batch_size - rest + process_count}"
+        )
+    corpus = open_corpus(documents(cfg.data, cache), tokenizer, cfg.data, cache)
+    needed = cfg.train.batch_size * cfg.data.sequence_length
+    if corpus.train.num_tokens < needed:
+        raise DataError(
+            f"the training documents have {corpus.train.num_tokens} tokens, one batch needs {needed} "
+            f"(train.batch_size={cfg.train.batch_size} x data.sequence_length={cfg.data.sequence_length}); give more "
+            "text, or lower either"
+        )
+    prepare = prepare or causal
+    train = PackedRows(corpus.train, cfg.data.sequence_length)
+    batches = _train_batches(train, cfg.data.seed, prepare, rows_per_process)
+    heldout = PackedRows(corpus.heldout, cfg.data.sequence_length)
+    first = process_index * rows_per_process
+
+    def heldout_batch(index: int) -> Batch:
+        start = index * cfg.train.batch_size + first
+        return _fixed_batch(heldout, range(start, start + rows_per_process), cfg.data.seed, prepare)
+
+    return Data(
+        train=TrainBatches(batches[process_index::process_count]),
+        heldout=HeldoutBatches(heldout_batch, -(-len(heldout) // cfg.train.batch_size)),
+        corpus=corpus,
+        batch_size=cfg.train.batch_size,
+        sequence_length=cfg.data.sequence_length,
+    )
+
+
+def _train_batches(
+    rows: PackedRows, seed: int, prepare: Prepare, rows_per_process: int
+) -> grain.MapDataset:
+    """Batches of all processes in turn: number n * process_count + p is for step n and process p."""
+    return (
+        grain.MapDataset.source(rows)
+        # grain's epoch e uses seed + e, so runs with seeds 0 and 1 would share all epochs but one;
+        # a hash of the seed sets them apart.
+        .shuffle(seed=_seed("order", seed))
+        .repeat()
+        .random_map(prepare, seed=_seed("objective", seed))
+        # Without drop_remainder the length is rounded up to more than an index can hold.
+        .batch(rows_per_process, drop_remainder=True, batch_fn=stack)
+    )
+
+
+def _fixed_batch(rows: PackedRows, indices: range, seed: int, prepare: Prepare) -> Batch:
+    def row(index: int) -> Batch:
+        packed = rows[index] if index < len(rows) else empty_row(rows.sequence_length)
+        return prepare(packed, np.random.default_rng([_seed("heldout", seed), index]))
+
+    return stack([row(i) for i in indices])
+
+
+def stack(rows: Sequence[Batch]) -> Batch:
+    """Puts prepared rows together: [T] each becomes [B, T].
+
+    Example:
+      >>> row = causal(PackedRow(*np.ones((3, 5), np.int32)))
+      >>> stack([row, row]).tokens.shape
+      (2, 4)
+    """
+    first = rows[0]
+    return Batch(
+        tokens=np.stack([r.tokens for r in rows]),
+        targets=np.stack([r.targets for r in rows]),
+        loss_weights=np.stack([r.loss_weights for r in rows]),
+        segment_ids=np.stack([r.segment_ids for r in rows]),
+        positions=np.stack([r.positions for r in rows]),
+        extra={name: np.stack([r.extra[name] for r in rows]) for name in first.extra},
+    )
+
+
+def _seed(purpose: str, seed: int) -> int:
+    """A 32-bit seed for one purpose."""
+    digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")

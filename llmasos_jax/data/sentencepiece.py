@@ -1,0 +1,241 @@
+"""SentencePiece models (Kudo and Richardson, 2018, arXiv 1808.06226): load one, train one.
+
+Training is set for source code and for Chinese as much as for English: no normalisation, every
+space, tab and line end kept, bytes for characters that have no piece. So decoding what was encoded
+gives the same text, whatever the text is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+from llmasos_jax.config.schema import Config
+from llmasos_jax.data.files import write_atomically
+from llmasos_jax.data.split import split_documents
+from llmasos_jax.data.tokenizer import utf8
+from llmasos_jax.errors import TokenizerError
+
+FILE = "tokenizer.model"
+# unk, bos, eos and 256 bytes.
+_RESERVED = 3 + 256
+_SPACE = "\u2581"  # what SentencePiece writes for a space
+_CHUNK_CHARS = 1000  # the trainer reads texts of at most 4192 bytes and skips longer ones
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model.
+
+    Args:
+      model: the bytes of a `.model` file.
+      name: where they come from, for error messages.
+
+    Raises:
+      TokenizerError: the bytes are no SentencePiece model.
+    """
+
+    def __init__(self, model: bytes, name: str = FILE) -> None:
+        self._model = model
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except (RuntimeError, OSError) as error:
+            raise TokenizerError(
+                f"{name} is not a SentencePiece model; expected a .model file"
+            ) from error
+        self.vocab_size: int = self._processor.get_piece_size()
+        if self.vocab_size == 0:
+            raise TokenizerError(f"{name} is not a SentencePiece model; expected a .model file")
+        self.bos_id = _absent_if_negative(self._processor.bos_id())
+        self.eos_id = _absent_if_negative(self._processor.eos_id())
+        self.adds_bos = self.bos_id is not None
+        self._space_ids = self._find_space_ids()
+
+    @classmethod
+    def from_file(cls, path: Path) -> SentencePieceTokenizer:
+        """Reads a `.model` file."""
+        return cls(path.read_bytes(), str(path))
+
+    def _find_space_ids(self) -> list[int] | None:
+        """Ids of the three bytes of U+2581, for a model that would read it as a space; else None.
+
+        A model that adds a space in front or merges spaces does not give texts back exactly anyway;
+        it is left to do what it does in every other program.
+        """
+        processor = self._processor
+        probe = f" a{_SPACE} "
+        if processor.decode(processor.encode(probe)) != probe.replace(_SPACE, " "):
+            return None
+        ids = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
+        return ids if all(processor.is_byte(i) for i in ids) else None
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of `text`, after `bos_id`."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of each text, made on all cores."""
+        for text in texts:
+            if not text.isascii():
+                utf8(text)  # the library would end the process' sentence at half a surrogate pair
+        threads = min(len(texts), os.cpu_count() or 1)
+        encoded = self._processor.encode(list(texts), out_type=int, num_threads=max(1, threads))
+        prefix = [self.bos_id] if self.adds_bos else []
+        return [
+            prefix + (self._encode_with_marks(text) if self._has_marks(text) else ids)
+            for text, ids in zip(texts, encoded, strict=True)
+        ]
+
+    def _has_marks(self, text: str) -> bool:
+        return self._space_ids is not None and _SPACE in text
+
+    def _encode_with_marks(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for part in re.split(f"({_SPACE})", text):
+            ids += (self._space_ids or []) if part == _SPACE else self._processor.encode(part)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text; ids that the model does not have give U+FFFD."""
+        text, known = "", []
+        for i in ids:
+            i = int(i)
+            if 0 <= i < self.vocab_size:
+                if not self._processor.is_control(i) and not self._processor.is_unknown(i):
+                    known.append(i)
+                continue
+            text += self._processor.decode(known) + "\ufffd"
+            known = []
+        return text + self._processor.decode(known)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Writes `tokenizer.model`."""
+        (folder / FILE).write_bytes(self._model)
+        return {"kind": "sentencepiece", "file": FILE}
+
+
+def trained(cfg: Config, documents: Sequence[str], cache: Path) -> SentencePieceTokenizer:
+    """Trains a tokenizer on the documents that are not held out, or takes it from `cache`.
+
+    The text is drawn from the documents in the order of their hashes, so that neither the order of
+    the files nor the number of cores changes the result.
+
+    Raises:
+      TokenizerError: too little text for `model.vocab_size` pieces, or too few pieces to be useful.
+    """
+    split = split_documents(documents, cfg.data)
+    settings = (cfg.model.vocab_size, cfg.tokenizer, split.digest, sentencepiece.__version__, 1)
+    key = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
+    path = cache / f"tokenizer-{key}.model"
+    if path.is_file():
+        return SentencePieceTokenizer.from_file(path)
+    texts = _up_to(cfg.tokenizer.train_chars, (documents[i] for i in split.by_hash))
+    model = train_model(texts, cfg.model.vocab_size, cfg.tokenizer.model_type)
+    write_atomically(path, model)
+    return SentencePieceTokenizer(model)
+
+
+def train_model(texts: Sequence[str], vocab_size: int, model_type: str = "bpe") -> bytes:
+    """Trains a SentencePiece model and returns its file's bytes.
+
+    Args:
+      texts: what to learn from.
+      vocab_size: pieces in all, with unk, bos, eos and the 256 bytes.
+      model_type: "bpe" or "unigram".
+
+    Raises:
+      TokenizerError: too little text for so many pieces, or no room beside the bytes.
+
+    Example:
+      >>> model = train_model(["def f(x):\\n    return x + 1\\n" * 9], vocab_size=280)
+      >>> tokenizer = SentencePieceTokenizer(model)
+      >>> tokenizer.decode(tokenizer.encode("\\tdef  f:\\r\\n"))
+      '\\tdef  f:\\r\\n'
+    """
+    if vocab_size <= _RESERVED:
+        raise TokenizerError(
+            f"model.vocab_size={vocab_size} leaves no pieces beside the {_RESERVED} for bytes and specials; "
+            'raise it (512 is a start) or set tokenizer.kind="bytes"'
+        )
+    out = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_chunks(texts),
+            model_writer=out,
+            vocab_size=vocab_size,
+            model_type=model_type,
+            character_coverage=_coverage(texts, vocab_size),
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            split_digits=True,
+            byte_fallback=True,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            # Fixed: with the unigram model, sums over threads would change with their number.
+            num_threads=4,
+            minloglevel=3,
+        )
+    except (RuntimeError, OSError) as error:
+        most = re.search(r"value <= (\d+)", str(error))
+        remedy = f"at most {most[1]} are possible: " if most else ""
+        raise TokenizerError(
+            f"{sum(map(len, texts))} characters of text are too little to train model.vocab_size={vocab_size} pieces; "
+            f'{remedy}lower it, give more text, or set tokenizer.kind="bytes"'
+        ) from error
+    return out.getvalue()
+
+
+def _coverage(texts: Sequence[str], vocab_size: int) -> float:
+    """The share of characters that get a piece of their own.
+
+    At most a quarter of the room, the most frequent first: otherwise a Chinese text, with thousands of
+    different characters, would leave none for longer pieces. The rest are written as bytes.
+    """
+    counts = Counter[str]()
+    for text in texts:
+        counts.update(text)
+    kept = counts.most_common((vocab_size - _RESERVED) // 4)
+    share = sum(n for _, n in kept) / max(1, counts.total())
+    return max(1e-6, min(0.9995, share))
+
+
+def _chunks(texts: Sequence[str]) -> Iterator[str]:
+    """Cuts texts at line ends into what the trainer takes. It skips what holds a tab or a NUL."""
+    for text in texts:
+        chunk = ""
+        for line in re.split("[\t\0]|(?<=\n)", text):
+            if len(chunk) + len(line) > _CHUNK_CHARS and chunk:
+                yield chunk
+                chunk = ""
+            for start in range(0, len(line), _CHUNK_CHARS):
+                chunk += line[start : start + _CHUNK_CHARS]
+                if len(chunk) >= _CHUNK_CHARS:
+                    yield chunk
+                    chunk = ""
+        if chunk:
+            yield chunk
+
+
+def _up_to(chars: int, texts: Iterator[str]) -> list[str]:
+    taken: list[str] = []
+    for text in texts:
+        taken.append(text[:chars])
+        chars -= len(taken[-1])
+        if chars <= 0:
+            break
+    return taken
+
+
+def _absent_if_negative(number: int) -> int | None:
+    return None if number < 0 else number

@@ -1,0 +1,268 @@
+"""How text becomes ids: one Protocol, three kinds, and anybody's own."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from llmasos_jax.config.named import resolve
+from llmasos_jax.config.schema import Config
+from llmasos_jax.errors import ConfigError, TokenizerError
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Turns text into ids and back.
+
+    Attributes:
+      vocab_size: ids are 0 to vocab_size - 1.
+      bos_id, eos_id: ids that begin and end a text; None where there is none.
+      adds_bos: whether `encode` begins with `bos_id`.
+    """
+
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    adds_bos: bool
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of `text`, after `bos_id` if `adds_bos`; never adds `eos_id`."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text, special ids left out; U+FFFD where bytes or ids make no character."""
+        ...
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Writes the tokenizer's files and returns its entry in `model.json`."""
+        ...
+
+
+@runtime_checkable
+class BatchTokenizer(Tokenizer, Protocol):
+    """A tokenizer with a faster way to encode many texts; the corpus uses it when it is there."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Any]:
+        """Returns `[encode(text) for text in texts]`, as lists or as integer arrays."""
+        ...
+
+
+def utf8(text: str) -> bytes:
+    r"""Returns the UTF-8 bytes of a text.
+
+    Raises:
+      TokenizerError: the text holds half of a surrogate pair, which UTF-8 cannot write.
+
+    Example:
+      >>> utf8("é")
+      b'\xc3\xa9'
+    """
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"character {error.start} of the text is U+{ord(text[error.start]):04X}, half of a surrogate pair; "
+            'expected text that UTF-8 can write: repair it with text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
+        ) from error
+
+
+class ByteTokenizer:
+    """The bytes of UTF-8 are the ids 0 to 255; then bos, eos, pad.
+
+    Example:
+      >>> tokenizer = ByteTokenizer()
+      >>> tokenizer.encode("hé")
+      [256, 104, 195, 169]
+      >>> tokenizer.decode([256, 104, 195, 169, 257])
+      'hé'
+    """
+
+    vocab_size = 259
+    bos_id = 256
+    eos_id = 257
+    pad_id = 258
+    adds_bos = True
+
+    def encode(self, text: str) -> list[int]:
+        """Returns `bos_id` and the bytes of `text`."""
+        return [self.bos_id, *utf8(text)]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Returns the ids of each text, uint16."""
+        return [self._array(text) for text in texts]
+
+    def _array(self, text: str) -> np.ndarray:
+        raw = utf8(text)
+        ids = np.empty(len(raw) + 1, dtype=np.uint16)
+        ids[0] = self.bos_id
+        ids[1:] = np.frombuffer(raw, dtype=np.uint8)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of the bytes among `ids`; an id that is none gives U+FFFD."""
+        raw = bytearray()
+        for i in ids:
+            if 0 <= i < 256:
+                raw.append(i)
+            elif not 256 <= i < self.vocab_size:
+                raw += "\ufffd".encode()
+        return raw.decode("utf-8", errors="replace")
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Returns the entry; there is no file to write."""
+        return {"kind": "bytes"}
+
+
+def _load_bytes(entry: Mapping[str, Any], folder: Path) -> Tokenizer:
+    return ByteTokenizer()
+
+
+def _load_sentencepiece(entry: Mapping[str, Any], folder: Path) -> Tokenizer:
+    from llmasos_jax.data.sentencepiece import SentencePieceTokenizer
+
+    return SentencePieceTokenizer.from_file(entry_file(entry, folder))
+
+
+def _load_tokenizers(entry: Mapping[str, Any], folder: Path) -> Tokenizer:
+    from llmasos_jax.data.huggingface import HuggingFaceTokenizer
+
+    return HuggingFaceTokenizer.from_file(entry_file(entry, folder), entry)
+
+
+# What loads a kind: (entry, folder) -> Tokenizer. The libraries are imported only when used.
+TABLE: dict[str, Callable[[Mapping[str, Any], Path], Tokenizer]] = {
+    "bytes": _load_bytes,
+    "sentencepiece": _load_sentencepiece,
+    "tokenizers": _load_tokenizers,
+}
+
+
+def load_tokenizer(
+    entry: Mapping[str, Any], folder: Path, *, allow_code: bool = False
+) -> Tokenizer:
+    """Loads the tokenizer that a `model.json` describes; the inverse of `Tokenizer.save`.
+
+    Args:
+      entry: `{"kind": ..., "file": ..., ...}`; `file` stands in `folder`.
+      folder: the model's folder.
+      allow_code: whether `kind` may be `"package.module:name"`, a callable `(entry, folder) ->
+        Tokenizer`, which is imported and run. Off by default: opening a model runs no code.
+
+    Raises:
+      TokenizerError: the kind is unknown, or the file is absent or no such tokenizer.
+
+    Example:
+      >>> load_tokenizer({"kind": "bytes"}, Path(".")).vocab_size
+      259
+    """
+    kind = entry.get("kind")
+    if not isinstance(kind, str):
+        raise TokenizerError(
+            f"tokenizer.kind={kind!r} is not a string; known: {', '.join(sorted(TABLE))}"
+        )
+    if ":" in kind and not allow_code:
+        raise TokenizerError(
+            f'tokenizer.kind="{kind}" names code, and opening a model runs none; pass allow_code=True if you trust it'
+        )
+    try:
+        load = resolve(kind, TABLE, "tokenizer.kind")
+    except ConfigError as error:
+        raise TokenizerError(str(error)) from error
+    tokenizer = load(entry, folder)
+    if not isinstance(tokenizer, Tokenizer):
+        raise TokenizerError(
+            f'tokenizer.kind="{kind}" gave a {type(tokenizer).__name__}; expected vocab_size, bos_id, eos_id, '
+            "adds_bos, encode, decode and save (llmasos_jax.data.tokenizer.Tokenizer)"
+        )
+    return tokenizer
+
+
+def entry_file(entry: Mapping[str, Any], folder: Path) -> Path:
+    """Returns the path of an entry's file, which may not leave `folder`.
+
+    Raises:
+      TokenizerError: the entry has no file, the file leaves the folder, or is not there.
+    """
+    name = entry.get("file")
+    if not isinstance(name, str) or not name:
+        raise TokenizerError(
+            f'tokenizer "{entry["kind"]}" has file={name!r}; expected the name of its file'
+        )
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise TokenizerError(
+            f'tokenizer file "{name}" leaves the folder {folder}; copy it in and name it there'
+        )
+    if not path.is_file():
+        raise TokenizerError(
+            f"tokenizer file {path} is not there; put it back or correct tokenizer.file"
+        )
+    return path
+
+
+def build_tokenizer(cfg: Config, documents: Sequence[str], cache: Path) -> Tokenizer:
+    """Returns a training run's tokenizer: loads `cfg.tokenizer.path`, or trains one.
+
+    Args:
+      cfg: `tokenizer`, `model.vocab_size` and, for the split, `data` are read.
+      documents: all documents; a tokenizer is trained on those that are not held out.
+      cache: folder for the trained tokenizer, so that a second run does not train it again.
+
+    Raises:
+      TokenizerError: unknown kind, no such file, not such a file, more ids than `model.vocab_size`,
+        or too little text for so many pieces.
+    """
+    kind, path = cfg.tokenizer.kind, cfg.tokenizer.path
+    if kind == "sentencepiece" and path is None:
+        from llmasos_jax.data.sentencepiece import trained
+
+        tokenizer: Tokenizer = trained(cfg, documents, cache)
+    else:
+        if kind == "tokenizers" and path is None:
+            raise TokenizerError(
+                'tokenizer.kind="tokenizers" has no path; set tokenizer.path to a tokenizer.json '
+                '(only "sentencepiece" can be trained here)'
+            )
+        file = None if path is None else Path(path).expanduser()
+        if file is not None and file.is_dir():
+            file = file / ("tokenizer.json" if kind == "tokenizers" else "tokenizer.model")
+        entry = {"kind": kind} if file is None else {"kind": kind, "file": file.name}
+        tokenizer = load_tokenizer(entry, file.parent if file else Path(), allow_code=True)
+    if tokenizer.vocab_size > cfg.model.vocab_size:
+        raise TokenizerError(
+            f'tokenizer "{path or kind}" has {tokenizer.vocab_size} ids, model.vocab_size={cfg.model.vocab_size} is '
+            f"fewer; set model.vocab_size={tokenizer.vocab_size} or more"
+        )
+    return tokenizer
+
+
+def encode_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterable[Any]:
+    """Returns the ids of each text, by the tokenizer's faster way if it has one.
+
+    Example:
+      >>> [ids.tolist() for ids in encode_batch(ByteTokenizer(), ["a", ""])]
+      [[256, 97], [256]]
+    """
+    if isinstance(tokenizer, BatchTokenizer):
+        return tokenizer.encode_batch(texts)
+    return (tokenizer.encode(text) for text in texts)
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """Returns a hash of all that the tokenizer saves; equal tokenizers have equal ones.
+
+    Example:
+      >>> fingerprint(ByteTokenizer()) == fingerprint(ByteTokenizer())
+      True
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        digest = hashlib.sha256(repr(sorted(tokenizer.save(folder).items())).encode())
+        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+            digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
