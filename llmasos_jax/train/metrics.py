@@ -1,0 +1,146 @@
+"""What a run reports: names, units and formulas.
+
+| name | unit | what |
+|---|---|---|
+| step | steps | optimizer steps done, from 1 |
+| tokens | tokens | targets with weight above 0 seen so far, this run and those it goes on from |
+| loss | nats per token | what is differentiated: mean negative log-likelihood plus z-loss |
+| nll | nats per token | mean negative log-likelihood |
+| perplexity | | exp(nll) |
+| accuracy | share | targets that have the largest logit (and other sums of the objective) |
+| learning_rate | | of this step |
+| grad_norm | | global L2 norm of the gradient, before clipping |
+| param_norm, update_norm | | global L2 norms, after and of this step |
+| tokens_per_s | tokens per second | all positions of the batches since the last line |
+| step_time_s | seconds | per step since the last line, evaluation and saving left out |
+| mfu | share | see `mfu` |
+| data_wait | share | of the step time that the loop waited for the next batch |
+| heldout_loss, heldout_perplexity, heldout_tokens | nats per token, -, tokens | on held-out text |
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# Peak floating-point operations per second of one JAX device, dense bfloat16 with float32 sums,
+# from the makers' data sheets. A v2, v3 or 7x device is half a chip.
+PEAK_FLOPS: Mapping[str, float] = {
+    "TPU v2": 22.5e12,
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
+
+
+def mfu(flops_per_token: float, tokens_per_s: float, peak_flops: float, num_devices: int) -> float:
+    """Model FLOPs utilisation (Chowdhery et al., 2022, arXiv 2204.02311, appendix B).
+
+        mfu = flops_per_token * tokens_per_s / (peak_flops * num_devices)
+        flops_per_token = 6 * (parameters that go into products) + attention's products
+                          (`llmasos_jax.models.count.flops_per_token`)
+
+    What is computed twice to save memory does not count.
+
+    Args:
+      flops_per_token: floating-point operations of one token's forward and backward pass.
+      tokens_per_s: of the whole run.
+      peak_flops: operations per second of one device, see `peak_flops`.
+      num_devices: devices of the mesh.
+
+    Example:
+      >>> mfu(6e9, 10_000.0, 100e12, 2)
+      0.3
+    """
+    return flops_per_token * tokens_per_s / (peak_flops * num_devices)
+
+
+def peak_flops(device: Any) -> tuple[float, str]:
+    """The most floating-point operations per second of a device, and where the figure comes from.
+
+    Accelerators: the data sheet's bfloat16 peak. A CPU has no such figure that holds: a float32
+    product of 1024 x 1024 matrices is timed once per process (about 0.3 s), and the devices that a
+    host pretends to have share it. NaN for a device that is not in `PEAK_FLOPS`.
+    """
+    if device.platform == "cpu":
+        shared = len(jax.local_devices(backend="cpu"))
+        return _measured_cpu_flops() / shared, "float32 matrix product measured on this CPU"
+    # "NVIDIA H100 80GB HBM3" is an "NVIDIA H100": the longest name that it starts with.
+    known = [name for name in PEAK_FLOPS if device.device_kind.startswith(name)]
+    if not known:
+        return math.nan, f'unknown for "{device.device_kind}"'
+    return PEAK_FLOPS[max(known, key=len)], "bfloat16 peak of the data sheet"
+
+
+@functools.cache
+def _measured_cpu_flops(size: int = 1024, seconds: float = 0.3) -> float:
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        product = jax.jit(lambda a: a @ a)
+        a = jnp.full((size, size), 1.0 / size, jnp.float32)
+        product(a).block_until_ready()
+        best, end = math.inf, time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            product(a).block_until_ready()
+            best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best
+
+
+def perplexity(nll: float) -> float:
+    """exp(nats per token); infinite where that is beyond a float.
+
+    Example:
+      >>> perplexity(0.0), perplexity(1e4)
+      (1.0, inf)
+    """
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf
+
+
+def step_values(metrics: Any) -> dict[str, float]:
+    """Turns the `StepMetrics` of one step, already on the host, into named values."""
+    nll = float(metrics.nll)
+    return {
+        "loss": float(metrics.loss),
+        "nll": nll,
+        "perplexity": perplexity(nll),
+        **{name: float(value) for name, value in metrics.extra.items()},
+        "learning_rate": float(metrics.learning_rate),
+        "grad_norm": float(metrics.grad_norm),
+        "param_norm": float(metrics.param_norm),
+        "update_norm": float(metrics.update_norm),
+    }
+
+
+def heldout_values(loss_sum: float, nll_sum: float, weight_sum: float) -> dict[str, float]:
+    """Held-out loss and perplexity per token from sums over all held-out tokens.
+
+    Example:
+      >>> heldout_values(8.0, 8.0, 4.0)["heldout_loss"]
+      2.0
+    """
+    nll = nll_sum / weight_sum
+    return {
+        "heldout_loss": loss_sum / weight_sum,
+        "heldout_perplexity": perplexity(nll),
+        "heldout_tokens": weight_sum,
+    }

@@ -1,0 +1,108 @@
+"""What a model learns: how a batch is prepared (NumPy) and what loss it has (JAX)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from llmasos_jax.config.named import resolve
+from llmasos_jax.config.schema import ObjectiveConfig
+from llmasos_jax.errors import ConfigError
+from llmasos_jax.train.losses import cross_entropy
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LossSum:
+    """Sums over tokens; a mean is taken once, after all parts and devices are added.
+
+    Attributes:
+      loss_sum: what is differentiated: nats, plus the weighted z-loss.
+      nll_sum: negative log-likelihood alone, nats; perplexity comes from this one.
+      weight_sum: tokens that count.
+      extra: more sums by name, reported divided by `weight_sum` (`{"accuracy": correct tokens}`).
+    """
+
+    loss_sum: jax.Array
+    nll_sum: jax.Array
+    weight_sum: jax.Array
+    extra: dict[str, jax.Array] = field(default_factory=dict)
+
+    def __add__(self, other: LossSum) -> LossSum:
+        return jax.tree.map(lambda a, b: a + b, self, other)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A training objective.
+
+    Attributes:
+      prepare: the NumPy side, as in `llmasos_jax.data.objectives`; None leaves a packed row's
+        tokens and shifted targets as they are.
+      loss: `(model, batch, runtime, dropout) -> LossSum`, where `model` is a bound Transformer,
+        `batch` a `Batch` of arrays [B, T], `runtime` a `Runtime`, and `dropout` what
+        `Transformer.hidden` takes (None: no dropout).
+
+    Example:
+      Kept outside the package and named `"my_module:objective"` in `config.objective.name`:
+
+      >>> def loss(model, batch, runtime, dropout):
+      ...     ...
+      >>> objective = Objective(prepare=None, loss=loss)
+    """
+
+    prepare: Callable[..., Any] | None
+    loss: Callable[..., LossSum]
+
+
+def causal(cfg: ObjectiveConfig) -> Objective:
+    """Predicts each token from those before it, with z-loss (PaLM, arXiv 2204.02311, section 5)."""
+
+    def loss(model: Any, batch: Any, runtime: Any, dropout: Any) -> LossSum:
+        hidden = model.hidden(
+            batch.tokens,
+            positions_bt=batch.positions,
+            segment_ids_bt=batch.segment_ids,
+            runtime=runtime,
+            dropout=dropout,
+        )
+        sums = cross_entropy(model.logits(hidden.x_btd, runtime), batch.targets, batch.loss_weights)
+        return LossSum(
+            loss_sum=sums.nll_sum + cfg.z_loss * sums.z_sum,
+            nll_sum=sums.nll_sum,
+            weight_sum=sums.weight_sum,
+            extra={"accuracy": sums.correct_sum},
+        )
+
+    # The causal shift is what the data pipeline does to a packed row when nothing else is asked.
+    return Objective(prepare=None, loss=loss)
+
+
+TABLE: Mapping[str, Callable[[ObjectiveConfig], Objective]] = {"causal": causal}
+
+
+def build_objective(cfg: ObjectiveConfig) -> Objective:
+    """Returns the objective that a config names.
+
+    Args:
+      cfg: `name` is a key of `TABLE`, or `"package.module:name"` of an `Objective` or of a function
+        from an ObjectiveConfig to one.
+
+    Raises:
+      ConfigError: no such objective, or the name points to something else.
+
+    Example:
+      >>> build_objective(ObjectiveConfig()).loss.__name__
+      'loss'
+    """
+    found = resolve(cfg.name, TABLE, "objective.name")
+    objective = found if isinstance(found, Objective) or not callable(found) else found(cfg)
+    if not isinstance(objective, Objective):
+        raise ConfigError(
+            f'objective.name="{cfg.name}" gives a {type(objective).__name__}; it has to be a '
+            "llmasos_jax.train.objective.Objective, or a function from an ObjectiveConfig to one"
+        )
+    return objective

@@ -1,0 +1,101 @@
+"""Which leaf of a parameter tree is which kind of weight, told by its name.
+
+Names, not dimensions: weights are stored unflattened (q is [D, N, H]) and scanned layers carry a
+leading layer axis, so a norm's scale may have two dimensions and a matrix may have four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from llmasos_jax.errors import ConfigError
+
+Path = tuple[str, ...]
+
+# Weights of products: how many dimensions go in and how many come out, as one layer stores them.
+_IN_OUT: dict[str, tuple[int, int]] = {
+    "q": (1, 2),
+    "k": (1, 2),
+    "v": (1, 2),
+    "o": (2, 1),
+    "gate": (1, 1),
+    "up": (1, 1),
+    "down": (1, 1),
+    "w": (1, 1),
+    "table": (1, 1),
+}
+_VECTORS = ("scale", "bias", "positions")
+_BLOCKS = ("prefix", "periods", "suffix", "layers")
+
+
+class Matrix(NamedTuple):
+    """The dimensions of a stored weight that a product contracts, and those that it gives."""
+
+    in_dims: tuple[int, ...]
+    out_dims: tuple[int, ...]
+
+
+def matrix(path: Path) -> Matrix | None:
+    """Which dimensions of a leaf make a matrix; None for scales, biases and learned positions.
+
+    Args:
+      path: keys from the root of the parameter tree.
+
+    Raises:
+      ConfigError: a weight of an unknown name.
+
+    Example:
+      >>> matrix(("periods", "0", "attn", "o"))
+      Matrix(in_dims=(1, 2), out_dims=(3,))
+      >>> matrix(("final_norm", "scale")) is None
+      True
+    """
+    name = path[-1]
+    if name in _VECTORS or name.endswith("_bias"):
+        return None
+    if name not in _IN_OUT:
+        raise ConfigError(
+            f'the optimizer does not know the weight "{".".join(path)}": add "{name}" to the table '
+            "in llmasos_jax/train/weights.py, with the dimensions that its product contracts"
+        )
+    num_in, num_out = _IN_OUT[name]
+    start = int(is_stacked(path))
+    middle = start + num_in
+    return Matrix(tuple(range(start, middle)), tuple(range(middle, middle + num_out)))
+
+
+def is_stacked(path: Path) -> bool:
+    """Whether dimension 0 counts layers: each of them is a weight of its own."""
+    return path[0] == "periods"
+
+
+def is_in_block(path: Path) -> bool:
+    """Whether the weight belongs to a layer, not to the embedding, the final norm or the head."""
+    return path[0] in _BLOCKS
+
+
+def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """`jax.tree.map` whose function gets the path of the leaf first."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: fn(tuple(str(key.key) for key in path), *leaves), tree, *rest
+    )
+
+
+def decay_mask(params: Any) -> Any:
+    """A tree of booleans: which weights weight decay pulls towards zero.
+
+    Weights of products: yes, the embedding table included when it is the output layer too.
+    A table that is only looked up: no. A row that seldom occurs gets hardly any gradient, so decay
+    alone would shrink it, and the norm behind it would then enlarge its gradients
+    (OLMo Team, 2025, arXiv 2501.00656, section 3, takes it away for that reason).
+    Scales, biases, learned positions: no.
+    """
+    is_tied = "head" not in params
+
+    def decays(path: Path, _: Any) -> bool:
+        return matrix(path) is not None and (is_tied or path[-1] != "table")
+
+    return map_named(decays, params)
