@@ -1,0 +1,206 @@
+"""`model.json` as frozen dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmasos_jax.config.model import ModelConfig, RopeScaling
+from llmasos_jax.errors import ConfigError, FormatError
+from llmasos_jax.format.strict import check, parse_json, schema, shown
+
+FORMAT_VERSION = "1"
+MAX_BYTES = 16 * 2**20  # of model.json
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """One safetensors file: its name in the model's folder, length in bytes, SHA-256 in hex."""
+
+    file: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The files with the weights, and the index of which tensor is where (None: one file)."""
+
+    files: tuple[WeightsFile, ...]
+    index: str | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Where generated text ends: after one of `eos_ids`, before one of the strings in `stop`."""
+
+    eos_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `model.json` says.
+
+    Attributes:
+      name: the model's name.
+      version: the model's own version.
+      architecture: "Transformer" or the family; it names, `parameters` alone say what is computed.
+      parameters: what the Transformer is.
+      format_version: of this format, "1" or "1.MINOR".
+      weights: the files with the weights; None where the file does not list them.
+      tokenizer: the entry that `data.tokenizer.load_tokenizer` takes; None if the model reads ids.
+      generation: where generated text ends.
+      metadata: anything; it never changes what the model computes.
+    """
+
+    name: str
+    parameters: ModelConfig
+    version: str = "1.0"
+    architecture: str = "Transformer"
+    format_version: str = FORMAT_VERSION
+    weights: Weights | None = None
+    tokenizer: Mapping[str, Any] | None = None
+    generation: Generation = field(default_factory=Generation)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def replace(self, **changes: Any) -> Manifest:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def parse_manifest(raw: bytes, where: str = "model.json") -> Manifest:
+    """Reads the text of a `model.json`.
+
+    Args:
+      raw: UTF-8 JSON.
+      where: the file, for messages.
+
+    Raises:
+      FormatError: it does not follow the format. No other error comes out, whatever the bytes.
+
+    Example:
+      >>> seed = b'''{"name": "m", "version": "1.0", "architecture": "Transformer",
+      ...   "parameters": {"vocab_size": 10000, "embedding_dim": 512, "num_layers": 12}}'''
+      >>> parse_manifest(seed).parameters.query_heads
+      8
+    """
+    if len(raw) > MAX_BYTES:
+        raise FormatError(f"{where} has {len(raw)} bytes; a model.json has at most {MAX_BYTES}")
+    found = parse_json(raw, where)
+    _check_version(found, where)
+    check(found, schema(), "", where)
+    weights = found.get("weights")
+    generation = found.get("generation", {})
+    parameters = _parameters(found["parameters"], where)
+    eos_ids = tuple(generation.get("eos_ids", ()))
+    for token in eos_ids:
+        if token >= parameters.vocab_size:
+            raise FormatError(
+                f"{where}: generation.eos_ids has {token}, the model's ids end at "
+                f"vocab_size - 1 = {parameters.vocab_size - 1}"
+            )
+    return Manifest(
+        name=found["name"],
+        version=found["version"],
+        architecture=found["architecture"],
+        parameters=parameters,
+        format_version=found.get("format_version", FORMAT_VERSION),
+        weights=None if weights is None else _weights(weights, where),
+        tokenizer=found.get("tokenizer"),
+        generation=Generation(eos_ids, tuple(generation.get("stop", ()))),
+        metadata=found.get("metadata", {}),
+    )
+
+
+def _check_version(found: Any, where: str) -> None:
+    """A newer major is refused by name, before anything else in the file can look wrong."""
+    version = found.get("format_version", FORMAT_VERSION) if isinstance(found, dict) else None
+    if not isinstance(version, str) or not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4})?", version):
+        if isinstance(found, dict):
+            raise FormatError(
+                f'{where}: format_version = {shown(version)} must be a string such as "1"'
+            )
+        return
+    if int(version.split(".")[0]) != int(FORMAT_VERSION):
+        raise FormatError(
+            f"{where} is of format {version}, this program reads format {FORMAT_VERSION}; "
+            "update llmasos_jax, or convert the model with the program that wrote it"
+        )
+
+
+def _parameters(found: dict[str, Any], where: str) -> ModelConfig:
+    values = _as_floats(found, ModelConfig)
+    values["rope_scaling"] = RopeScaling(**_as_floats(found.get("rope_scaling", {}), RopeScaling))
+    if "attention_windows" in values:
+        values["attention_windows"] = tuple(values["attention_windows"])
+    try:
+        return ModelConfig(**values)
+    except ConfigError as error:
+        text = str(error).replace("model.", "parameters.")
+        raise FormatError(f"{where}: {text}") from error
+
+
+def _as_floats(found: dict[str, Any], kind: type) -> dict[str, Any]:
+    """JSON writes 10000.0 as 10000; where the field is a float, make it one."""
+    floats = {f.name for f in dataclasses.fields(kind) if "float" in str(f.type)}
+    return {k: float(v) if k in floats and v is not None else v for k, v in found.items()}
+
+
+def _weights(found: dict[str, Any], where: str) -> Weights:
+    files = tuple(WeightsFile(**entry) for entry in found["files"])
+    names = [entry.file for entry in files] + [found.get("index") or "model.json", "model.json"]
+    twice = sorted({n for n in names[:-1] if names[:-1].count(n) > 1})
+    if twice or "model.json" in names[: len(files)]:
+        raise FormatError(f'{where}: weights names "{(twice or names)[0]}" twice or for two things')
+    return Weights(files, found.get("index"))
+
+
+def to_json(manifest: Manifest) -> str:
+    """The text of a `model.json`: every parameter is written, its default too.
+
+    Raises:
+      FormatError: the manifest breaks a rule of the format (a name too long, metadata that is not
+        JSON), so that nothing is ever written that could not be read.
+    """
+    fields = dataclasses.asdict(manifest)
+    order = ("format_version", "name", "version", "architecture", "parameters", "weights")
+    found = {name: fields[name] for name in (*order, "tokenizer", "generation", "metadata")}
+    if manifest.weights is None:
+        del found["weights"]
+    elif manifest.weights.index is None:
+        del found["weights"]["index"]
+    try:
+        text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        raw = text.encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FormatError(f"model.json cannot hold this model's entries: {error}") from error
+    parse_manifest(raw)
+    return text
+
+
+def check_code(manifest: Manifest, where: str) -> None:
+    """Refuses a model that names code which the running program has not imported by itself.
+
+    Reading a model never runs code. A part called "package.module:name" is therefore accepted only
+    when that module is already there, because the user's own program imported it.
+
+    Raises:
+      FormatError: the model names such a part.
+    """
+    values = {
+        f"parameters.{k}": getattr(manifest.parameters, k) for k in ("attention", "norm", "mlp")
+    }
+    values["tokenizer.kind"] = (manifest.tokenizer or {}).get("kind")
+    for path, value in values.items():
+        module = value.partition(":")[0] if isinstance(value, str) and ":" in value else None
+        if module is not None and module not in sys.modules:
+            raise FormatError(
+                f'{where}: {path} = "{shown(value)}" names code outside the format, and reading a '
+                f'model runs no code; if you trust it, "import {shown(module)}" first'
+            )

@@ -1,0 +1,145 @@
+"""The tensors of a model: their names in files, shapes, axes, and places in a tree of parameters.
+
+file                tree of the unrolled layout         tree of a training run
+embed.table         embed / table                       embed / table
+layers.5.attn.q     prefix / 5 / attn / q               periods / 0 / attn / q, row 5
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.errors import FormatError, did_you_mean
+from llmasos_jax.format.strict import shown
+from llmasos_jax.format.tensorfile import StoredTensor
+from llmasos_jax.models.definition import file_def
+from llmasos_jax.models.layout import Layout
+
+LAYERS = "layers"
+_UNROLLED = "prefix"  # where the unrolled layout keeps its layers
+_SHOWN_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor that a model has.
+
+    Attributes:
+      shape: sizes of its axes.
+      axes: logical name of each axis ("embed", "heads", ...; None: never split).
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+
+
+@functools.lru_cache(maxsize=64)
+def expected(cfg: ModelConfig) -> Mapping[str, TensorSpec]:
+    """Every tensor of a model, by its name in files, in the order in which they are written.
+
+    Example:
+      >>> specs = expected(ModelConfig(vocab_size=10, embedding_dim=64, num_layers=2))
+      >>> list(specs)[:2], specs["layers.1.attn.q"].shape
+      (['embed.table', 'layers.0.attn.k'], (64, 1, 64))
+    """
+    # One layer stands for all: what differs between layers (windows) has no weights.
+    definition = file_def(cfg.replace(num_layers=1, attention_windows=(None,)))
+    shapes, axes = flatten(definition.shapes), flatten(definition.axes)
+    one = {name: TensorSpec(tuple(shapes[name].shape), tuple(axes[name])) for name in shapes}
+    stem = f"{LAYERS}.0."
+    block = {name.removeprefix(stem): spec for name, spec in one.items() if name.startswith(stem)}
+    head = {name: spec for name, spec in one.items() if name.startswith("embed.")}
+    layers = {
+        f"{LAYERS}.{i}.{name}": spec for i in range(cfg.num_layers) for name, spec in block.items()
+    }
+    tail = {n: s for n, s in one.items() if n not in head and not n.startswith(stem)}
+    return MappingProxyType({**head, **layers, **tail})
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Names the leaves of an unrolled tree of parameters as files do.
+
+    Example:
+      >>> flatten({"prefix": {"0": {"attn": {"q": 1}}}, "embed": {"table": 2}})
+      {'layers.0.attn.q': 1, 'embed.table': 2}
+    """
+    named: dict[str, Any] = {}
+    for key, node in tree.items():
+        key = LAYERS if key == _UNROLLED else key
+        _flatten_into(named, key, node)
+    return named
+
+
+def _flatten_into(named: dict[str, Any], name: str, node: Any) -> None:
+    if isinstance(node, Mapping):
+        for key, below in node.items():
+            _flatten_into(named, f"{name}.{key}", below)
+    else:
+        named[name] = node
+
+
+def unflatten(named: Mapping[str, Any]) -> dict[str, Any]:
+    """The unrolled tree whose leaves have these names: the inverse of `flatten`.
+
+    Example:
+      >>> unflatten({"layers.0.attn.q": 1})
+      {'prefix': {'0': {'attn': {'q': 1}}}}
+    """
+    tree: dict[str, Any] = {}
+    for name, leaf in named.items():
+        *parents, last = name.split(".")
+        if parents and parents[0] == LAYERS:
+            parents[0] = _UNROLLED
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+def place_of(name: str, layout: Layout) -> tuple[str, int | None]:
+    """Where a file's tensor is in a tree of parameters: path with slashes, and row if stacked.
+
+    Example:
+      >>> place_of("layers.5.attn.q", Layout(prefix=0, period=2, count=3, suffix=0))
+      ('periods/1/attn/q', 2)
+    """
+    parts = name.split(".")
+    if parts[0] != LAYERS:
+        return "/".join(parts), None
+    part, key, row = layout.place_of(int(parts[1]))
+    return "/".join([part, str(key), *parts[2:]]), row
+
+
+def check_tensors(cfg: ModelConfig, found: Mapping[str, StoredTensor], where: str) -> None:
+    """Raises FormatError, naming each, unless `found` are exactly the tensors of the model."""
+    wanted = expected(cfg)
+    if wanted.keys() == found.keys() and all(found[n].shape == s.shape for n, s in wanted.items()):
+        return
+    problems = [
+        f"  {name}: the file has {list(found[name].shape)}, the model {list(spec.shape)}"
+        for name, spec in wanted.items()
+        if name in found and found[name].shape != spec.shape
+    ]
+    extra = [name for name in found if name not in wanted]
+    missing = [name for name in wanted if name not in found]
+    problems += _lines(missing, extra, lambda n: f"missing, expected {list(wanted[n].shape)}")
+    problems += _lines(extra, missing, lambda n: f"{found[n]} is not a tensor of the model")
+    more = len(problems) - _SHOWN_PROBLEMS
+    lines = problems[:_SHOWN_PROBLEMS] + ([f"  and {more} more"] if more > 0 else [])
+    raise FormatError(
+        f"{where}: {len(problems)} tensors do not fit `parameters`:\n" + "\n".join(lines)
+    )
+
+
+def _lines(names: list[str], others: list[str], say: Any) -> list[str]:
+    few = others[:200]  # looking for near names takes time that a hostile file must not choose
+    hints = (
+        did_you_mean(n, few) if few and i < _SHOWN_PROBLEMS else "" for i, n in enumerate(names)
+    )
+    return [f"  {shown(n)}: {say(n)}{hint}" for n, hint in zip(names, hints, strict=True)]

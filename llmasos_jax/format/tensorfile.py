@@ -1,0 +1,201 @@
+"""One safetensors file: its header checked before anything is believed, its tensors read lazily.
+
+    8 bytes: N, little-endian | N bytes: JSON header | the tensors' bytes, one after the other
+
+Written here rather than through the safetensors library because that one wants every tensor in
+memory to write, and because a reader of strangers' files must say which tensor is wrong and how. The
+tests read and write with the library too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from llmasos_jax.errors import FormatError
+from llmasos_jax.format.strict import parse_json, shown
+
+DTYPES = {
+    "F32": np.dtype(np.float32),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+}
+CODES = {str(dtype): code for code, dtype in DTYPES.items()}
+MAX_HEADER = 100_000_000  # bytes; the library's own limit
+MAX_RANK = 8
+# Tensors start on this boundary, so that a mapped file can be used without a copy.
+_ALIGN = 64
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that is read when asked for.
+
+    Attributes:
+      shape: sizes of its axes.
+      dtype: "float32", "bfloat16" or "float16".
+      read: gives the array; a view of the mapped file where there is one, so copy it to change it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return math.prod(self.shape) * DTYPES[CODES[self.dtype]].itemsize
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(str(size) for size in self.shape)}]"
+
+
+def stored(array: Any) -> StoredTensor:
+    """Wraps an array that is in memory already.
+
+    Raises:
+      FormatError: its dtype is not one that the format stores.
+    """
+    if str(array.dtype) not in CODES:
+        raise FormatError(f"a {array.dtype} cannot be stored; cast it to one of {', '.join(CODES)}")
+    return StoredTensor(tuple(array.shape), str(array.dtype), lambda: np.asarray(array))
+
+
+def open_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Maps a safetensors file and checks its header; reads no tensor.
+
+    Args:
+      path: a regular file.
+
+    Returns:
+      Its tensors by name, in the order of the file.
+
+    Raises:
+      FormatError: it is not a safetensors file of float tensors. No other error comes out, whatever
+        the bytes.
+    """
+    where = path.name
+    try:
+        size = path.stat().st_size
+        if size < 8:
+            raise FormatError(f"{where} has {size} bytes; a safetensors file has at least 8")
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(MAX_HEADER, size - 8):
+                raise FormatError(
+                    f"{where} claims a header of {length} bytes; the file has {size} and a header "
+                    f"at most {MAX_HEADER}. It is cut off, or not a safetensors file"
+                )
+            raw = file.read(length)
+        entries = parse_header(raw, size - 8 - length, where)
+        if size == 8 + length:
+            return {n: StoredTensor(e.shape, e.dtype, _empty(e)) for n, e in entries.items()}
+        data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length)
+    except OSError as error:
+        raise FormatError(f"cannot read {where}: {error.strerror or error}") from error
+    return {n: StoredTensor(e.shape, e.dtype, _slice(data, e)) for n, e in entries.items()}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor's place: shape, dtype by name, first and past-the-last byte after the header."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    begin: int
+    end: int
+
+
+def _slice(data: np.ndarray, entry: Entry) -> Callable[[], np.ndarray]:
+    dtype = DTYPES[CODES[entry.dtype]]
+    if entry.begin == entry.end:
+        return _empty(entry)
+    return lambda: data[entry.begin : entry.end].view(np.ndarray).view(dtype).reshape(entry.shape)
+
+
+def _empty(entry: Entry) -> Callable[[], np.ndarray]:
+    return lambda: np.zeros(entry.shape, DTYPES[CODES[entry.dtype]])
+
+
+def parse_header(raw: bytes, data_size: int, where: str) -> dict[str, Entry]:
+    """Checks a safetensors header against the number of bytes that follow it.
+
+    Raises:
+      FormatError: an entry is malformed, or the tensors do not fill the data exactly, without gaps
+        and without overlaps.
+    """
+    if raw[:1] != b"{":
+        raise FormatError(f"{where}: the header is not a JSON object; not a safetensors file")
+    header = parse_json(raw, where)
+    notes = header.pop("__metadata__", {})
+    if not isinstance(notes, dict) or not all(isinstance(v, str) for v in notes.values()):
+        raise FormatError(f"{where}: __metadata__ must map strings to strings")
+    entries = {name: _entry(name, value, where) for name, value in header.items()}
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if entry.begin != end:
+            problem = "overlaps the one before" if entry.begin < end else "leaves a gap"
+            raise FormatError(
+                f"{where}: {shown(name)} begins at byte {entry.begin}, which {problem} "
+                f"(expected {end})"
+            )
+        end = entry.end
+    if end != data_size:
+        raise FormatError(
+            f"{where}: the tensors end at byte {end} of the data, the file has {data_size}; "
+            "it is cut off or damaged"
+        )
+    return entries
+
+
+def _entry(name: str, value: Any, where: str) -> Entry:
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise FormatError(
+            f"{where}: {shown(name)} must have exactly the keys dtype, shape and data_offsets"
+        )
+    code, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(code, str) or code not in DTYPES:
+        raise FormatError(
+            f"{where}: {shown(name)} has dtype {shown(code)}; the format stores {', '.join(DTYPES)}"
+        )
+    if not _are_sizes(shape) or len(shape) > MAX_RANK:
+        raise FormatError(f"{where}: {shown(name)} has shape {shown(shape)}, which no tensor has")
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise FormatError(f"{where}: {shown(name)} has data_offsets {shown(offsets)}")
+    expected = math.prod(shape) * DTYPES[code].itemsize
+    if offsets[1] - offsets[0] != expected:
+        raise FormatError(
+            f"{where}: {shown(name)} takes {offsets[1] - offsets[0]} bytes, {code} of shape "
+            f"{shown(shape)} takes {expected}"
+        )
+    return Entry(tuple(shape), str(DTYPES[code]), offsets[0], offsets[1])
+
+
+def _are_sizes(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 2**62 for v in values
+    )
+
+
+def build_header(tensors: Mapping[str, StoredTensor]) -> bytes:
+    """The first bytes of a file with these tensors: length and header, padded with spaces."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "llmasos-1"}}
+    begin = 0
+    for name, tensor in tensors.items():
+        end = begin + tensor.nbytes
+        entries[name] = {
+            "dtype": CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+        begin = end
+    raw = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    raw += b" " * (-(8 + len(raw)) % _ALIGN)
+    return len(raw).to_bytes(8, "little") + raw
