@@ -2,9 +2,9 @@
 
 Axis key, used in docstrings (`[B, T, D]`), array suffixes (`x_btd`) and einsum strings:
 
-    B batch            T query position     S key/value position   D model width
-    F feed-forward     N query heads        K key/value heads      G query heads per key head (N = K*G)
-    H head width       V vocabulary         L layers               E experts
+    B batch          T query position   S key/value position  D model width
+    F feed-forward   N query heads      K key/value heads     G query heads per key head, N = K*G
+    H head width     V vocabulary       L layers              E experts
 """
 
 from __future__ import annotations

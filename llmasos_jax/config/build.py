@@ -226,9 +226,10 @@ def _checked(kind: Any, value: Any, path: str) -> Any:
         kinds = [k for k in typing.get_args(kind) if k is not type(None)]
         if len(kinds) == 1 and _fits(kinds[0], value):
             return _checked(kinds[0], value, path)
-    elif typing.get_origin(kind) is tuple and isinstance(value, tuple | list):
-        inner = typing.get_args(kind)[0]
-        return tuple(_checked(inner, v, f"{path}[{i}]") for i, v in enumerate(value))
+    elif typing.get_origin(kind) is tuple:
+        if isinstance(value, tuple | list):
+            inner = typing.get_args(kind)[0]
+            return tuple(_checked(inner, v, f"{path}[{i}]") for i, v in enumerate(value))
     elif _fits(kind, value):
         return kind(value)
     got = "" if value is None else f" is a {type(value).__name__}"

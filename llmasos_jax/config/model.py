@@ -218,8 +218,8 @@ def _check_heads(cfg: ModelConfig) -> None:
         )
     if cfg.position == "rope" and cfg.rope_width < 2:
         raise ConfigError(
-            f"model.rope_fraction={cfg.rope_fraction} of head_dim={cfg.head_width} leaves nothing to "
-            "rotate; raise either, or set model.position"
+            f"model.rope_fraction={cfg.rope_fraction} of head_dim={cfg.head_width} leaves nothing "
+            "to rotate; raise either, or set model.position"
         )
 
 

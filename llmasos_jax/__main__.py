@@ -1,0 +1,7 @@
+"""`python -m llmasos_jax` is the command `llmasos`."""
+
+import sys
+
+from llmasos_jax.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,80 @@
+"""What a notebook calls: the verbs of the command line as functions, and the standard's class."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmasos_jax.config.build import Source, load_config
+
+if TYPE_CHECKING:
+    from llmasos_jax.format.convert import ConvertResult
+    from llmasos_jax.generate.model import Model
+    from llmasos_jax.train.run import TrainResult
+
+
+def train(
+    config: Source, workdir: str | os.PathLike[str] | None = None, hooks: Sequence[Any] = ()
+) -> TrainResult:
+    """Trains a config, or goes on where its folder stopped.
+
+    Args:
+      config: a ConfigDict, a `Config`, a path, or the name of a packaged config.
+      workdir: the training folder; None makes a new one, `runs/<name>-<time>`.
+      hooks: called beside those that the config names.
+
+    Returns:
+      What the run came to; a notebook shows it as a table.
+
+    Raises:
+      ConfigError: the config is wrong, or differs from the run in `workdir` where it must not.
+      TrainingFailedError: the loss is no longer finite.
+      PreemptedError: the process was asked to stop; the same call goes on.
+    """
+    from llmasos_jax.train.run import run
+
+    resolved = load_config(config)
+    if workdir is None:
+        now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        workdir = Path("runs") / f"{resolved.name}-{now}"
+    return run(resolved, Path(workdir), hooks)
+
+
+def convert(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> ConvertResult:
+    """Writes an LLMasOS model from a training folder, or from one step of its checkpoints.
+
+    Args:
+      source: the training folder (its newest checkpoint is taken), or a checkpoint's folder.
+      out: the model's folder.
+
+    Returns:
+      What was written.
+
+    Raises:
+      CheckpointError: `source` holds no whole checkpoint.
+      FormatError: `out` cannot be written.
+    """
+    from llmasos_jax.format.convert import convert as convert_checkpoint
+
+    return convert_checkpoint(Path(source), Path(out))
+
+
+class LLMasOS:
+    """The name under which the LLMasOS standard documents its functions."""
+
+    @staticmethod
+    def load_model(source: str | os.PathLike[str], **options: Any) -> Model:
+        """The same as `llmasos.load_model`."""
+        from llmasos_jax.generate.load import load_model
+
+        return load_model(source, **options)
+
+    @staticmethod
+    def init_model(source: str | os.PathLike[str], **options: Any) -> Model:
+        """The same as `llmasos.init_model`."""
+        from llmasos_jax.generate.load import init_model
+
+        return init_model(source, **options)

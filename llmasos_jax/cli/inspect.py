@@ -1,0 +1,139 @@
+"""Says what is inside a model, a training folder or a checkpoint. Reads headers, no weights."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from llmasos_jax.cli.options import add_json, print_json
+from llmasos_jax.errors import FormatError
+from llmasos_jax.show import Shown
+
+
+@dataclass(frozen=True)
+class Contents(Shown):
+    """What `inspect` answers.
+
+    Attributes:
+      kind: "model" or "checkpoint".
+      path: where it was found.
+      name: of the model or the run.
+      architecture, version: of a model.
+      step: of a checkpoint, in optimizer steps.
+      parameters: numbers in the model's tensors.
+      tokenizer: its kind.
+      config: the fields that are not at their defaults.
+      tensors: name -> dtype and shape.
+    """
+
+    kind: str
+    path: str
+    name: str
+    parameters: int
+    config: dict[str, Any]
+    tensors: dict[str, str]
+    architecture: str | None = None
+    version: str | None = None
+    step: int | None = None
+    tokenizer: str | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `llmasos inspect`."""
+    parser.add_argument(
+        "path", type=Path, metavar="PATH", help="a model, a training folder or a checkpoint"
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Looks, and prints what was found."""
+    found = look(args.path)
+    if args.json:
+        print_json(found.to_dict())
+        return
+    for name, value in found.to_dict().items():
+        if isinstance(value, dict):
+            print(f"{name}")
+            width = max((len(key) for key in value), default=0)
+            for key, text in value.items():
+                print(f"  {key:<{width}}  {text}")
+        else:
+            print(f"{name:<14}{value:,}" if isinstance(value, int) else f"{name:<14}{value}")
+
+
+def look(path: Path) -> Contents:
+    """Finds out what stands at `path`.
+
+    Raises:
+      FormatError: nothing that this program reads.
+      CheckpointError: a checkpoint, but a damaged one.
+    """
+    from llmasos_jax.checkpoint import steps
+
+    if path.suffix == ".json" or (path / "model.json").is_file():
+        return _model(path)
+    if steps.is_step_folder(path) or steps.all_steps(path) or (path / steps.FOLDER).is_dir():
+        return _checkpoint(steps.find_step(path))
+    raise FormatError(
+        f'"{path}" is neither a model (a folder with a model.json), nor a training folder, nor a '
+        "checkpoint" + ("" if path.exists() else "; there is nothing at all")
+    )
+
+
+def _model(path: Path) -> Contents:
+    from llmasos_jax.format.read import read_manifest, read_model
+
+    manifest = read_manifest(path)
+    # A model.json may come without weights; it is worth a look all the same.
+    files = read_model(path) if manifest.weights else None
+    return Contents(
+        kind="model",
+        path=str(path),
+        name=manifest.name,
+        architecture=manifest.architecture,
+        version=manifest.version,
+        parameters=files.num_parameters if files else 0,
+        tokenizer=str(manifest.tokenizer["kind"]) if manifest.tokenizer else None,
+        config=_changed(manifest.parameters),
+        tensors={name: str(tensor) for name, tensor in files.tensors.items()} if files else {},
+    )
+
+
+def _checkpoint(step_folder: Path) -> Contents:
+    from llmasos_jax.checkpoint import steps
+    from llmasos_jax.checkpoint.stored import read_leaves
+    from llmasos_jax.config.build import from_dict
+
+    config = from_dict(steps.read_json(step_folder, steps.CONFIG))
+    leaves = read_leaves(step_folder)
+    return Contents(
+        kind="checkpoint",
+        path=str(step_folder),
+        name=config.name,
+        step=int(step_folder.name),
+        parameters=sum(
+            math.prod(leaf.shape) for name, leaf in leaves.items() if name.startswith("params/")
+        ),
+        tokenizer=config.tokenizer.kind,
+        config=_changed(config),
+        tensors={name: str(leaf) for name, leaf in leaves.items()},
+    )
+
+
+def _changed(config: Any) -> dict[str, Any]:
+    """The fields of a config that are not at their defaults."""
+    changed: dict[str, Any] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if value == default:
+            continue
+        if is_dataclass(value):
+            changed |= {f"{field.name}.{k}": v for k, v in _changed(value).items()}
+        else:
+            changed[field.name] = list(value) if isinstance(value, tuple) else value
+    return changed

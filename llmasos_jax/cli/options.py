@@ -1,0 +1,52 @@
+"""What several verbs share: `--config`, `--json`, and how they print."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from llmasos_jax.config.schema import Config
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Adds `--config`; the overrides beside it are read by `cli.main.parse`."""
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="X",
+        help="a config file, or the name of a packaged one (quickstart); "
+        "change fields with --config.train.steps=100",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Adds `--json`."""
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object on standard output"
+    )
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    """The config that `--config` and its overrides describe.
+
+    Raises:
+      ConfigError: no such config, or a field that is unknown or does not fit.
+    """
+    from llmasos_jax.config.build import build, read_config
+    from llmasos_jax.config.flags import apply_overrides
+
+    config = read_config(args.config)
+    apply_overrides(config, args.overrides)
+    return build(config)
+
+
+def print_json(values: dict[str, Any]) -> None:
+    """Prints one JSON object on one line of standard output."""
+    print(json.dumps(values, ensure_ascii=False))
+
+
+def note(text: str) -> None:
+    """Prints what is not the answer itself on standard error."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,43 @@
+"""Trains a config, or goes on where its folder stopped.
+
+Going on may change train.steps, logging, evaluation, checkpoints, sampling and the mesh; any other
+difference is an error that lists it. Ctrl-C or SIGTERM saves and stops with status 75.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from llmasos_jax.cli.options import add_config, add_json, config_of, note, print_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `llmasos train`."""
+    add_config(parser)
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="training folder: checkpoints, config.json, metrics.jsonl, tensorboard",
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains, then says what came out and what was compiled."""
+    config = config_of(args)  # a wrong config fails before JAX is imported
+
+    from llmasos_jax import api
+    from llmasos_jax.cli.compile_cache import use_compile_cache
+
+    count = use_compile_cache()
+    try:
+        result = api.train(config, args.workdir)
+    finally:
+        note(str(count))
+    if args.json:
+        print_json(result.to_dict())
+    else:
+        print(result)

@@ -1,0 +1,113 @@
+"""The command line: help, exit statuses, and one clear line for what is wrong."""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+
+from llmasos_jax import errors
+from llmasos_jax.cli import main as cli
+
+
+def command(*words, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "llmasos", *words], capture_output=True, text=True, **options
+    )
+
+
+def test_help_answers_in_half_a_second():
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        done = command("--help")
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0
+    assert statistics.median(seconds) < 0.5, seconds
+    for verb in cli.VERBS:
+        assert f"\n  {verb} " in done.stdout
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_help(verb, capsys):
+    assert cli.main([verb, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: llmasos {verb}") and "--debug" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("trian --config=tiny", 'there is no verb "trian"; did you mean "train"?'),
+        ("--versoin", 'there is no option --versoin; did you mean "--version"?'),
+        ("train --workdr=x", 'there is no option --workdr; did you mean "--workdir"?'),
+        ("train --config=tiny", "the following arguments are required: --workdir"),
+        ("train --config=tiny --workdir=x y", "'y' is one argument too many"),
+        ("train --config=tinny --workdir=x", 'did you mean "tiny"?'),
+        ("train --config=tiny --workdir=x --config.train.step=3", 'did you mean "train.steps"?'),
+        ("train --config=tiny --workdir=x --config.train.steps=0", "train.steps=0 must be above 0"),
+        ("train --config=tiny --workdir=x --config.train.steps", "has no value"),
+        ("generate m p --max_length=3", 'did you mean "--max-length"?'),
+        ("generate m p --max-length=x", "invalid int value: 'x'"),
+        ("generate m p --config.train.steps=3", "takes no --config"),
+        ("--debug", "no verb"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words.split()) == 2
+    captured = capsys.readouterr()
+    last = captured.err.strip().splitlines()[-1]
+    assert last.startswith("llmasos: error: ") and said in last
+    assert captured.out == ""
+    if "--debug" not in words:
+        assert len(captured.err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == [], "a refused command must leave nothing behind"
+
+
+def test_debug_shows_the_traceback(capsys):
+    assert cli.main(["train", "--config=tinny", "--workdir=x", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.DataError("no data"), 2),
+        (errors.TrainingFailedError("loss is nan"), 3),
+        (errors.PreemptedError("saved"), 75),
+        (KeyboardInterrupt(), 130),
+        (FileNotFoundError(2, "No such file or directory", "x"), 2),
+        (ZeroDivisionError("bug"), 3),
+    ],
+)
+def test_exit_status_follows_the_error(error, status, capsys, monkeypatch):
+    def fail(words):
+        raise error
+
+    monkeypatch.setattr(cli, "_dispatch", fail)
+    assert cli.main(["train"]) == status
+    assert capsys.readouterr().err.strip()
+
+
+def test_overrides_come_with_equals_or_as_the_next_word():
+    rest, overrides = cli.split_overrides(
+        ["a", "--config.x.y=1=2", "--config.z", "3", "--", "--config.no=1"]
+    )
+    assert rest == ["a", "--", "--config.no=1"]
+    assert overrides == {"x.y": "1=2", "z": "3"}
+
+
+def test_a_closed_pipe_ends_quietly():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "llmasos", "--version"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (cli.PIPE_CLOSED, "")
