@@ -102,8 +102,9 @@ def _encode(
             array = np.concatenate([np.asarray(ids, dtype=np.int64), np.array(end, dtype=np.int64)])
             if array.size and not 0 <= array.min() <= array.max() < tokenizer.vocab_size:
                 raise TokenizerError(
-                    f"the tokenizer gave id {array.max() if array.min() >= 0 else array.min()}, its vocab_size is "
-                    f"{tokenizer.vocab_size}; ids go from 0 to vocab_size - 1: correct the tokenizer"
+                    f"the tokenizer gave id {array.max() if array.min() >= 0 else array.min()}, "
+                    f"its vocab_size is {tokenizer.vocab_size}; ids go from 0 to vocab_size - 1: "
+                    "correct the tokenizer"
                 )
             yield array
         progress.advance(len(batch))

@@ -13,7 +13,7 @@ from llmasos_jax.data.tokenizer import utf8
 from llmasos_jax.errors import TokenizerError
 
 FILE = "tokenizer.json"
-# Read only where neither the entry nor a tokenizer_config.json beside the file says which token it is.
+# Looked for only where neither the entry nor a tokenizer_config.json beside the file says it.
 _BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[CLS]")
 _EOS_NAMES = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "[SEP]")
 
@@ -52,7 +52,8 @@ class HuggingFaceTokenizer:
             tokenizer = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise TokenizerError(
-                f"{path} is not a tokenizer.json ({error}); expected one of the Hugging Face tokenizers library"
+                f"{path} is not a tokenizer.json ({error}); expected one of the Hugging Face "
+                "tokenizers library"
             ) from error
         if not tokenizer.get_vocab(with_added_tokens=True):
             raise TokenizerError(f"{path} has no tokens; expected a trained tokenizer.json")

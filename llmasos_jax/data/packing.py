@@ -6,10 +6,10 @@ i * sequence_length on, plus the one after, which is only a target:
     corpus      a b c d | e f | g h i j        two borders between three documents
     row 0       a b c d   e                    sequence_length 4
     segments    1 1 1 1   2
-    row 1       e f g h   i                    e is read here, and was nobody's target above
+    row 1       e f g h   i                    e was not scored above: it begins a document
     segments    1 1 2 2   2
     positions   0 1 0 1   2
-    row 2       i j . .   .                    g's document goes on as a new segment; the rest is padding
+    row 2       i j . .   .                    the third document goes on as a new segment; padding
 
 So row i is a function of (corpus, i) alone, each token is read exactly once in an epoch, and each
 pair of neighbours within a document is scored exactly once.

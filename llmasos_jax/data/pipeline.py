@@ -1,4 +1,4 @@
-"""From a config to batches: which rows are in batch n depends on the seed and on n, on nothing else."""
+"""From a config to batches: batch n depends on the data, the seed and n, on nothing else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import grain
 import numpy as np
@@ -16,7 +16,7 @@ from llmasos_jax.config.schema import Config
 from llmasos_jax.data.batch import Batch
 from llmasos_jax.data.corpus import Corpus, open_corpus
 from llmasos_jax.data.objectives import Prepare, causal
-from llmasos_jax.data.packing import PackedRow, PackedRows, empty_row  # noqa: F401
+from llmasos_jax.data.packing import PackedRows, empty_row
 from llmasos_jax.data.sources import documents
 from llmasos_jax.data.tokenizer import Tokenizer
 from llmasos_jax.errors import ConfigError, DataError
@@ -25,7 +25,7 @@ _PREFETCHED_BATCHES = 4
 
 
 class TrainBatches(Iterator[Batch]):
-    """The batches of a run, without end: `train[n]`, or one after the other, made ahead in a thread.
+    """The batches of a run, without end: `train[n]`, or in turn, made ahead in a thread.
 
     Attributes:
       position: the step whose batch comes next.
@@ -39,7 +39,7 @@ class TrainBatches(Iterator[Batch]):
         self.position = start
 
     def __getitem__(self, step: int) -> Batch:
-        return self._batches[step]
+        return cast(Batch, self._batches[step])
 
     def __next__(self) -> Batch:
         start_s = time.perf_counter()
@@ -64,7 +64,7 @@ class TrainBatches(Iterator[Batch]):
 
 
 class HeldoutBatches(Sequence[Batch]):
-    """The held-out rows in fixed batches of one shape; what is missing in the last one is padding."""
+    """The held-out rows in batches of one shape; padding fills the last one."""
 
     def __init__(self, rows: Callable[[int], Batch], count: int) -> None:
         self._rows, self._count = rows, count
@@ -130,8 +130,9 @@ class Data:
         if state["corpus"] != self.corpus.digest:
             raise DataError(
                 f"the run was made on a corpus with digest {state['corpus'][:12]}, this one has "
-                f"{self.corpus.digest[:12]}; give back the text, the tokenizer and the Python it was made with "
-                "(the standard library's source changes with its version), or start a new run"
+                f"{self.corpus.digest[:12]}; give back the text, the tokenizer and the Python it "
+                "was made with (the standard library's source changes with its version), or start "
+                "a new run"
             )
         self.train.seek(int(state["step"]))
 
@@ -159,7 +160,8 @@ def open_data(
       cfg: `data`, `train.batch_size` and `model.vocab_size` are read.
       tokenizer: from `build_tokenizer`.
       cache: folder for token ids; a second run finds them there.
-      process_index, process_count: which of how many hosts this is.
+      process_index: which host this is, from 0.
+      process_count: how many there are.
       prepare: the objective's NumPy side, `(PackedRow, Generator) -> Batch`; None is `causal`.
 
     Raises:
@@ -169,16 +171,17 @@ def open_data(
     rows_per_process, rest = divmod(cfg.train.batch_size, process_count)
     if rest:
         raise ConfigError(
-            f"train.batch_size={cfg.train.batch_size} is not divisible by the {process_count} processes; "
-            f"try {cfg.train.batch_size - rest or process_count} or {cfg.train.batch_size - rest + process_count}"
+            f"train.batch_size={cfg.train.batch_size} is not divisible by the {process_count} "
+            f"processes; try {cfg.train.batch_size - rest or process_count} or "
+            f"{cfg.train.batch_size - rest + process_count}"
         )
     corpus = open_corpus(documents(cfg.data, cache), tokenizer, cfg.data, cache)
     needed = cfg.train.batch_size * cfg.data.sequence_length
     if corpus.train.num_tokens < needed:
         raise DataError(
-            f"the training documents have {corpus.train.num_tokens} tokens, one batch needs {needed} "
-            f"(train.batch_size={cfg.train.batch_size} x data.sequence_length={cfg.data.sequence_length}); give more "
-            "text, or lower either"
+            f"the training documents have {corpus.train.num_tokens} tokens, one batch needs "
+            f"{needed} (train.batch_size={cfg.train.batch_size} x "
+            f"data.sequence_length={cfg.data.sequence_length}); give more text, or lower either"
         )
     prepare = prepare or causal
     train = PackedRows(corpus.train, cfg.data.sequence_length)
@@ -202,7 +205,7 @@ def open_data(
 def _train_batches(
     rows: PackedRows, seed: int, prepare: Prepare, rows_per_process: int
 ) -> grain.MapDataset:
-    """Batches of all processes in turn: number n * process_count + p is for step n and process p."""
+    """Batches of all processes in turn: n * process_count + p is of step n, process p."""
     return (
         grain.MapDataset.source(rows)
         # grain's epoch e uses seed + e, so runs with seeds 0 and 1 would share all epochs but one;
@@ -227,7 +230,7 @@ def stack(rows: Sequence[Batch]) -> Batch:
     """Puts prepared rows together: [T] each becomes [B, T].
 
     Example:
-      >>> row = causal(PackedRow(*np.ones((3, 5), np.int32)))
+      >>> row = causal(empty_row(4))
       >>> stack([row, row]).tokens.shape
       (2, 4)
     """

@@ -84,10 +84,10 @@ class SentencePieceTokenizer:
         """Returns the ids of each text, made on all cores."""
         for text in texts:
             if not text.isascii():
-                utf8(text)  # the library would end the process' sentence at half a surrogate pair
+                utf8(text)  # half a surrogate pair would be an error without a place
         threads = min(len(texts), os.cpu_count() or 1)
         encoded = self._processor.encode(list(texts), out_type=int, num_threads=max(1, threads))
-        prefix = [self.bos_id] if self.adds_bos else []
+        prefix = [] if self.bos_id is None else [self.bos_id]
         return [
             prefix + (self._encode_with_marks(text) if self._has_marks(text) else ids)
             for text, ids in zip(texts, encoded, strict=True)
@@ -143,7 +143,7 @@ def trained(cfg: Config, documents: Sequence[str], cache: Path) -> SentencePiece
 
 
 def train_model(texts: Sequence[str], vocab_size: int, model_type: str = "bpe") -> bytes:
-    """Trains a SentencePiece model and returns its file's bytes.
+    r"""Trains a SentencePiece model and returns its file's bytes.
 
     Args:
       texts: what to learn from.
@@ -154,24 +154,25 @@ def train_model(texts: Sequence[str], vocab_size: int, model_type: str = "bpe") 
       TokenizerError: too little text for so many pieces, or no room beside the bytes.
 
     Example:
-      >>> model = train_model(["def f(x):\\n    return x + 1\\n" * 9], vocab_size=280)
+      >>> model = train_model(["def f(x):\n    return x + 1\n" * 9], vocab_size=290)
       >>> tokenizer = SentencePieceTokenizer(model)
-      >>> tokenizer.decode(tokenizer.encode("\\tdef  f:\\r\\n"))
-      '\\tdef  f:\\r\\n'
+      >>> tokenizer.decode(tokenizer.encode("\tdef  f:\r\n"))
+      '\tdef  f:\r\n'
     """
     if vocab_size <= _RESERVED:
         raise TokenizerError(
-            f"model.vocab_size={vocab_size} leaves no pieces beside the {_RESERVED} for bytes and specials; "
+            f"model.vocab_size={vocab_size} leaves no pieces beside the {_RESERVED} for bytes and "
+            "specials; "
             'raise it (512 is a start) or set tokenizer.kind="bytes"'
         )
     out = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_chunks(texts),
+            sentence_iterator=_chunks(texts, _separators(texts, vocab_size)),
             model_writer=out,
             vocab_size=vocab_size,
             model_type=model_type,
-            character_coverage=_coverage(texts, vocab_size),
+            character_coverage=1.0,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
@@ -190,41 +191,46 @@ def train_model(texts: Sequence[str], vocab_size: int, model_type: str = "bpe") 
         most = re.search(r"value <= (\d+)", str(error))
         remedy = f"at most {most[1]} are possible: " if most else ""
         raise TokenizerError(
-            f"{sum(map(len, texts))} characters of text are too little to train model.vocab_size={vocab_size} pieces; "
+            f"{sum(map(len, texts))} characters of text are too little to train "
+            f"model.vocab_size={vocab_size} pieces; "
             f'{remedy}lower it, give more text, or set tokenizer.kind="bytes"'
         ) from error
     return out.getvalue()
 
 
-def _coverage(texts: Sequence[str], vocab_size: int) -> float:
-    """The share of characters that get a piece of their own.
+def _separators(texts: Sequence[str], vocab_size: int) -> re.Pattern[str]:
+    """Matches the characters that get no piece of their own and are written as bytes instead.
 
-    At most a quarter of the room, the most frequent first: otherwise a Chinese text, with thousands of
-    different characters, would leave none for longer pieces. The rest are written as bytes.
+    These are the rarest, 5 in 10,000 of the text; more if the others would take over half of the
+    pieces: a Chinese text, with its thousands of characters, would leave none for longer ones. The
+    trainer skips a text with a tab or a NUL, so they are never learned.
     """
     counts = Counter[str]()
     for text in texts:
         counts.update(text)
-    kept = counts.most_common((vocab_size - _RESERVED) // 4)
-    share = sum(n for _, n in kept) / max(1, counts.total())
-    return max(1e-6, min(0.9995, share))
+    least = 0.9995 * counts.total()
+    kept: set[str] = set()
+    for char, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        if least <= 0 or len(kept) >= (vocab_size - _RESERVED) // 2:
+            break
+        kept.add(char)
+        least -= count
+    rare = set(counts) - kept | {"\t", "\0", _SPACE}
+    return re.compile(f"[{re.escape(''.join(sorted(rare)))}]")
 
 
-def _chunks(texts: Sequence[str]) -> Iterator[str]:
-    """Cuts texts at line ends into what the trainer takes. It skips what holds a tab or a NUL."""
+def _chunks(texts: Sequence[str], separators: re.Pattern[str]) -> Iterator[str]:
+    """Cuts texts at separators, and at line ends into pieces as short as the trainer wants them."""
     for text in texts:
-        chunk = ""
-        for line in re.split("[\t\0]|(?<=\n)", text):
-            if len(chunk) + len(line) > _CHUNK_CHARS and chunk:
-                yield chunk
-                chunk = ""
-            for start in range(0, len(line), _CHUNK_CHARS):
-                chunk += line[start : start + _CHUNK_CHARS]
-                if len(chunk) >= _CHUNK_CHARS:
-                    yield chunk
-                    chunk = ""
-        if chunk:
-            yield chunk
+        for part in separators.split(text):
+            start = 0
+            while start < len(part):
+                stop = min(start + _CHUNK_CHARS, len(part))
+                line_end = part.rfind("\n", start, stop) + 1
+                if stop < len(part) and line_end > 0:
+                    stop = line_end
+                yield part[start:stop]
+                start = stop
 
 
 def _up_to(chars: int, texts: Iterator[str]) -> list[str]:

@@ -67,8 +67,8 @@ def documents(data: DataConfig, cache: Path | None = None) -> Documents:
 
     Raises:
       ConfigError: no such source.
-      DataError: nothing at the path, an empty file, not UTF-8 (when that document is read), not JSON,
-        no such field.
+      DataError: nothing at the path, an empty file, not JSON, no such field; a text file that is
+        not UTF-8 shows when its document is read.
 
     Example:
       >>> documents(DataConfig(source="stdlib", max_documents=3))[0].startswith('\"\"\"')
@@ -89,14 +89,16 @@ def documents(data: DataConfig, cache: Path | None = None) -> Documents:
 def _from_sequence(texts: object, name: str) -> Documents:
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise DataError(
-            f'data.source="{name}" gave a {type(texts).__name__}; expected a sequence of strings (a list, or '
+            f'data.source="{name}" gave a {type(texts).__name__}; expected a sequence of strings '
+            "(a list, or "
             "__len__ and __getitem__ of collections.abc.Sequence)"
         )
     digest = hashlib.sha256()
     for i in range(len(texts)):
         if not isinstance(texts[i], str):
             raise DataError(
-                f'data.source="{name}": document {i} is a {type(texts[i]).__name__}, not a string; convert it'
+                f'data.source="{name}": document {i} is a {type(texts[i]).__name__}, not a string; '
+                "convert it"
             )
         digest.update(texts[i].encode("utf-8", "surrogatepass") + b"\0")
     return Documents(texts.__getitem__, len(texts), digest.hexdigest())
@@ -110,7 +112,8 @@ def _stdlib(data: DataConfig, cache: Path) -> Documents:
         files += [Path(folder, n) for n in names if n.endswith(".py")]
     if not files:
         raise DataError(
-            f"the Python running here has no source of its library under {root}; expected .py files: use another "
+            f"the Python running here has no source of its library under {root}; expected .py "
+            "files: use another "
             'Python, or data.source="text" with a path'
         )
     return _from_files(sorted(files), root)
@@ -209,8 +212,8 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{path} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start} (line {line}); convert it "
-            f"(iconv -f ENCODING -t utf-8) or leave it out of data.path"
+            f"{path} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start} (line "
+            f"{line}); convert it (iconv -f ENCODING -t utf-8) or leave it out of data.path"
         ) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check data.path") from error

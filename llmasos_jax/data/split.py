@@ -35,7 +35,7 @@ def split_documents(documents: Sequence[str], data: DataConfig) -> Split:
     Equal documents are on one side, so nothing held out is also trained on.
 
     Raises:
-      DataError: every document is empty, a text is not Unicode, or one side would be left without any.
+      DataError: every document is empty, a text is not Unicode, or there is one document alone.
 
     Example:
       >>> split = split_documents(["a", "b", "", "c", "a"], DataConfig(heldout_fraction=0.3))
@@ -46,14 +46,16 @@ def split_documents(documents: Sequence[str], data: DataConfig) -> Split:
     distinct = sorted(set(hashes.values()))
     if not distinct:
         raise DataError(
-            f'data.source="{data.source}" has {len(documents)} documents and all are empty; expected text'
+            f'data.source="{data.source}" has {len(documents)} documents and all are empty; '
+            "expected text"
         )
     if data.heldout_fraction == 0:
         kept: set[bytes] = set()
     else:
         if len(distinct) < 2:
             raise DataError(
-                f'data.source="{data.source}" has one document with text; a held-out split takes two: give more '
+                f'data.source="{data.source}" has one document with text; a held-out split takes '
+                "two: give more "
                 "documents, or set data.heldout_fraction=0 to train on all and evaluate on none"
             )
         count = max(1, min(len(distinct) - 1, round(data.heldout_fraction * len(distinct))))

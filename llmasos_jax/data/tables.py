@@ -1,4 +1,4 @@
-"""Tables with a column of text, through `datasets`: kept on disk as Arrow and mapped into memory."""
+"""Tables with a column of text, through `datasets`: Arrow on disk, mapped into memory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets.exceptions import DatasetGenerationError
 
 from llmasos_jax.errors import DataError, did_you_mean
 
@@ -17,8 +18,8 @@ from llmasos_jax.errors import DataError, did_you_mean
 def read_jsonl(files: Sequence[Path], field: str, cache: Path, key: str) -> Sequence[str]:
     """Returns the text column of JSON Lines files.
 
-    Each line is parsed as it is written. (The JSON reader of `datasets` would turn a text that looks
-    like a date into another one.)
+    Each line is parsed here: the JSON reader of `datasets` would turn a text that looks like a date
+    into another text.
 
     Args:
       files: the files, in order.
@@ -38,7 +39,7 @@ def read_jsonl(files: Sequence[Path], field: str, cache: Path, key: str) -> Sequ
                 cache_dir=str(cache),
                 gen_kwargs={"files": [str(p) for p in files], "field": field, "key": [key]},
             )
-        except datasets.exceptions.DatasetGenerationError as error:
+        except DatasetGenerationError as error:
             if isinstance(error.__cause__, DataError):
                 raise error.__cause__ from None
             raise DataError(
@@ -46,7 +47,8 @@ def read_jsonl(files: Sequence[Path], field: str, cache: Path, key: str) -> Sequ
             ) from error
         except ValueError as error:  # what an empty table gives
             raise DataError(
-                f"{', '.join(map(str, files[:3]))}: no line with JSON in it; expected one object per line"
+                f"{', '.join(map(str, files[:3]))}: no line with JSON in it; expected one object "
+                "per line"
             ) from error
     return table[field]  # pyright: ignore[reportReturnType]
 
@@ -66,8 +68,8 @@ def _text_of(line: bytes, field: str, where: str, offset: int) -> str:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{where}: not UTF-8: byte 0x{line[error.start]:02x} at offset {offset + error.start} of the file; "
-            "convert the file (iconv -f ENCODING -t utf-8)"
+            f"{where}: not UTF-8: byte 0x{line[error.start]:02x} at offset {offset + error.start} "
+            "of the file; convert the file (iconv -f ENCODING -t utf-8)"
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error}); expected one object per line") from error
@@ -84,7 +86,8 @@ def _text_of(line: bytes, field: str, where: str, offset: int) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
-            f'{where}: field "{field}" holds half of a surrogate pair at character {error.start}; take it out'
+            f'{where}: field "{field}" holds half of a surrogate pair at character {error.start}; '
+            "take it out"
         ) from error
     return text
 
@@ -119,7 +122,8 @@ def read_parquet(files: Sequence[Path], field: str, cache: Path) -> Sequence[str
             )
         except Exception as error:  # whatever Arrow and datasets raise for damaged pages
             raise DataError(
-                f"{files[0].parent}: Parquet files cannot be read ({error.__cause__ or error}); write them again"
+                f"{files[0].parent}: Parquet files cannot be read ({error.__cause__ or error}); "
+                "write them again"
             ) from error
     return table[field]  # pyright: ignore[reportReturnType]
 

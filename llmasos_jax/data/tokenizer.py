@@ -66,8 +66,10 @@ def utf8(text: str) -> bytes:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise TokenizerError(
-            f"character {error.start} of the text is U+{ord(text[error.start]):04X}, half of a surrogate pair; "
-            'expected text that UTF-8 can write: repair it with text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
+            f"character {error.start} of the text is U+{ord(text[error.start]):04X}, half of a "
+            "surrogate pair; "
+            'expected text that UTF-8 can write: repair it with text.encode("utf-16", '
+            '"surrogatepass").decode("utf-16", "replace")'
         ) from error
 
 
@@ -82,15 +84,15 @@ class ByteTokenizer:
       'hé'
     """
 
-    vocab_size = 259
-    bos_id = 256
-    eos_id = 257
-    pad_id = 258
-    adds_bos = True
+    vocab_size: int = 259
+    bos_id: int | None = 256
+    eos_id: int | None = 257
+    pad_id: int | None = 258
+    adds_bos: bool = True
 
     def encode(self, text: str) -> list[int]:
         """Returns `bos_id` and the bytes of `text`."""
-        return [self.bos_id, *utf8(text)]
+        return self._array(text).tolist()
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns the ids of each text, uint16."""
@@ -99,7 +101,7 @@ class ByteTokenizer:
     def _array(self, text: str) -> np.ndarray:
         raw = utf8(text)
         ids = np.empty(len(raw) + 1, dtype=np.uint16)
-        ids[0] = self.bos_id
+        ids[0] = 256
         ids[1:] = np.frombuffer(raw, dtype=np.uint8)
         return ids
 
@@ -167,7 +169,8 @@ def load_tokenizer(
         )
     if ":" in kind and not allow_code:
         raise TokenizerError(
-            f'tokenizer.kind="{kind}" names code, and opening a model runs none; pass allow_code=True if you trust it'
+            f'tokenizer.kind="{kind}" names code, and opening a model runs none; pass '
+            "allow_code=True if you trust it"
         )
     try:
         load = resolve(kind, TABLE, "tokenizer.kind")
@@ -176,7 +179,8 @@ def load_tokenizer(
     tokenizer = load(entry, folder)
     if not isinstance(tokenizer, Tokenizer):
         raise TokenizerError(
-            f'tokenizer.kind="{kind}" gave a {type(tokenizer).__name__}; expected vocab_size, bos_id, eos_id, '
+            f'tokenizer.kind="{kind}" gave a {type(tokenizer).__name__}; expected vocab_size, '
+            "bos_id, eos_id, "
             "adds_bos, encode, decode and save (llmasos_jax.data.tokenizer.Tokenizer)"
         )
     return tokenizer
@@ -235,7 +239,8 @@ def build_tokenizer(cfg: Config, documents: Sequence[str], cache: Path) -> Token
         tokenizer = load_tokenizer(entry, file.parent if file else Path(), allow_code=True)
     if tokenizer.vocab_size > cfg.model.vocab_size:
         raise TokenizerError(
-            f'tokenizer "{path or kind}" has {tokenizer.vocab_size} ids, model.vocab_size={cfg.model.vocab_size} is '
+            f'tokenizer "{path or kind}" has {tokenizer.vocab_size} ids, '
+            f"model.vocab_size={cfg.model.vocab_size} is "
             f"fewer; set model.vocab_size={tokenizer.vocab_size} or more"
         )
     return tokenizer
