@@ -37,7 +37,8 @@ def read_jsonl(files: Sequence[Path], field: str, cache: Path, key: str) -> Sequ
                 _rows,
                 features=features,
                 cache_dir=str(cache),
-                gen_kwargs={"files": [str(p) for p in files], "field": field, "key": [key]},
+                # Tuples: `datasets` would take lists for shards. The key is for its cache alone.
+                gen_kwargs={"files": tuple(map(str, files)), "field": field, "key": key},
             )
         except DatasetGenerationError as error:
             if isinstance(error.__cause__, DataError):
@@ -53,7 +54,7 @@ def read_jsonl(files: Sequence[Path], field: str, cache: Path, key: str) -> Sequ
     return table[field]  # pyright: ignore[reportReturnType]
 
 
-def _rows(files: list[str], field: str, key: list[str]) -> Iterator[dict[str, str]]:
+def _rows(files: Sequence[str], field: str, key: str) -> Iterator[dict[str, str]]:
     for name in files:
         offset = 0
         with open(name, "rb") as file:
