@@ -3,14 +3,14 @@
 | name | unit | what |
 |---|---|---|
 | step | steps | optimizer steps done, from 1 |
-| tokens | tokens | targets with weight above 0 seen so far, this run and those it goes on from |
+| tokens | tokens | positions that the model has read since step 1 |
 | loss | nats per token | what is differentiated: mean negative log-likelihood plus z-loss |
 | nll | nats per token | mean negative log-likelihood |
 | perplexity | | exp(nll) |
 | accuracy | share | targets that have the largest logit (and other sums of the objective) |
 | learning_rate | | of this step |
 | grad_norm | | global L2 norm of the gradient, before clipping |
-| param_norm, update_norm | | global L2 norms, after and of this step |
+| param_norm, update_norm | | global L2 norms: of the weights before the step, of their change |
 | tokens_per_s | tokens per second | all positions of the batches since the last line |
 | step_time_s | seconds | per step since the last line, evaluation and saving left out |
 | mfu | share | see `mfu` |
@@ -24,6 +24,7 @@ import functools
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -48,6 +49,25 @@ PEAK_FLOPS: Mapping[str, float] = {
     "NVIDIA H200": 989e12,
     "NVIDIA B200": 2250e12,
 }
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What turns seconds into tokens per second and MFU.
+
+    Attributes:
+      tokens_per_step: positions that the model reads in one step, over all devices.
+      flops_per_token: of one forward and backward pass.
+      peak_flops: of one device, per second.
+      peak_note: where that figure comes from.
+      num_devices: of the mesh.
+    """
+
+    tokens_per_step: int
+    flops_per_token: float
+    peak_flops: float
+    peak_note: str
+    num_devices: int
 
 
 def mfu(flops_per_token: float, tokens_per_s: float, peak_flops: float, num_devices: int) -> float:

@@ -10,6 +10,7 @@ import jax
 
 from llmasos_jax.config.named import resolve
 from llmasos_jax.config.schema import ObjectiveConfig
+from llmasos_jax.data import objectives
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.train.losses import cross_entropy
 
@@ -40,8 +41,7 @@ class Objective:
     """A training objective.
 
     Attributes:
-      prepare: the NumPy side, as in `llmasos_jax.data.objectives`; None leaves a packed row's
-        tokens and shifted targets as they are.
+      prepare: the NumPy side, from a packed row to a `Batch` (see `llmasos_jax.data.objectives`).
       loss: `(model, batch, runtime, dropout) -> LossSum`, where `model` is a bound Transformer,
         `batch` a `Batch` of arrays [B, T], `runtime` a `Runtime`, and `dropout` what
         `Transformer.hidden` takes (None: no dropout).
@@ -51,10 +51,10 @@ class Objective:
 
       >>> def loss(model, batch, runtime, dropout):
       ...     ...
-      >>> objective = Objective(prepare=None, loss=loss)
+      >>> objective = Objective(prepare=objectives.causal, loss=loss)
     """
 
-    prepare: Callable[..., Any] | None
+    prepare: objectives.Prepare
     loss: Callable[..., LossSum]
 
 
@@ -77,8 +77,7 @@ def causal(cfg: ObjectiveConfig) -> Objective:
             extra={"accuracy": sums.correct_sum},
         )
 
-    # The causal shift is what the data pipeline does to a packed row when nothing else is asked.
-    return Objective(prepare=None, loss=loss)
+    return Objective(prepare=objectives.causal, loss=loss)
 
 
 TABLE: Mapping[str, Callable[[ObjectiveConfig], Objective]] = {"causal": causal}

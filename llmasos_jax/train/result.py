@@ -1,0 +1,105 @@
+"""What a run came to, in memory and as `result.json` in the training folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmasos_jax.train.progress import duration
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run. It prints as a short table, and so it shows in a notebook.
+
+    Attributes:
+      workdir: the training folder.
+      step: optimizer steps done.
+      loss: of the last step, nats per token.
+      heldout_loss: nats per token; None if nothing was held out.
+      heldout_perplexity: per token.
+      unigram_perplexity, bigram_perplexity: of add-one smoothed counts of the training tokens, on
+        the same held-out tokens; None where they cannot be compared (another objective).
+      tokens: positions that the model has read.
+      seconds: of this process's part of the run.
+      sample: what the model wrote at the end.
+
+    Example:
+      >>> print(TrainResult(Path("runs/a"), 10, 2.5, 2.6, 13.5, 90.0, 20.25, 4096, 7.0))
+      trained            runs/a
+      steps              10 (4,096 tokens, 7s)
+      loss               2.5000 nats per token
+      held-out loss      2.6000 nats per token
+      held-out           perplexity 13.50 per token (bigram 20.25, unigram 90.00)
+    """
+
+    workdir: Path
+    step: int
+    loss: float | None
+    heldout_loss: float | None
+    heldout_perplexity: float | None
+    unigram_perplexity: float | None
+    bigram_perplexity: float | None
+    tokens: int
+    seconds: float
+    sample: str | None = None
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Names and values, for people."""
+        rows = [
+            ("trained", str(self.workdir)),
+            ("steps", f"{self.step:,} ({self.tokens:,} tokens, {duration(self.seconds)})"),
+        ]
+        if self.loss is not None:
+            rows.append(("loss", f"{self.loss:.4f} nats per token"))
+        if self.heldout_loss is not None and self.heldout_perplexity is not None:
+            rows.append(("held-out loss", f"{self.heldout_loss:.4f} nats per token"))
+            text = f"perplexity {self.heldout_perplexity:.2f} per token"
+            if self.bigram_perplexity is not None and self.unigram_perplexity is not None:
+                text += (
+                    f" (bigram {self.bigram_perplexity:.2f}, unigram {self.unigram_perplexity:.2f})"
+                )
+            rows.append(("held-out", text))
+        if self.sample is not None:
+            rows.append(("sample", self.sample))
+        return rows
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<18} {value}" for name, value in self.rows())
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<tr><th>{name}</th><td><pre>{html.escape(value)}</pre></td></tr>"
+            for name, value in self.rows()
+        )
+        return f"<table>{cells}</table>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values under their names, for JSON."""
+        return {**dataclasses.asdict(self), "workdir": str(self.workdir)}
+
+    def write(self) -> None:
+        """Keeps the result in its training folder."""
+        path = result_path(self.workdir)
+        part = path.with_name(path.name + ".part")
+        part.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        os.replace(part, path)
+
+
+def result_path(workdir: Path) -> Path:
+    """Where a training folder keeps its result."""
+    return workdir / "result.json"
+
+
+def read_result(workdir: Path) -> TrainResult | None:
+    """What `TrainResult.write` wrote, or None where there is none that can be read."""
+    try:
+        values = json.loads(result_path(workdir).read_text(encoding="utf-8"))
+        return TrainResult(**{**values, "workdir": workdir})
+    except (OSError, ValueError, TypeError):
+        return None
