@@ -26,7 +26,7 @@ help:  ## list the targets
 .PHONY: quickstart
 quickstart: $(VENV)/installed  ## train a small model of Python, convert it, let it write
 	$(call stage,train configs/quickstart.py,$(BIN)/llmasos train --config=quickstart --workdir=$(RUN))
-	$(call stage,convert the checkpoint to $(RUN)/model,rm -rf $(RUN)/model; $(BIN)/llmasos convert $(RUN) $(RUN)/model)
+	$(call stage,convert the checkpoint to $(RUN)/model,$(BIN)/llmasos convert $(RUN) $(RUN)/model)
 	$(call stage,generate,$(BIN)/llmasos generate $(RUN)/model "def " --echo --max-length=120 --temperature=0.7 --seed=0)
 	@echo "Go on with: $(BIN)/llmasos generate $(RUN)/model 'import '"
 
@@ -59,9 +59,9 @@ $(VENV)/installed-$(EXTRAS): pyproject.toml $(wildcard requirements/*.txt)
 # Makes the environment if there is none, and installs this checkout into it. Of what pip says, the
 # large packages are shown; errors and warnings always are. The lock holds the versions that CI uses.
 define install
-@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not here; try: make PYTHON=/path/to/python3.12 $@" >&2; exit 1; }
+@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not here; try: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 @$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else "llmasos-jax needs Python 3.11 or newer; $(PYTHON) is %d.%d. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" % v[:2])'
-@echo "== install $(1) into $(VENV) (about 1 GB, mostly downloads)"; SECONDS=0; \
+@echo "== install $(1) into $(VENV) (minutes the first time; about 1 GB on disk)"; SECONDS=0; \
 [ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); \
 lock=$$($(BIN)/python -c 'import sys; print("requirements/lock-py%d%d.txt" % sys.version_info[:2])'); \
 if [ -f $$lock ]; then set -- -c $$lock; fi; \

@@ -43,12 +43,15 @@ def train(
     return run(resolved, Path(workdir), hooks)
 
 
-def convert(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> ConvertResult:
+def convert(
+    source: str | os.PathLike[str], out: str | os.PathLike[str], *, step: int | None = None
+) -> ConvertResult:
     """Writes an LLMasOS model from a training folder, or from one step of its checkpoints.
 
     Args:
-      source: the training folder (its newest checkpoint is taken), or a checkpoint's folder.
-      out: the model's folder.
+      source: the training folder, a checkpoint's folder, or a model.
+      out: a new folder, or a model's folder, which is replaced in one step.
+      step: which checkpoint of a training folder; None takes the newest.
 
     Returns:
       What was written.
@@ -59,7 +62,7 @@ def convert(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Conv
     """
     from llmasos_jax.format.convert import convert as convert_checkpoint
 
-    return convert_checkpoint(Path(source), Path(out))
+    return convert_checkpoint(source, out, step=step)
 
 
 class LLMasOS:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
+
+from llmasos_jax.config.files import cache_folder
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _FOUND = "/jax/compilation_cache/cache_hits"
@@ -30,7 +30,7 @@ def use_compile_cache() -> CompileCount:
     import jax
     import jax.monitoring
 
-    if not jax.config.read("jax_compilation_cache_dir"):
+    if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     count = CompileCount()
@@ -45,11 +45,3 @@ def use_compile_cache() -> CompileCount:
     jax.monitoring.register_event_duration_secs_listener(on_duration)
     jax.monitoring.register_event_listener(on_event)
     return count
-
-
-def cache_folder() -> Path:
-    """This program's folder in the user's cache folder, by the XDG Base Directory rules."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # A relative path there is invalid and to be ignored.
-    folder = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    return folder / "llmasos"

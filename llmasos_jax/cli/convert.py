@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from llmasos_jax.cli.options import add_json, print_json
@@ -16,7 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="a training folder, or one step of its checkpoints",
     )
-    parser.add_argument("out", type=Path, metavar="OUT", help="the model's folder; must not exist")
+    parser.add_argument(
+        "out", type=Path, metavar="OUT", help="the model's folder: new, or a model to replace"
+    )
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="which checkpoint; default the newest"
+    )
     add_json(parser)
 
 
@@ -24,8 +30,8 @@ def run(args: argparse.Namespace) -> None:
     """Converts, then says what was written."""
     from llmasos_jax import api
 
-    result = api.convert(args.source, args.out)
+    result = api.convert(args.source, args.out, step=args.step)
     if args.json:
-        print_json(result.to_dict())
+        print_json(asdict(result))
     else:
         print(result)

@@ -7,9 +7,8 @@ import textwrap
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from llmasos_jax.cli.options import add_config, add_json, config_of, print_json
+from llmasos_jax.cli.options import add_config, add_json, config_of, print_fields, print_json
 from llmasos_jax.config.schema import Config
-from llmasos_jax.show import Shown
 
 if TYPE_CHECKING:
     from llmasos_jax.data.batch import Batch
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DataSummary(Shown):
+class DataSummary:
     """What `data show` answers.
 
     Attributes:
@@ -53,9 +52,9 @@ def run(args: argparse.Namespace) -> None:
     """Reads the data as a run would, and prints what it is."""
     summary, rows = summarise(config_of(args), args.rows)
     if args.json:
-        print_json(summary.to_dict() | {"rows": rows})
+        print_json(asdict(summary) | {"rows": rows})
         return
-    print(summary)
+    print_fields(summary)
     for number, row in enumerate(rows):
         print(f"\nrow {number}: {row['tokens']} tokens of {row['segments']} documents")
         print(textwrap.indent(row["text"], "  | ", lambda line: True))
@@ -63,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
 
 def summarise(config: Config, num_rows: int) -> tuple[DataSummary, list[dict]]:
     """Opens the data of a config; returns its figures and the first rows of batch 0."""
-    from llmasos_jax.cli.compile_cache import cache_folder
+    from llmasos_jax.config.files import cache_folder
     from llmasos_jax.data.pipeline import open_data
     from llmasos_jax.data.sources import documents
     from llmasos_jax.data.tokenizer import build_tokenizer

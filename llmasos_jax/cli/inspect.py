@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from llmasos_jax.cli.options import add_json, print_json
+from llmasos_jax.cli.options import add_json, print_fields, print_json
 from llmasos_jax.errors import FormatError
-from llmasos_jax.show import Shown
 
 
 @dataclass(frozen=True)
-class Contents(Shown):
+class Contents:
     """What `inspect` answers.
 
     Attributes:
@@ -53,16 +52,9 @@ def run(args: argparse.Namespace) -> None:
     """Looks, and prints what was found."""
     found = look(args.path)
     if args.json:
-        print_json(found.to_dict())
-        return
-    for name, value in found.to_dict().items():
-        if isinstance(value, dict):
-            print(f"{name}")
-            width = max((len(key) for key in value), default=0)
-            for key, text in value.items():
-                print(f"  {key:<{width}}  {text}")
-        else:
-            print(f"{name:<14}{value:,}" if isinstance(value, int) else f"{name:<14}{value}")
+        print_json(asdict(found))
+    else:
+        print_fields(found)
 
 
 def look(path: Path) -> Contents:

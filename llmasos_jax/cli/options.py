@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from typing import Any
 
 from llmasos_jax.config.schema import Config
@@ -44,7 +45,28 @@ def config_of(args: argparse.Namespace) -> Config:
 
 def print_json(values: dict[str, Any]) -> None:
     """Prints one JSON object on one line of standard output."""
-    print(json.dumps(values, ensure_ascii=False))
+    print(json.dumps(values, ensure_ascii=False, default=str))
+
+
+def print_fields(result: Any) -> None:
+    """Prints a dataclass, one field a line, a dict indented under its name; None is left out."""
+    values = {name: value for name, value in asdict(result).items() if value is not None}
+    width = max(map(len, values))
+    for name, value in values.items():
+        title = name.replace("_", " ")
+        if isinstance(value, dict):
+            print(title)
+            inner = max(map(len, value), default=0)
+            for key, text in value.items():
+                print(f"  {key:<{inner}}  {text}")
+        elif isinstance(value, float):
+            print(f"{title:<{width}}  {value:.4g}")
+        else:
+            print(
+                f"{title:<{width}}  {value:,}"
+                if isinstance(value, int)
+                else f"{title:<{width}}  {value}"
+            )
 
 
 def note(text: str) -> None:

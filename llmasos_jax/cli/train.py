@@ -7,6 +7,7 @@ difference is an error that lists it. Ctrl-C or SIGTERM saves and stops with sta
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from llmasos_jax.cli.options import add_config, add_json, config_of, note, print_json
@@ -38,6 +39,6 @@ def run(args: argparse.Namespace) -> None:
     finally:
         note(str(count))
     if args.json:
-        print_json(result.to_dict())
+        print_json(asdict(result))
     else:
         print(result)

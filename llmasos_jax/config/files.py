@@ -1,4 +1,4 @@
-"""Finds a config file, by path or by the name of a packaged one, and runs its `get_config`."""
+"""Where files are: packaged configs and those of the user, which are run; and the cache folder."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ def configs_folder() -> Path:
     """Where the packaged configs are: inside an installed package, beside it in a checkout."""
     installed = _PACKAGE / "configs"
     return installed if installed.is_dir() else _PACKAGE.parent / "configs"
+
+
+def cache_folder() -> Path:
+    """This program's folder in the user's cache folder, by the XDG Base Directory rules."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # A relative path there is invalid and to be ignored.
+    folder = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    return folder / "llmasos"
 
 
 def packaged_configs() -> list[str]:
