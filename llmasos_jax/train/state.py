@@ -1,0 +1,52 @@
+"""Everything that the next step depends on, as one plain pytree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """The state of a run between two steps.
+
+    Attributes:
+      step: int32 scalar, optimizer steps taken.
+      params: float32 weights, a nested dict in the scanned layout.
+      opt_state: what Optax keeps.
+      key: typed PRNG key of the run; step n draws from `fold_in(key, n)`.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    key: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one optimizer step reports, all float32 scalars, over the global batch.
+
+    Attributes:
+      loss: what was minimised, nats per token.
+      nll: negative log-likelihood alone, nats per token.
+      weight: tokens that counted.
+      learning_rate: of this step.
+      grad_norm: global norm of the gradient, before clipping.
+      param_norm: global norm of the weights, before the step.
+      update_norm: global norm of the change.
+      extra: an objective's own, per token.
+    """
+
+    loss: jax.Array
+    nll: jax.Array
+    weight: jax.Array
+    learning_rate: jax.Array
+    grad_norm: jax.Array
+    param_norm: jax.Array
+    update_norm: jax.Array
+    extra: dict[str, jax.Array]

@@ -1,0 +1,222 @@
+"""One optimizer step on a mesh: loss and gradients in the manual region, the update outside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from llmasos_jax.config.schema import Config
+from llmasos_jax.data.batch import Batch
+from llmasos_jax.errors import ConfigError
+from llmasos_jax.models.definition import ModelDef, init_params
+from llmasos_jax.models.layout import scan_layout
+from llmasos_jax.nn.dropout import Dropout
+from llmasos_jax.nn.runtime import Runtime, training_runtime
+from llmasos_jax.parallel.manual import Manual
+from llmasos_jax.parallel.mesh import platform
+from llmasos_jax.parallel.place import check_divisible, replicated, shardings
+from llmasos_jax.parallel.rules import training_rules
+from llmasos_jax.train.objective import LossSum, Objective, build_objective
+from llmasos_jax.train.optim import build_optimizer, like_params
+from llmasos_jax.train.schedules import build_schedule
+from llmasos_jax.train.state import StepMetrics, TrainState
+from llmasos_jax.types import Tree
+
+
+def make_trainer(cfg: Config, mesh: Mesh) -> Trainer:
+    """Builds the step of a run; nothing is compiled or allocated yet.
+
+    Raises:
+      ConfigError: the mesh does not cut the batch or a weight into equal parts.
+    """
+    manual = Manual(mesh, training_rules(mesh))
+    parts = manual.ways * cfg.train.accumulate_steps
+    if cfg.train.batch_size % parts:
+        raise ConfigError(
+            f"train.batch_size={cfg.train.batch_size} is not divisible by {parts}, the devices that "
+            f"split the batch ({manual.ways}) x train.accumulate_steps "
+            f"({cfg.train.accumulate_steps}); make it a multiple of {parts}"
+        )
+    definition = ModelDef(cfg.model, scan_layout(cfg.model))
+    check_divisible(definition.shapes, definition.axes, mesh, manual.rules)
+    runtime = training_runtime(
+        cfg.train.dtype, platform(mesh), remat=cfg.train.remat, manual=manual
+    )
+    return Trainer(
+        cfg=cfg,
+        mesh=mesh,
+        manual=manual,
+        definition=definition,
+        runtime=runtime,
+        optimizer=build_optimizer(cfg.optim, cfg.train.steps),
+        objective=build_objective(cfg.objective),
+    )
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """The pure functions of a run, jitted for one mesh."""
+
+    cfg: Config
+    mesh: Mesh
+    manual: Manual
+    definition: ModelDef
+    runtime: Runtime
+    optimizer: optax.GradientTransformation
+    objective: Objective
+
+    def init(self, key: jax.Array) -> TrainState:
+        """A fresh state, each array made where it will live. `key` is a typed PRNG key."""
+        return jax.jit(self._init, out_shardings=self.state_shardings)(key)
+
+    @cached_property
+    def abstract_state(self) -> TrainState:
+        """The state's shapes, dtypes and shardings, without its memory."""
+        return jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            self._state_shapes,
+            self.state_shardings,
+        )
+
+    @cached_property
+    def state_shardings(self) -> TrainState:
+        """Where each array of the state lives; optimizer state lives with its weight."""
+        whole = replicated(self.mesh)
+        params = shardings(self.definition.axes, self.mesh, self.manual.rules)
+        opt_state = like_params(self._state_shapes.opt_state, self.definition.shapes, params, whole)
+        return TrainState(step=whole, params=params, opt_state=opt_state, key=whole)
+
+    @cached_property
+    def batch_sharding(self) -> NamedSharding:
+        """Where a batch lives: its rows over the batch axes."""
+        return NamedSharding(self.mesh, self.manual.rules.spec("batch"))
+
+    def put(self, batch: Batch) -> Batch:
+        """Puts this process's rows of a NumPy batch on its devices."""
+
+        def place(rows: np.ndarray) -> jax.Array:
+            return jax.make_array_from_process_local_data(self.batch_sharding, rows)
+
+        return jax.tree.map(place, batch)
+
+    @cached_property
+    def step(self) -> Any:
+        """`(state, batch) -> (state, StepMetrics)`, jitted; the state's memory is taken over."""
+        return jax.jit(
+            self._step,
+            donate_argnums=0,
+            out_shardings=(self.state_shardings, replicated(self.mesh)),
+        )
+
+    @cached_property
+    def evaluate(self) -> Any:
+        """`(params, batch) -> LossSum` over the global batch, jitted, without dropout."""
+        return jax.jit(self._evaluate, out_shardings=replicated(self.mesh))
+
+    def loss_and_grad(self, params: Tree, batch: Batch, key: jax.Array) -> tuple[LossSum, Tree]:
+        """Sums of the loss over the global batch, and the gradient of `loss_sum`.
+
+        Args:
+          params: weights where `state_shardings` says.
+          batch: global [B, T] arrays, rows over the batch axes.
+          key: of this step's dropout.
+
+        Returns:
+          Sums (not means), and a gradient that lives where the weights do.
+        """
+        run = self._manual(self._device_loss_and_grad, out_specs=(PartitionSpec(), self._specs))
+        return run(params, batch, jax.random.key_data(key))
+
+    def _init(self, key: jax.Array) -> TrainState:
+        init_key, run_key = jax.random.split(key)
+        params = init_params(self.definition, init_key, std=self.cfg.train.init_std)
+        return TrainState(jnp.int32(0), params, self.optimizer.init(params), run_key)
+
+    @cached_property
+    def _state_shapes(self) -> TrainState:
+        return jax.eval_shape(self._init, jax.random.key(0))
+
+    def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        sums, grads = self.loss_and_grad(
+            state.params, batch, jax.random.fold_in(state.key, state.step)
+        )
+        tokens = jnp.maximum(sums.weight_sum, 1.0)
+        grads = jax.tree.map(lambda g: g / tokens, grads)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        metrics = StepMetrics(
+            loss=sums.loss_sum / tokens,
+            nll=sums.nll_sum / tokens,
+            weight=sums.weight_sum,
+            learning_rate=jnp.float32(
+                build_schedule(self.cfg.optim, self.cfg.train.steps)(state.step)
+            ),
+            grad_norm=optax.tree.norm(grads),
+            param_norm=optax.tree.norm(state.params),
+            update_norm=optax.tree.norm(updates),
+            extra={name: value / tokens for name, value in sums.extra.items()},
+        )
+        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+
+    def _evaluate(self, params: Tree, batch: Batch) -> LossSum:
+        def run(params: Tree, batch: Batch, _: jax.Array) -> LossSum:
+            model = self.definition.bind(params)
+            return self.manual.sum(self.objective.loss(model, batch, self.runtime, None))
+
+        return self._manual(run, out_specs=PartitionSpec())(params, batch, jnp.zeros(2, jnp.uint32))
+
+    @property
+    def _specs(self) -> Tree:
+        return jax.tree.map(
+            lambda axes: self.manual.spec(*axes),
+            self.definition.axes,
+            is_leaf=lambda node: isinstance(node, tuple),
+        )
+
+    def _manual(self, fn: Any, out_specs: Any) -> Any:
+        in_specs = (self._specs, self.manual.spec("batch"), PartitionSpec())
+        return self.manual.shard_map(fn, in_specs, out_specs)
+
+    def _device_loss_and_grad(
+        self, params: Tree, batch: Batch, key_data: jax.Array
+    ) -> tuple[LossSum, Tree]:
+        """What one device does with its rows, inside the manual region."""
+        num_parts = self.cfg.train.accumulate_steps
+        rows = batch.tokens.shape[0]
+        numbers = self.manual.first_row(rows) + jnp.arange(rows, dtype=jnp.int32)
+        cut = lambda x: x.reshape(num_parts, rows // num_parts, *x.shape[1:])
+        parts = jax.tree.map(cut, (batch, numbers))
+        grad_fn = jax.grad(partial(self._loss, key_data=key_data), has_aux=True)
+
+        def add(total: Any, part: Any) -> tuple[Any, None]:
+            grads, sums = grad_fn(params, *part)
+            return jax.tree.map(jnp.add, total, (sums, grads)), None
+
+        if num_parts == 1:
+            grads, sums = grad_fn(params, batch, numbers)
+        else:
+            shapes = jax.eval_shape(grad_fn, params, *jax.tree.map(lambda x: x[0], parts))
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[1], shapes[0]))
+            (sums, grads), _ = lax.scan(add, zeros, parts)
+        grads = jax.tree.map(self.manual.sum_gradient, grads, self.definition.axes)
+        return self.manual.sum(sums), grads
+
+    def _loss(
+        self, params: Tree, batch: Batch, rows_b: jax.Array, *, key_data: jax.Array
+    ) -> tuple[jax.Array, LossSum]:
+        dropout = None
+        if self.cfg.train.dropout_rate:
+            key = jax.random.wrap_key_data(key_data)
+            dropout = Dropout(key, jnp.float32(self.cfg.train.dropout_rate), rows_b)
+        model = self.definition.bind(params)
+        sums = self.objective.loss(model, batch, self.runtime, dropout)
+        return sums.loss_sum, sums
