@@ -183,6 +183,20 @@ def test_the_second_run_does_not_tokenise_again(
     assert sorted(p.name for p in (folder / "cache").iterdir()) == before
 
 
+def test_a_damaged_cache_is_named(folder: Path) -> None:
+    _open(folder).close()
+    (path,) = (folder / "cache").glob("*/train_ids.npy")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match="corpus-.* are damaged .*delete it"):
+        _open(folder)
+
+
+def test_nothing_held_out_gives_no_batch(folder: Path) -> None:
+    data = _open(folder, _config(folder, heldout_fraction=0.0))
+    assert len(data.heldout) == 0 and data.num_heldout_tokens == 0
+    assert data.corpus.train.num_documents == 30
+
+
 def test_too_few_tokens_say_how_many_there_are(folder: Path) -> None:
     tokens = _open(folder).num_train_tokens
     with pytest.raises(DataError, match=f"have {tokens} tokens, one batch needs 32000"):

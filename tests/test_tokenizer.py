@@ -14,6 +14,7 @@ from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config, DataConfig, TokenizerConfig
 from llmasos_jax.data.huggingface import HuggingFaceTokenizer
 from llmasos_jax.data.sentencepiece import SentencePieceTokenizer, train_model
+from llmasos_jax.data.sources import Documents
 from llmasos_jax.data.tokenizer import (
     ByteTokenizer,
     Tokenizer,
@@ -132,6 +133,25 @@ def test_hugging_face_adds_bos_never_eos_and_cuts_nothing(tmp_path: Path) -> Non
     assert tokenizer.decode([2, 5]) == "a\ufffd"
 
 
+def test_byte_level_gives_the_text_back(tmp_path: Path) -> None:
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400,
+        show_progress=False,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator([SOURCE, CHINESE], trainer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    loaded = HuggingFaceTokenizer.from_file(tmp_path / "tokenizer.json")
+    assert (loaded.bos_id, loaded.eos_id, loaded.adds_bos) == (None, 0, False)
+    for text, ids in zip(TEXTS, loaded.encode_batch(TEXTS), strict=True):
+        assert loaded.decode(ids) == text
+    assert loaded.decode(loaded.encode("🎉")[:-1]).strip("\ufffd") == ""
+
+
 def test_hugging_face_without_template_adds_nothing(tmp_path: Path) -> None:
     path = _word_level(tmp_path, template=False)
     assert HuggingFaceTokenizer.from_file(path).encode("a") == [2]
@@ -173,6 +193,10 @@ def test_build_trains_once_and_not_on_what_is_held_out(tmp_path: Path) -> None:
     again = build_tokenizer(cfg, documents[::-1], tmp_path)
     assert list(tmp_path.iterdir()) == files and len(files) == 1
     assert fingerprint(again) == fingerprint(tokenizer)
+    found = Documents(documents.__getitem__, 3, "key")
+    assert fingerprint(build_tokenizer(cfg, found, tmp_path)) == fingerprint(tokenizer)
+    unread = Documents(lambda i: pytest.fail("read again"), 3, "key")
+    assert fingerprint(build_tokenizer(cfg, unread, tmp_path)) == fingerprint(tokenizer)
     other = build_tokenizer(_config(401, kind="sentencepiece"), documents, tmp_path)
     assert other.vocab_size == 401
 

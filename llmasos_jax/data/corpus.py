@@ -18,7 +18,7 @@ from llmasos_jax.data.progress import Progress
 from llmasos_jax.data.sources import Documents
 from llmasos_jax.data.split import split_documents
 from llmasos_jax.data.tokenizer import Tokenizer, encode_batch, fingerprint
-from llmasos_jax.errors import TokenizerError
+from llmasos_jax.errors import DataError, TokenizerError
 
 _VERSION = 1  # of the files in the cache
 _BATCH_CHARS = 2_000_000  # characters encoded at a time
@@ -47,7 +47,7 @@ def open_corpus(
     read into memory.
 
     Raises:
-      DataError: no document has text, or too few have to hold any out.
+      DataError: no document has text, or too few have to hold any out; the cache is damaged.
       TokenizerError: the tokenizer gives an id outside its own vocabulary.
     """
     parts = (documents.key, fingerprint(tokenizer), data.seed, data.heldout_fraction, _VERSION)
@@ -55,13 +55,22 @@ def open_corpus(
     folder = cache / f"corpus-{key}"
     if not folder.is_dir():
         build_folder(folder, lambda path: _write(path, documents, tokenizer, data))
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    return Corpus(_read(folder, "train"), _read(folder, "heldout"), meta["digest"])
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        return Corpus(_read(folder, "train"), _read(folder, "heldout"), meta["digest"])
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise DataError(f"cached tokens in {folder} are damaged ({error}); delete it") from error
 
 
 def _read(folder: Path, side: str) -> TokenDocuments:
-    ids = np.load(folder / f"{side}_ids.npy", mmap_mode="r", allow_pickle=False)
-    return TokenDocuments(ids, np.load(folder / f"{side}_offsets.npy", allow_pickle=False))
+    offsets = np.load(folder / f"{side}_offsets.npy", allow_pickle=False)
+    path = folder / f"{side}_ids.npy"
+    # An array without elements cannot be mapped.
+    mode = "r" if offsets[-1] > 0 else None
+    ids = np.load(path, mmap_mode=mode, allow_pickle=False)
+    if ids.shape != (offsets[-1],):
+        raise ValueError(f"{path.name} has {ids.shape} ids, expected {offsets[-1]}")
+    return TokenDocuments(ids, offsets)
 
 
 def _write(folder: Path, documents: Documents, tokenizer: Tokenizer, data: DataConfig) -> None:

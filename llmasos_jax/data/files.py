@@ -41,6 +41,9 @@ def build_folder(path: Path, write: Callable[[Path], None]) -> None:
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=path.name, suffix=".tmp"))
     try:
         write(temporary)
+        for file in temporary.iterdir():
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
         try:
             os.rename(temporary, path)
         except OSError:

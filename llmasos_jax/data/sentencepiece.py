@@ -20,11 +20,13 @@ import sentencepiece
 
 from llmasos_jax.config.schema import Config
 from llmasos_jax.data.files import write_atomically
+from llmasos_jax.data.sources import Documents
 from llmasos_jax.data.split import split_documents
 from llmasos_jax.data.tokenizer import utf8
 from llmasos_jax.errors import TokenizerError
 
 FILE = "tokenizer.model"
+_VERSION = 1  # of the training below; another one trains cached tokenizers again
 # unk, bos, eos and 256 bytes.
 _RESERVED = 3 + 256
 _SPACE = "\u2581"  # what SentencePiece writes for a space
@@ -130,12 +132,18 @@ def trained(cfg: Config, documents: Sequence[str], cache: Path) -> SentencePiece
     Raises:
       TokenizerError: too little text for `model.vocab_size` pieces, or too few pieces to be useful.
     """
-    split = split_documents(documents, cfg.data)
-    settings = (cfg.model.vocab_size, cfg.tokenizer, split.digest, sentencepiece.__version__, 1)
+    split = None
+    if isinstance(documents, Documents):  # knows that it is unchanged without being read again
+        text_key = f"{documents.key} {cfg.data.seed} {cfg.data.heldout_fraction}"
+    else:
+        split = split_documents(documents, cfg.data)
+        text_key = split.digest
+    settings = (cfg.model.vocab_size, cfg.tokenizer, text_key, sentencepiece.__version__, _VERSION)
     key = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
     path = cache / f"tokenizer-{key}.model"
     if path.is_file():
         return SentencePieceTokenizer.from_file(path)
+    split = split or split_documents(documents, cfg.data)
     texts = _up_to(cfg.tokenizer.train_chars, (documents[i] for i in split.by_hash))
     model = train_model(texts, cfg.model.vocab_size, cfg.tokenizer.model_type)
     write_atomically(path, model)

@@ -150,7 +150,10 @@ def _parquet(data: DataConfig, cache: Path) -> Documents:
 
 
 def _cell(column: Sequence[str | None], index: int) -> str:
-    text = column[index]
+    try:
+        text = column[index]
+    except UnicodeDecodeError as error:
+        raise DataError(f"row {index} is not UTF-8 ({error}); write the file again") from error
     if text is None:
         raise DataError(
             f"row {index} has no text (null); take the row out, or write an empty string"
