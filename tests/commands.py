@@ -5,27 +5,45 @@ import subprocess
 import sys
 from pathlib import Path
 
-# What conftest.py sets for the tests' own process is not part of a user's machine.
-_OURS = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+ROOT = Path(__file__).resolve().parent.parent
+
+# What a user's machine does not have: conftest.py's settings for the tests' own process, and a path
+# that would find this checkout.
+_OURS = (
+    "JAX_COMPILATION_CACHE_DIR",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+    "PYTHONPATH",
+    "XLA_FLAGS",
+)
 
 
-def environment(home: Path, **more: str) -> dict[str, str]:
-    """The environment of a machine with one CPU device, whose caches are under `home`."""
-    kept = {name: value for name, value in os.environ.items() if name not in _OURS}
-    return kept | {"XDG_CACHE_HOME": str(home / "cache"), "JAX_PLATFORMS": "cpu"} | more
-
-
-def llmasos(
-    *words: object, home: Path, status: int = 0, python: str = sys.executable, **more: str
+def run(
+    *words: object, home: Path, status: int = 0, python: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `llmasos words...` in `home` and checks its exit status."""
+    """Runs `python words...` in `home`, with one CPU device, and checks its exit status.
+
+    Args:
+      words: what follows `python`.
+      home: the folder to run in; caches go to `home/cache`.
+      status: the exit status to expect.
+      python: an interpreter that has the package; None takes this one with this checkout.
+    """
+    kept = {name: value for name, value in os.environ.items() if name not in _OURS}
+    ours = {"XDG_CACHE_HOME": str(home / "cache"), "JAX_PLATFORMS": "cpu"}
+    if python is None:
+        ours["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(
-        [python, "-m", "llmasos", *map(str, words)],
+        [python or sys.executable, *map(str, words)],
         cwd=home,
-        env=environment(home, **more),
+        env=kept | ours,
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert done.returncode == status, f"status {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def llmasos(*words: object, home: Path, **options) -> subprocess.CompletedProcess[str]:
+    """Runs `llmasos words...`; the options are those of `run`."""
+    return run("-m", "llmasos", *words, home=home, **options)

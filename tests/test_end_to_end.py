@@ -2,15 +2,11 @@
 
 import json
 import re
-import sys
-from pathlib import Path
 
 import pytest
-from commands import environment, llmasos
+from commands import llmasos, run
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -18,25 +14,15 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("home")
 
 
-@pytest.fixture(autouse=True)
-def checkout(monkeypatch):
-    """The commands run elsewhere; they find this checkout even where it is not installed."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-
-
 @pytest.fixture(scope="module")
 def trained(home):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        done = llmasos("train", "--config=tiny", "--workdir=run", "--json", home=home)
+    done = llmasos("train", "--config=tiny", "--workdir=run", "--json", home=home)
     return done, home / "run"
 
 
 @pytest.fixture(scope="module")
 def model(home, trained):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        llmasos("convert", "run", "model", home=home)
+    llmasos("convert", "run", "model", home=home)
     return home / "model"
 
 
@@ -88,10 +74,10 @@ def test_the_same_command_goes_on(home, trained):
 
 
 def test_inspect_sees_the_run_and_the_model(home, trained, model):
-    run = json.loads(llmasos("inspect", "run", "--json", home=home).stdout)
+    folder = json.loads(llmasos("inspect", "run", "--json", home=home).stdout)
     made = json.loads(llmasos("inspect", "model", "--json", home=home).stdout)
-    assert (run["kind"], run["step"], made["kind"]) == ("checkpoint", 20, "model")
-    assert run["parameters"] == made["parameters"] > 10_000
+    assert (folder["kind"], folder["step"], made["kind"]) == ("checkpoint", 20, "model")
+    assert folder["parameters"] == made["parameters"] > 10_000
     assert made["tensors"]["embed.table"] == "float32[259,32]"
 
 
@@ -111,8 +97,6 @@ def test_generate_refuses_what_makes_no_sense(home, model):
 
 
 def test_the_python_api_does_the_same(home, model):
-    import subprocess
-
     code = f"""
 import llmasos
 from llmasos import LLMasOS
@@ -123,14 +107,6 @@ result = llmasos.train("tiny", {str(home / "run")!r})
 assert "<table" in result._repr_html_()
 print(text)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=home,
-        env=environment(home),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run("-c", code, home=home)
     words = ("generate", "model", "def ", "--max-length=12", "--seed=3")
     assert done.stdout == llmasos(*words, home=home).stdout
