@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmasos_jax.config.model import ModelConfig, RopeScaling
-from llmasos_jax.errors import ConfigError, FormatError
+from llmasos_jax.errors import ConfigError, FormatError, did_you_mean
 from llmasos_jax.format.strict import check, parse_json, schema, shown
 
 FORMAT_VERSION = "1"
@@ -95,6 +95,7 @@ def parse_manifest(raw: bytes, where: str = "model.json") -> Manifest:
     found = parse_json(raw, where)
     _check_version(found, where)
     check(found, schema(), "", where)
+    _check_tokenizer(found.get("tokenizer"), where)
     weights = found.get("weights")
     generation = found.get("generation", {})
     parameters = _parameters(found["parameters"], where)
@@ -132,6 +133,17 @@ def _check_version(found: Any, where: str) -> None:
             f"{where} is of format {version}, this program reads format {FORMAT_VERSION}; "
             "update llmasos_jax, or convert the model with the program that wrote it"
         )
+
+
+def _check_tokenizer(entry: dict[str, Any] | None, where: str) -> None:
+    """The format's own kinds have no keys but those that the schema lists."""
+    if entry is None or ":" in entry["kind"]:
+        return
+    known = schema()["properties"]["tokenizer"]["properties"]
+    for key in entry:
+        if key not in known:
+            hint = did_you_mean(shown(key), known)
+            raise FormatError(f'{where}: "tokenizer.{shown(key)}" is not a key of format 1{hint}')
 
 
 def _parameters(found: dict[str, Any], where: str) -> ModelConfig:

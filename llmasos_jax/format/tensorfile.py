@@ -3,7 +3,7 @@
     8 bytes: N, little-endian | N bytes: JSON header | the tensors' bytes, one after the other
 
 Written here rather than through the safetensors library because that one wants every tensor in
-memory to write, and because a reader of strangers' files must say which tensor is wrong and how. The
+memory to write, and because a reader of files from strangers must say what is wrong and how. The
 tests read and write with the library too.
 """
 

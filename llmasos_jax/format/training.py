@@ -1,0 +1,190 @@
+"""A training run seen as a model: its newest checkpoint's weights under the names of the format."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import llmasos_jax
+from llmasos_jax.checkpoint import steps
+from llmasos_jax.checkpoint.leaves import Leaf
+from llmasos_jax.checkpoint.stored import StoredState
+from llmasos_jax.config.build import from_dict
+from llmasos_jax.config.schema import Config
+from llmasos_jax.data.tokenizer import load_tokenizer
+from llmasos_jax.errors import CheckpointError, FormatError
+from llmasos_jax.format.folder import MANIFEST, read_bytes
+from llmasos_jax.format.manifest import MAX_BYTES, Generation, Manifest
+from llmasos_jax.format.names import check_tensors, expected, place_of
+from llmasos_jax.format.read import ModelFiles
+from llmasos_jax.format.strict import parse_json
+from llmasos_jax.format.tensorfile import CODES, StoredTensor
+from llmasos_jax.models.layout import Layout
+
+TOKENIZER = "tokenizer"  # folder of a training run that holds its tokenizer's files
+ENTRY = "entry.json"  # and there, the entry that goes into `model.json`
+_PARAMS = "params/"
+
+
+def open_training(source: str | os.PathLike[str], step: int | None = None) -> ModelFiles:
+    """Opens a training run as a model; reads no weights.
+
+    Args:
+      source: a training folder, its `checkpoints` folder, or one step folder.
+      step: which step; None takes the newest.
+
+    Returns:
+      The model. Each tensor is read from the checkpoint when asked for, one layer at a time.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or it is damaged.
+      FormatError: the checkpoint's weights are not those of its config.
+    """
+    state = StoredState(Path(source), step)
+    config = from_dict(state.config)
+    run = steps.training_folder(state.folder)
+    leaves = {n.removeprefix(_PARAMS): v for n, v in state.leaves.items() if n.startswith(_PARAMS)}
+    layout = layout_of(leaves, str(state.folder))
+    tensors = _tensors(state, leaves, config, layout)
+    check_tensors(config.model, tensors, str(state.folder))
+    entry = _tokenizer_entry(run)
+    manifest = Manifest(
+        name=config.name,
+        parameters=config.model,
+        tokenizer=entry,
+        generation=_generation(entry, run / TOKENIZER),
+        metadata={
+            "step": state.step,
+            "source": run.name,
+            "config_sha256": config_sha256(state.config),
+            "llmasos_jax": llmasos_jax.__version__,
+        },
+    )
+    return ModelFiles(state.folder, manifest, MappingProxyType(tensors), run / TOKENIZER)
+
+
+def layout_of(leaves: Mapping[str, Leaf], where: str) -> Layout:
+    """How a run stored its layers, told from the names and shapes of its leaves.
+
+    Args:
+      leaves: of the parameters, by path ("periods/0/attn/q").
+      where: the checkpoint, for messages.
+
+    Raises:
+      CheckpointError: stacked leaves have different numbers of rows.
+
+    Example:
+      >>> one, five = Leaf((3,), "float32"), Leaf((5, 3), "float32")
+      >>> layout_of({"prefix/0/w": one, "periods/0/w": five}, "")
+      Layout(prefix=1, period=1, count=5, suffix=0)
+    """
+    names = {part: set() for part in ("prefix", "periods", "suffix")}
+    rows = set()
+    for name, leaf in leaves.items():
+        part, _, rest = name.partition("/")
+        if part in names:
+            names[part].add(rest.partition("/")[0])
+        if part == "periods":
+            rows.add(leaf.shape[0] if leaf.shape else 0)
+    if len(rows) > 1:
+        raise CheckpointError(
+            f'checkpoint "{where}" has stacked leaves of {sorted(rows)} layers; they must agree'
+        )
+    count = rows.pop() if rows else 0
+    return Layout(len(names["prefix"]), len(names["periods"]), count, len(names["suffix"]))
+
+
+def _tensors(
+    state: StoredState, leaves: Mapping[str, Leaf], config: Config, layout: Layout
+) -> dict[str, StoredTensor]:
+    """The tensors under the format's names; a leaf that belongs to none keeps its own name."""
+    if layout.num_layers != config.model.num_layers:
+        raise FormatError(
+            f"{state.folder}: the checkpoint has {layout.num_layers} layers, its config says "
+            f"model.num_layers={config.model.num_layers}"
+        )
+    tensors: dict[str, StoredTensor] = {}
+    used: set[str] = set()
+    for name in expected(config.model):
+        path, row = place_of(name, layout)
+        if path in leaves:
+            used.add(path)
+            shape = leaves[path].shape[0 if row is None else 1 :]
+            read = functools.partial(state.read, _PARAMS + path, row)
+            tensors[name] = StoredTensor(shape, _stored_dtype(path, leaves[path]), read)
+    for path in leaves.keys() - used:
+        read = functools.partial(state.read, _PARAMS + path)
+        tensors[path.replace("/", ".")] = StoredTensor(leaves[path].shape, leaves[path].dtype, read)
+    return tensors
+
+
+def _stored_dtype(path: str, leaf: Leaf) -> str:
+    if leaf.dtype not in CODES:
+        raise FormatError(f"{path} is {leaf.dtype}; the format stores {', '.join(CODES)}")
+    return leaf.dtype
+
+
+def config_sha256(config: Mapping[str, Any]) -> str:
+    """A hash of a resolved config, the same for equal configs.
+
+    Example:
+      >>> config_sha256({"a": 1, "b": 2}) == config_sha256({"b": 2, "a": 1})
+      True
+    """
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _tokenizer_entry(run: Path) -> dict[str, Any] | None:
+    path = run / TOKENIZER / ENTRY
+    if not path.exists():
+        return None
+    entry = parse_json(read_bytes(path, MAX_BYTES), str(path))
+    if not isinstance(entry, dict):
+        raise FormatError(f"{path} must hold a JSON object")
+    return entry
+
+
+def _generation(entry: dict[str, Any] | None, folder: Path) -> Generation:
+    if entry is None:
+        return Generation()
+    # The run is the user's own, and its config named this code.
+    eos_id = load_tokenizer(entry, folder, allow_code=True).eos_id
+    return Generation() if eos_id is None else Generation(eos_ids=(eos_id,))
+
+
+@dataclass(frozen=True)
+class CopiedTokenizer:
+    """Saves a tokenizer by copying its files, without opening it."""
+
+    entry: Mapping[str, Any]
+    folder: Path
+    files: tuple[str, ...]
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Copies the files into `folder` and returns the entry."""
+        for name in self.files:
+            shutil.copyfile(self.folder / name, folder / name)
+        return dict(self.entry)
+
+
+def copied_tokenizer(files: ModelFiles) -> CopiedTokenizer | None:
+    """The tokenizer of a model on disk, to be saved with another; None if it has none."""
+    entry = files.manifest.tokenizer
+    if entry is None:
+        return None
+    folder = files.tokenizer_folder
+    if folder == files.path:  # a model's folder holds more than the tokenizer's files
+        named = {v for v in entry.values() if isinstance(v, str)}
+        names = [n for n in sorted(named - {MANIFEST}) if (folder / n).is_file()]
+    else:
+        names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != ENTRY)
+    return CopiedTokenizer(entry, folder, tuple(names))
