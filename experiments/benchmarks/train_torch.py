@@ -1,0 +1,71 @@
+"""Times transformers + torch training on the 135M shape. One JSON line.
+
+Run by train_vs_peers.py, or alone in an environment with the extra `parity`:
+
+    python experiments/benchmarks/train_torch.py --dtype=float32 --batch=4 --seq=512 --steps=4
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import time
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+def main() -> None:
+    """Parses arguments, times, prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--seq", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=4)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+        max_position_embeddings=8192,
+        rope_theta=100000.0,
+        use_cache=False,
+    )
+    model = LlamaForCausalLM(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.1)
+    ids = torch.randint(0, config.vocab_size, (args.batch, args.seq))
+    times = []
+    for _ in range(args.steps + 1):
+        start = time.perf_counter()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.dtype == "bfloat16"):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss = float(loss.detach())
+        times.append(time.perf_counter() - start)
+    step_s = statistics.median(times[1:])
+    row = dict(
+        name="transformers + torch",
+        dtype=args.dtype,
+        step_s=round(step_s, 3),
+        first_step_s=round(times[0], 2),
+        tokens_per_s=round(args.batch * args.seq / step_s, 1),
+        loss=loss,
+        peak_rss_gb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        load=os.getloadavg()[0],
+    )
+    print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
