@@ -1,7 +1,9 @@
 """Tokenizers: text comes back exactly, ids stay in range, bad files say what is wrong."""
 
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,6 +50,18 @@ TEXTS = [
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
 def trained(request: pytest.FixtureRequest) -> SentencePieceTokenizer:
     return SentencePieceTokenizer(train_model([SOURCE, CHINESE], 480, request.param))
+
+
+@pytest.fixture(scope="module", params=["bpe", "unigram"])
+def chinese(request: pytest.FixtureRequest) -> SentencePieceTokenizer:
+    rng = np.random.default_rng(0)
+    text = "".join(rng.choice(list("床前明月光疑是地上霜举头望明月低头思故乡"), size=5000))
+    return SentencePieceTokenizer(train_model([text], 330, request.param))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_without_spaces_teaches_them_too(chinese: SentencePieceTokenizer, text: str) -> None:
+    assert chinese.decode(chinese.encode(text)) == text
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -268,10 +282,11 @@ def test_half_a_surrogate_pair_is_refused(trained: SentencePieceTokenizer) -> No
             tokenizer.encode("ab\ud83c")
 
 
-def test_a_model_that_changes_spaces_is_left_as_it_is() -> None:
+@pytest.mark.parametrize(
+    "settings_", [{}, {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}]
+)
+def test_a_model_that_changes_spaces_is_left_as_it_is(settings_: dict[str, Any]) -> None:
     """The usual settings put a space in front; ids have to equal the library's own."""
-    import io
-
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SOURCE.splitlines()),
@@ -280,9 +295,10 @@ def test_a_model_that_changes_spaces_is_left_as_it_is() -> None:
         model_type="bpe",
         byte_fallback=True,
         minloglevel=3,
+        **settings_,
     )
     library = sentencepiece.SentencePieceProcessor(model_proto=out.getvalue())
     tokenizer = SentencePieceTokenizer(out.getvalue())
-    for text in ("a b", "\u2581x", " y"):
+    for text in TEXTS:
         assert tokenizer.encode(text)[1:] == library.encode(text)
         assert tokenizer.decode(tokenizer.encode(text)) == library.decode(library.encode(text))

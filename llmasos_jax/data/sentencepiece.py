@@ -26,7 +26,7 @@ from llmasos_jax.data.tokenizer import utf8
 from llmasos_jax.errors import TokenizerError
 
 FILE = "tokenizer.model"
-_VERSION = 1  # of the training below; another one trains cached tokenizers again
+_VERSION = 2  # of the training below; another one trains cached tokenizers again
 # unk, bos, eos and 256 bytes.
 _RESERVED = 3 + 256
 _SPACE = "\u2581"  # what SentencePiece writes for a space
@@ -72,8 +72,7 @@ class SentencePieceTokenizer:
         it is left to do what it does in every other program.
         """
         processor = self._processor
-        probe = f" a{_SPACE} "
-        if processor.decode(processor.encode(probe)) != probe.replace(_SPACE, " "):
+        if "".join(processor.encode("  ", out_type=str)) != _SPACE * 2:
             return None
         ids = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
         return ids if all(processor.is_byte(i) for i in ids) else None
@@ -181,6 +180,8 @@ def train_model(texts: Sequence[str], vocab_size: int, model_type: str = "bpe") 
             vocab_size=vocab_size,
             model_type=model_type,
             character_coverage=1.0,
+            # Without a piece, a space would be the three bytes of U+2581, and come back as that.
+            required_chars=_SPACE,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
