@@ -23,7 +23,7 @@ from llmasos_jax.types import Tree
 
 @dataclass(frozen=True)
 class ModelDef:
-    """A Transformer's structure. Its parameters are a plain nested dict of arrays with the same keys as `shapes`."""
+    """A Transformer's structure. Its parameters are a nested dict with the keys of `shapes`."""
 
     cfg: ModelConfig
     layout: Layout
@@ -128,7 +128,7 @@ def relayout(params: Tree, source: Layout, target: Layout) -> Tree:
 
 
 def out_first(definition: ModelDef, params: Tree) -> Tree:
-    """Weights with their output axes first, for `nn.runtime.dot_out_first`. Unstacked layouts only."""
+    """Weights with output axes first, for `nn.runtime.dot_out_first`. Unstacked layouts only."""
 
     def move(w: jax.Array, num_in: int) -> jax.Array:
         return jnp.transpose(w, (*range(num_in, w.ndim), *range(num_in))) if num_in else w

@@ -1,7 +1,7 @@
 """How the layers of a model are stored: prefix, scanned periods, suffix.
 
-Kernel masks are compiled in, so layers with different windows cannot share one scan step. The scan goes over the
-smallest repeating period; what does not fit stands before or after:
+Kernel masks are compiled in, so layers with different windows cannot share one scan step. The scan
+goes over the smallest repeating period; what does not fit stands before or after::
 
     windows  . | w w w . | w w w . | w w        prefix 1, period 4, count 2, suffix 2
 """
@@ -50,13 +50,13 @@ def layer_specs(cfg: ModelConfig) -> tuple[LayerSpec, ...]:
 
 
 def unrolled_layout(cfg: ModelConfig) -> Layout:
-    """Every layer by itself: for decoding on CPU, where a scan would copy each layer's weights, and for files."""
+    """Every layer by itself: for files, and for decoding on CPU, where a scan copies weights."""
     return Layout(prefix=cfg.num_layers, period=0, count=0, suffix=0)
 
 
 @functools.lru_cache(maxsize=256)
 def scan_layout(cfg: ModelConfig) -> Layout:
-    """The layout with the fewest distinct layers to compile, so that compile time does not grow with depth."""
+    """The layout with the fewest layers to compile: compile time does not grow with depth."""
     specs = layer_specs(cfg)
     best = unrolled_layout(cfg)
     for period in range(1, len(specs) // 2 + 1):

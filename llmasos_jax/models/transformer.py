@@ -38,7 +38,8 @@ class Hidden:
     Attributes:
       x_btd: after the final norm, [B, T, D].
       cache: the next state of the cache, if one was given.
-      layers: L + 1 arrays [B, T, D] (the embedding, then after each block, the last after the final norm), if asked for.
+      layers: L + 1 arrays [B, T, D] (the embedding, then after each block, the last after the final
+        norm), if asked for.
     """
 
     x_btd: jax.Array
@@ -47,7 +48,7 @@ class Hidden:
 
 
 class Transformer(nnx.Module):
-    """A decoder or encoder trunk with its output layer. One set of blocks; the layout says which are scanned."""
+    """A decoder or encoder trunk with its output layer. The layout says which layers scan."""
 
     def __init__(self, cfg: ModelConfig, layout: Layout) -> None:
         specs = layer_specs(cfg)
@@ -78,7 +79,8 @@ class Transformer(nnx.Module):
         Args:
           tokens_bt: int32 [B, T].
           positions_bt: int32 [B, T]; default counts from 0, or with a cache from each row's start.
-          segment_ids_bt: int32 [B, T]; tokens attend within their segment, 0 is padding. Not with a cache.
+          segment_ids_bt: int32 [B, T]; tokens attend within their segment, 0 is padding. Not with a
+            cache.
           cache: keys and values so far; T more are written.
           runtime: how to run.
           dropout: noise of this step; None for none.

@@ -10,8 +10,8 @@ import numpy as np
 def slopes(num_heads: int) -> np.ndarray:
     """The slope of each head, float32 [N]: 2^(-8/N), 2^(-16/N), ... for N a power of two.
 
-    For other N, as in the paper's released code: those of the nearest smaller power of two, then every second one of
-    the next.
+    For other N, as in the paper's released code: those of the nearest smaller power of two, then
+    every second one of the next.
 
     Example:
       >>> slopes(4).tolist()

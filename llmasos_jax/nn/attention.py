@@ -21,7 +21,7 @@ from llmasos_jax.nn.weight import weight
 
 
 class Attention(nnx.Module):
-    """Multi-head, grouped-query or multi-query attention (Ainslie et al., 2023, arXiv 2305.13245)."""
+    """Multi-head, grouped- or multi-query attention (Ainslie et al., 2023, arXiv 2305.13245)."""
 
     def __init__(self, cfg: ModelConfig, *, stack: int | None = None) -> None:
         d, n, k, h = cfg.embedding_dim, cfg.query_heads, cfg.kv_heads, cfg.head_width
@@ -58,7 +58,10 @@ class Attention(nnx.Module):
         slot: jax.Array | None,
         runtime: Runtime,
     ) -> tuple[jax.Array, LayerCache | None]:
-        """Maps [B, T, D] to [B, T, D]; with a cache, writes T tokens from `slot` on and attends to all its slots."""
+        """Maps [B, T, D] to [B, T, D].
+
+        With a cache, writes T tokens from `slot` on and attends to all its slots.
+        """
         with jax.named_scope("qkv"):
             q_btnh = add_bias(runtime.dot("btd,dnh->btnh", x_btd, self.q[...]), self.q_bias)
             k_bskh = add_bias(runtime.dot("btd,dkh->btkh", x_btd, self.k[...]), self.k_bias)

@@ -21,7 +21,7 @@ from llmasos_jax.nn.runtime import Runtime
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """What may differ from layer to layer: compiled in, so layers that differ cannot share one scan step."""
+    """What may differ from layer to layer. Compiled in: such layers share no scan step."""
 
     window: int | None = None
 
@@ -67,7 +67,7 @@ class Block(nnx.Module):
         dropout: Dropout | None,
         runtime: Runtime,
     ) -> tuple[jax.Array, LayerCache | None]:
-        """Maps the residual stream [B, T, D] to the next one, and the layer's cache to its next state."""
+        """Maps the residual stream [B, T, D] to the next one, and the cache to its next state."""
         attend = partial(
             self.attn,
             visible=inputs.visible[self.window],

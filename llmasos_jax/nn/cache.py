@@ -1,11 +1,13 @@
 """The key/value cache of decoding: fixed slots, one scalar slot for all rows.
 
-Prompts are padded on the left, so that every row writes the same slot at the same step and rows differ only in where
-they start:
+Prompts are padded on the left, so that every row writes the same slot at the same step and rows
+differ only in where they start::
 
     slot      0  1  2  3  4 | 5  6 ...
     row 0     .  .  a  b  c | new
-    row 1     d  e  f  g  h | new          start = [2, 0]; a token's position is its slot minus its row's start
+    row 1     d  e  f  g  h | new          start = [2, 0]
+
+A token's position is its slot minus its row's start.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Dropout whose noise depends on the key, the layer and the row of the global batch, never on the mesh."""
+"""Dropout whose noise depends on key, layer and row of the global batch, never on the mesh."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Which attention kernel runs where.
 
-The kernel follows the platform of the mesh's devices, never `jax.default_backend()`: a TPU program may be compiled on a
-host that has none.
+The kernel follows the platform of the mesh's devices, never `jax.default_backend()`: a TPU program
+may be compiled on a host that has none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.runtime import Runtime
 
-# Finite, so that a row that sees nothing (padding) gives a number, not NaN, and its gradient is zero.
+# Finite: a row that sees nothing (padding) gives a number, not NaN, and its gradient is zero.
 MASKED = -1e30
 SPLASH_BLOCK = 128
 
@@ -32,11 +32,14 @@ def dot_product(
     slopes: np.ndarray | None = None,
     runtime: Runtime,
 ) -> jax.Array:
-    """softmax(q k^T * scale + bias) v over what is visible (Vaswani et al., 2017, arXiv 1706.03762, eq. 1).
+    """Gives softmax(q k^T * scale + bias) v over what is visible.
+
+    Equation 1 of Vaswani et al., 2017, arXiv 1706.03762, with what came later.
 
     Args:
       q_btnh: queries [B, T, N, H].
-      k_bskh, v_bskh: keys and values [B, S, K, H], K a divisor of N; query head n reads key head n // (N / K).
+      k_bskh: keys [B, S, K, H], K a divisor of N; query head n reads key head n // (N / K).
+      v_bskh: values [B, S, K, H].
       visible: who sees whom.
       scale: multiplies the scores.
       soft_cap: c in c tanh(scores / c), after the scale.
@@ -87,7 +90,7 @@ def reference(
 def splash_fits(
     q_shape: tuple[int, ...], k_shape: tuple[int, ...], slopes: np.ndarray | None
 ) -> bool:
-    """Whether the TPU splash kernel can do it: whole blocks, as many keys as queries, no ALiBi bias."""
+    """Whether the TPU splash kernel can do it: whole blocks, as many keys as queries, no ALiBi."""
     return slopes is None and q_shape[1] == k_shape[1] and q_shape[1] % SPLASH_BLOCK == 0
 
 
@@ -114,10 +117,10 @@ def _splash(
     ) -> jax.Array:
         kernel = _splash_kernel(n // ways, t, visible.causal, visible.window, soft_cap)
         ids = splash.SegmentIds(segments_bt, segments_bt)
-        return jax.vmap(kernel)(q_bnth, k_bkth, v_bkth, ids)
+        return jax.vmap(kernel)(q_bnth, k_bkth, v_bkth, ids)  # pyright: ignore[reportReturnType]
 
     if runtime.manual is not None:
-        # Pallas kernels cannot be partitioned by the compiler: every mesh axis has to be manual around them.
+        # The compiler cannot partition Pallas kernels: every mesh axis is manual around them.
         heads = PartitionSpec(None, "tensor")
         attend = jax.shard_map(
             attend,

@@ -1,4 +1,4 @@
-"""Who sees whom: causality, windows, documents and padding as data, so that each kernel can use them its own way."""
+"""Who sees whom: causality, windows, documents, padding, for each kernel to use its way."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ class Visibility:
     """Which keys a query attends to.
 
     Attributes:
-      q_index, k_index: int32 [1, T] and [1, S], place in the sequence (in decoding: the cache slot).
-      q_segments, k_segments: int32 [B, T] and [B, S]; a query sees its own segment only. 0 is padding. None: one segment.
+      q_index, k_index: int32 [1, T] and [1, S], place in the sequence (in decoding: the cache
+        slot).
+      q_segments, k_segments: int32 [B, T] and [B, S]; a query sees its own segment only. 0 is
+        padding. None: one segment.
       causal: whether a query sees only its own place and those before it.
-      window: how many places back it sees, its own included (and as many ahead, if not causal); None sees all.
+      window: how many places back it sees, its own included (and as many ahead, if not causal);
+        None sees all.
     """
 
     q_index: jax.Array
@@ -28,7 +31,7 @@ class Visibility:
     window: int | None = field(metadata={"static": True}, default=None)
 
     def mask(self) -> jax.Array:
-        """bool [B or 1, T, S], True where the query sees the key."""
+        """True where the query sees the key, bool [B or 1, T, S]."""
         back = self.distance()
         seen = back >= 0 if self.causal else jnp.ones_like(back, bool)
         if self.window is not None:
@@ -40,5 +43,5 @@ class Visibility:
         return seen
 
     def distance(self) -> jax.Array:
-        """int32 [1, T, S]: how far a key lies behind its query."""
+        """How far a key lies behind its query, int32 [1, T, S]."""
         return self.q_index[:, :, None] - self.k_index[:, None, :]

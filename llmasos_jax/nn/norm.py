@@ -15,7 +15,7 @@ from llmasos_jax.nn.weight import weight
 def rms_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float, axes: tuple[int, ...]
 ) -> jax.Array:
-    """x / sqrt(mean(x^2) + eps) * scale (Zhang and Sennrich, 2019, arXiv 1910.07467, eq. 4).
+    """Gives x / sqrt(mean(x^2) + eps) * scale (Zhang and Sennrich, 2019, arXiv 1910.07467, eq. 4).
 
     Args:
       x: float32 [..., D].
@@ -31,7 +31,10 @@ def rms_norm(
 def layer_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float, axes: tuple[int, ...]
 ) -> jax.Array:
-    """(x - mean(x)) / sqrt(var(x) + eps) * scale + bias (Ba et al., 2016, arXiv 1607.06450). Shapes as in `rms_norm`."""
+    """Gives (x - mean(x)) / sqrt(var(x) + eps) * scale + bias (Ba et al., 2016, arXiv 1607.06450).
+
+    Shapes as in `rms_norm`.
+    """
     centred = x - jnp.mean(x, axis=axes, keepdims=True)
     y = centred * lax.rsqrt(jnp.mean(centred * centred, axis=axes, keepdims=True) + eps) * scale
     return y if bias is None else y + bias
@@ -41,7 +44,7 @@ NORMS = {"rmsnorm": rms_norm, "layernorm": layer_norm}
 
 
 class Norm(nnx.Module):
-    """A norm over the last dimensions of its input, with its scale and, for a LayerNorm, its bias."""
+    """A norm over the last dimensions of its input, with its scale and a LayerNorm's bias."""
 
     def __init__(
         self,

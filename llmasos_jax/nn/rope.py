@@ -15,14 +15,17 @@ from llmasos_jax.config.model import ModelConfig, RopeScaling
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Rotation:
-    """Sine and cosine of each position's angles, float32 [B, T, R/2], R the rotated width of a head."""
+    """Sine and cosine of each position's angles, float32 [B, T, R/2], R the rotated head width."""
 
     sin: jax.Array
     cos: jax.Array
 
 
 def rotations(cfg: ModelConfig, positions_bt: jax.Array) -> dict[str, Rotation]:
-    """The rotations that the layers of a model need: "global", and "local" where windowed layers have their own base."""
+    """The rotations that the layers of a model need, by name.
+
+    "global", and "local" where layers with a window have a base of their own.
+    """
     if cfg.position != "rope":
         return {}
     table = {
@@ -42,7 +45,8 @@ def rotate(x_btnh: jax.Array, rotation: Rotation, *, interleaved: bool = False) 
     Args:
       x_btnh: queries or keys, [B, T, N, H].
       rotation: of the same B and T (or B = 1).
-      interleaved: pairs are neighbours (0, 1), (2, 3); else number i of the first half with i of the second.
+      interleaved: pairs are neighbours (0, 1), (2, 3); else number i of the first half with i of
+        the second.
 
     Returns:
       [B, T, N, H] in `x_btnh`'s dtype, computed in float32.
@@ -94,7 +98,7 @@ def _rotation(positions_bt: jax.Array, inverse: np.ndarray, multiplier: float) -
 
 
 def _llama3(inverse: np.ndarray, scaling: RopeScaling) -> np.ndarray:
-    # Turns over the original context decide: slow ones are divided, fast ones kept, those between blended.
+    # Turns over the original context decide: slow ones are divided, fast ones kept, others blended.
     turns = (scaling.original_length or 0) * inverse / (2 * math.pi)
     smooth = (turns - scaling.low_frequency) / (scaling.high_frequency - scaling.low_frequency)
     smooth = np.clip(smooth, 0.0, 1.0)

@@ -1,7 +1,7 @@
 """How to run a model, apart from what it is: products, kernels, sharding, precision.
 
-Model code takes a `Runtime` as an argument, so that one model runs on a laptop, in a sharded training step and in the
-generation engine with no branch of its own.
+Model code takes a `Runtime` as an argument, so that one model runs on a laptop, in a sharded
+training step and in the generation engine with no branch of its own.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Product = Callable[..., jax.Array]
 
 
 def dot(spec: str, x: jax.Array, w: jax.Array, *, out_dtype: Any) -> jax.Array:
-    """The product of activations and a weight: `einsum(spec, x, w)` in `w`'s dtype, summed in float32."""
+    """The product of activations and a weight: an einsum in `w`'s dtype, summed in float32."""
     return jnp.einsum(spec, x.astype(w.dtype), w, preferred_element_type=jnp.float32).astype(
         out_dtype
     )
 
 
 def dot_out_first(spec: str, x: jax.Array, w: jax.Array, *, out_dtype: Any) -> jax.Array:
-    """`dot` for weights stored with their output axes first, as `out_first` in `models/transformer.py` lays them out.
+    """`dot` for weights stored with output axes first, as `models.definition.out_first` lays them.
 
     XLA on CPU streams such a matrix row by row, at memory speed, when there is one token.
     """
@@ -42,8 +42,8 @@ class Runtime:
     """How to run a model.
 
     Attributes:
-      product: every product of activations and weights goes through this one function: precision, quantisation and
-        adapters plug in here.
+      product: every product of activations and weights goes through this one function: precision,
+        quantisation and adapters plug in here.
       dtype: of the weights in products.
       act_dtype: of activations between products. Norms, softmax and loss are float32 in any case.
       remat: what the backward pass computes again: "none", "dots", "full".
@@ -83,8 +83,8 @@ def training_runtime(
 ) -> Runtime:
     """The Runtime of a training step: the one place where precision is chosen by kind of device.
 
-    With `dtype="bfloat16"` products are bfloat16; on a CPU, where bfloat16 pays inside products only, activations
-    between them stay float32.
+    With `dtype="bfloat16"` products are bfloat16; on a CPU, where bfloat16 pays inside products
+    only, activations between them stay float32.
     """
     act_dtype = jnp.float32 if platform == "cpu" else jnp.dtype(dtype)
     return Runtime(

@@ -10,7 +10,7 @@ from flax import nnx
 
 from llmasos_jax.nn.runtime import Runtime
 
-# Weights that start random are the matrices of products and look-ups; the rest (scales, biases) stays float32.
+# Weights that start random are matrices of products and look-ups; scales and biases stay float32.
 RANDOM = ("normal", "residual")
 
 ModuleT = TypeVar("ModuleT", bound=nnx.Module)
@@ -32,8 +32,8 @@ def weight(
       shape: of one layer's weight.
       axes: logical name of each dimension (see `parallel.rules.Rules`).
       init: "normal", "residual" (normal, smaller by sqrt(2 L)), "zeros" or "ones".
-      num_in: how many leading dimensions a product contracts; 0 for what is not a product's weight, or has its
-        output axis first already.
+      num_in: how many leading dimensions a product contracts; 0 for what is not a product's weight,
+        or has its output axis first already.
       stack: layers in one scanned array; adds a leading dimension.
     """
     full = shape if stack is None else (stack, *shape)

@@ -1,9 +1,10 @@
 """The one mode of sharding: batch axes manual, `tensor` left to the compiler.
 
-`loss` runs inside one `shard_map` that is manual over `data` and the FSDP axes. Each weight arrives as its shard and is
-gathered where it is used, one FSDP axis after the other; the transpose of that gather is a reduce-scatter, so gradients
-come back as shards with no all-reduce (Rajbhandari et al., 2020, arXiv 1910.02054, stage 3). What a device does not
-split is summed by hand. `docs/sharding.md` has what was compiled before this was chosen.
+`loss` runs inside one `shard_map` that is manual over `data` and the FSDP axes. Each weight arrives
+as its shard and is gathered where it is used, one FSDP axis after the other; the transpose of that
+gather is a reduce-scatter, so gradients come back as shards with no all-reduce (Rajbhandari et al.,
+2020, arXiv 1910.02054, stage 3). What a device does not split is summed by hand. `docs/sharding.md`
+has what was compiled before this was chosen.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from llmasos_jax.types import Tree
 
 @dataclass(frozen=True)
 class Manual:
-    """What model code needs inside the manual region: how to gather a weight, place an activation, sum a gradient."""
+    """What model code needs inside the manual region: gather weights, place activations, sum."""
 
     mesh: Mesh
     rules: Rules
@@ -45,7 +46,8 @@ class Manual:
 
     def gather(self, w: jax.Array, axes: Axes, dtype: jax.typing.DTypeLike) -> jax.Array:
         """The whole weight in `dtype` from this device's shard of it."""
-        # XLA for CPU aborts on a bfloat16 reduce-scatter, the transpose of this gather: cast after, twice the bytes.
+        # XLA for CPU aborts on a bfloat16 reduce-scatter, the transpose of this gather: cast after
+        # it, at twice the bytes.
         early = platform(self.mesh) != "cpu"
         w = w.astype(dtype) if early else w
         for dim, entry in enumerate(self.spec(*axes)):
@@ -68,12 +70,12 @@ class Manual:
         return lax.psum(value, batch_axes(self.mesh))
 
     def first_row(self, num_rows: int) -> jax.Array:
-        """The global number of this device's first row, when each device holds `num_rows` of the batch."""
+        """The global number of this device's first row, when each device holds `num_rows`."""
         return lax.axis_index(batch_axes(self.mesh)) * num_rows
 
     def shard_map(self, fn: Callable, in_specs: Tree, out_specs: Tree) -> Callable:
         """`fn` with the batch axes manual."""
-        # check_vma=False: sums over replicated weights are written out above, where a reader sees them.
+        # check_vma=False: the sums over replicated weights are written out above.
         return jax.shard_map(
             fn,
             mesh=self.mesh,
@@ -95,5 +97,5 @@ class Manual:
 def _keep(entry: MeshAxes, names: frozenset[str]) -> MeshAxes:
     if isinstance(entry, tuple):
         kept = tuple(name for name in entry if name in names)
-        return (kept if len(kept) > 1 else kept[0]) if kept else None
+        return kept[0] if len(kept) == 1 else kept or None
     return entry if entry in names else None

@@ -1,15 +1,20 @@
 """The mesh of devices: `data`, `fsdp` (one axis or several) and `tensor`.
 
-data    replicas that split the batch
-fsdp    ways in which weights are split; they split the batch too. (16, 16) makes two axes, `fsdp_0` and `fsdp_1`,
-        laid along two axes of a TPU torus, and weights are gathered along one after the other
-tensor  ways in which heads, MLP width and vocabulary are split
+::
+
+    data    replicas that split the batch
+    fsdp    ways in which weights are split; they split the batch too
+    tensor  ways in which heads, MLP width and vocabulary are split
+
+An fsdp of (16, 16) makes two axes, `fsdp_0` and `fsdp_1`, laid along two axes of a TPU torus;
+weights are gathered along one after the other.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -28,12 +33,12 @@ def batch_axes(mesh: Mesh) -> tuple[str, ...]:
     return ("data", *fsdp_axes(mesh))
 
 
-def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Lays all devices out as `cfg` says.
 
     Args:
       cfg: sizes of the axes; `data=None` takes what the others leave.
-      devices: defaults to all that JAX sees. May be the devices of a topology that is not attached.
+      devices: of JAX; defaults to all that it sees. May be of a topology that is not attached.
 
     Raises:
       ConfigError: the sizes do not use each device once.
@@ -47,8 +52,9 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
     data = cfg.data if cfg.data is not None else max(1, len(devices) // rest)
     if data * rest != len(devices):
         raise ConfigError(
-            f"mesh data={data} x fsdp={'x'.join(map(str, cfg.fsdp))} x tensor={cfg.tensor} is {data * rest} devices, "
-            f"there are {len(devices)}; make the product {len(devices)} (mesh.data=None takes what the others leave)"
+            f"mesh data={data} x fsdp={'x'.join(map(str, cfg.fsdp))} x tensor={cfg.tensor} is "
+            f"{data * rest} devices, there are {len(devices)}; make the product {len(devices)} "
+            "(mesh.data=None takes what the others leave)"
         )
     names = (
         "data",
@@ -59,11 +65,11 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
     return jax.make_mesh((data, *cfg.fsdp, cfg.tensor), names, axis_types=types, devices=devices)
 
 
-def single_device_mesh(device: jax.Device | None = None) -> Mesh:
-    """A mesh of one device, on which every rule is a no-op."""
+def single_device_mesh(device: Any = None) -> Mesh:
+    """A mesh of one JAX device (the first, if None), on which every rule is a no-op."""
     return make_mesh(MeshConfig(data=1), [device if device is not None else jax.local_devices()[0]])
 
 
 def platform(mesh: Mesh) -> str:
-    """`"cpu"`, `"tpu"` or `"gpu"`: of the mesh's devices, not of this host, which may only compile for them."""
+    """`"cpu"`, `"tpu"` or `"gpu"`: of the mesh's devices, not of this host."""
     return mesh.devices.flat[0].platform

@@ -36,6 +36,8 @@ def check_divisible(shapes: Tree, axes: Tree, mesh: Mesh, rules: Rules) -> None:
     Args:
       shapes: tree of arrays or ShapeDtypeStructs.
       axes: the same tree of logical axes.
+      mesh: the devices.
+      rules: from logical to mesh axes.
     """
 
     def check(path: tuple, leaf: Any, names: Axes) -> None:
@@ -44,8 +46,9 @@ def check_divisible(shapes: Tree, axes: Tree, mesh: Mesh, rules: Rules) -> None:
             if size % ways:
                 where = jax.tree_util.keystr(path, simple=True, separator=".")
                 raise ConfigError(
-                    f'{where}: axis "{name}" has size {size}, which mesh axis {mesh_axes!r} does not cut into {ways} '
-                    f"equal parts; change the mesh, or the model so that {size} is a multiple of {ways}"
+                    f'{where}: axis "{name}" has size {size}, which mesh axis {mesh_axes!r} does '
+                    f"not cut into {ways} equal parts; change the mesh, or the model so that "
+                    f"{size} is a multiple of {ways}"
                 )
 
     jax.tree_util.tree_map_with_path(check, shapes, axes)

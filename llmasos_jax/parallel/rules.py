@@ -33,7 +33,7 @@ class Rules:
     vocab: MeshAxes = None
 
     def spec(self, *axes: str | None) -> PartitionSpec:
-        """The PartitionSpec of an array whose dimensions have these logical names; None is replicated.
+        """The PartitionSpec of an array whose dimensions have these names; None is replicated.
 
         Raises:
           ConfigError: an unknown name, or two dimensions that ask for the same mesh axis.
@@ -48,8 +48,9 @@ class Rules:
             for name in (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes or ():
                 if name in used:
                     raise ConfigError(
-                        f'mesh axis "{name}" is wanted twice, by "{used[name]}" and "{axis}", in one array of axes '
-                        f"{axes}; give one of them another mesh axis or None in {self}"
+                        f'mesh axis "{name}" is wanted twice, by "{used[name]}" and "{axis}", in '
+                        f"one array of axes {axes}; give one of them another mesh axis or None "
+                        f"in {self}"
                     )
                 used[name] = axis
             spec.append(mesh_axes)
@@ -63,7 +64,7 @@ class Rules:
 
 
 def training_rules(mesh: Mesh) -> Rules:
-    """Batch over data and FSDP axes, weights over the FSDP axes by D and over `tensor` by heads, F and V."""
+    """Batch over data and FSDP axes; weights over FSDP axes by D, `tensor` by heads, F, V."""
     return Rules(
         batch=batch_axes(mesh),
         embed=fsdp_axes(mesh),
@@ -75,5 +76,5 @@ def training_rules(mesh: Mesh) -> Rules:
 
 
 def serving_rules(mesh: Mesh) -> Rules:
-    """As in training, but each replica holds its weights whole along D: nothing is gathered at a token."""
+    """As in training, but each replica holds its weights whole along D: no gathers at a token."""
     return dataclasses.replace(training_rules(mesh), embed=None)
