@@ -36,7 +36,14 @@ class StoredState:
         self.step = int(self.folder.name)
         self.leaves: Mapping[str, Leaf] = MappingProxyType(read_leaves(self.folder))
         # No cache: each layer is read once, and a cache would be memory beyond the one layer.
-        self._context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
+        # One thread each, as every thread's heap would keep a layer that it has freed.
+        self._context = ts.Context(
+            {
+                "cache_pool": {"total_bytes_limit": 0},
+                "data_copy_concurrency": {"limit": 1},
+                "file_io_concurrency": {"limit": 1},
+            }
+        )
         self._open: dict[str, Any] = {}
 
     def read(self, name: str, layer: int | None = None) -> np.ndarray:

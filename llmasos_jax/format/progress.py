@@ -34,4 +34,5 @@ def bytes_bar(title: str, total_bytes: int) -> Iterator[Callable[[str, int], Non
     try:
         yield advance
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()
