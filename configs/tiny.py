@@ -2,8 +2,8 @@
 
 Purpose:  tests, and trying a change in seconds.
 Command:  llmasos train --config=tiny --workdir=runs/tiny
-Run time: about 20 seconds on 2 CPU cores, most of it compiling.
-Expected: the loss falls from 5.5 nats to below 4.
+Run time: about 15 seconds on 2 CPU cores, most of it compiling; 5 when that is cached.
+Expected: the loss falls from 5.4 to 3.1 nats; held-out perplexity 37, no better than counting.
 """
 
 from ml_collections import ConfigDict

@@ -16,6 +16,7 @@ import jax
 
 from llmasos_jax.checkpoint.orbax import Checkpointer
 from llmasos_jax.config.build import differences, from_dict, to_dict
+from llmasos_jax.config.files import cache_folder
 from llmasos_jax.config.schema import Config
 from llmasos_jax.data.baselines import Baselines, baselines
 from llmasos_jax.data.pipeline import Data, open_data
@@ -84,7 +85,7 @@ def run(
         if finished is not None:
             return finished
         trainer = make_trainer(config, make_mesh(config.mesh))
-        tokenizer, data = _open(config, workdir, trainer, cache or _user_cache())
+        tokenizer, data = _open(config, workdir, trainer, cache or cache_folder() / "data")
         with contextlib.closing(data):
             state = restore_or_start(trainer, data, checkpoints)
             info = RunInfo(
@@ -239,11 +240,3 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     os.replace(part, path)
-
-
-def _user_cache() -> Path:
-    """`llmasos/data` in the user's cache folder, by the XDG Base Directory rules."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # A relative path there is invalid and to be ignored.
-    folder = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    return folder / "llmasos" / "data"
