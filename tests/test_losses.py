@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tolerances import PARITY, SIMPLE
 
 from llmasos_jax.config.schema import ObjectiveConfig
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.train.losses import cross_entropy
 from llmasos_jax.train.objective import LossSum, Objective, build_objective
-from tests.tolerances import PARITY, SIMPLE
 
 
 def example(key, scale=3.0, b=2, t=5, v=11):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tolerances import PARITY, SIMPLE
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import OptimConfig
@@ -16,7 +17,6 @@ from llmasos_jax.models.definition import ModelDef, relayout
 from llmasos_jax.models.layout import scan_layout, unrolled_layout
 from llmasos_jax.train.optim import TABLE, build_optimizer, like_params
 from llmasos_jax.train.weights import Matrix, decay_mask, map_named, matrix
-from tests.tolerances import PARITY, SIMPLE
 
 CFG = OptimConfig(
     learning_rate=0.1, schedule="constant", warmup_steps=0, weight_decay=0.2, clip_norm=None

@@ -6,11 +6,11 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+from tolerances import PARITY
 
 from llmasos_jax.config.schema import OptimConfig
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.train.schedules import TABLE, build_schedule
-from tests.tolerances import PARITY
 
 CFG = OptimConfig(learning_rate=0.4, warmup_steps=10, final_fraction=0.25, decay_fraction=0.2)
 

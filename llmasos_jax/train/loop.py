@@ -118,6 +118,9 @@ class _Run:
         first, last = self.good_step + 1, self.cfg.train.steps
         in_flight: tuple[int, StepMetrics] | None = None
         with StopRequest() as stop:
+            # A run that was stopped on a step due for evaluation has still to do it.
+            if 1 < first <= last and _is_due(self.cfg.train.eval_every_steps, first - 1):
+                self.evaluate(first - 1, state, stop)
             for step in range(first, last + 1):
                 batch = self.trainer.put(next(self.data.train))
                 state, metrics = self.trainer.step(state, batch)
