@@ -1,4 +1,4 @@
-"""Parameters and floating-point operations of a model, in closed form."""
+"""Parameters, floating-point operations and bytes of a model, in closed form: nothing is built."""
 
 from __future__ import annotations
 
@@ -6,76 +6,125 @@ from llmasos_jax.config.model import ModelConfig
 
 
 def count_parameters(cfg: ModelConfig) -> int:
-    """Numbers that the model learns; a tied table counts once.
+    """Numbers that training changes, the embedding table counted once where it is tied.
 
     Example:
-      >>> count_parameters(ModelConfig(vocab_size=10, embedding_dim=4, num_layers=1, ffn_dim=8))
-      212
+      >>> count_parameters(ModelConfig(vocab_size=256, embedding_dim=64, num_layers=2))
+      123200
     """
-    d, v = cfg.embedding_dim, cfg.vocab_size
-    embed = v * d + (cfg.context_length * d if cfg.position == "learned" else 0)
-    embed += _norm(cfg, d) if cfg.embedding_norm else 0
-    head = 0 if cfg.tie_embeddings else v * d
-    final = _norm(cfg, d) if cfg.final_norm else 0
-    return embed + cfg.num_layers * _block(cfg) + final + head
+    d = cfg.embedding_dim
+    embed = cfg.vocab_size * d
+    if cfg.position == "learned":
+        embed += cfg.context_length * d
+    if cfg.embedding_norm:
+        embed += _norm(cfg, d)
+    head = 0 if cfg.tie_embeddings else cfg.vocab_size * d
+    final_norm = _norm(cfg, d) if cfg.final_norm else 0
+    return embed + cfg.num_layers * layer_parameters(cfg) + final_norm + head
+
+
+def layer_parameters(cfg: ModelConfig) -> int:
+    """Numbers in one block, norms and biases included."""
+    d, f, h = cfg.embedding_dim, cfg.ffn_width, cfg.head_width
+    q, kv = cfg.query_heads * h, cfg.kv_heads * h
+    total = layer_matmul_parameters(cfg) + norms_per_layer(cfg) * _norm(cfg, d)
+    if cfg.qkv_bias:
+        total += q + 2 * kv
+    if cfg.attention_out_bias:
+        total += d
+    if cfg.mlp_bias:
+        total += (2 if cfg.is_gated else 1) * f + d
+    # Norms of queries and keys have a scale only.
+    return total + {None: 0, "head": 2 * h, "full": q + kv}[cfg.qk_norm]
+
+
+def norms_per_layer(cfg: ModelConfig) -> int:
+    """Norms of width D in one block."""
+    per_sublayer = 2 if cfg.norm_placement == "sandwich" else 1
+    return per_sublayer * (1 if cfg.block == "parallel" else 2)
+
+
+def layer_matmul_parameters(cfg: ModelConfig) -> int:
+    """Numbers in one block that a product multiplies each token by."""
+    d, h = cfg.embedding_dim, cfg.head_width
+    attention = 2 * d * h * (cfg.query_heads + cfg.kv_heads)
+    return attention + (3 if cfg.is_gated else 2) * d * cfg.ffn_width
 
 
 def count_matmul_parameters(cfg: ModelConfig) -> int:
-    """Weights that each token is multiplied by: those of the blocks and of the output layer."""
-    d, n, k, h = cfg.embedding_dim, cfg.query_heads, cfg.kv_heads, cfg.head_width
-    attention = d * n * h * 2 + d * k * h * 2
-    mlp = d * cfg.ffn_width * (3 if cfg.is_gated else 2)
-    return cfg.num_layers * (attention + mlp) + cfg.vocab_size * d
+    """Numbers that a product multiplies each token by: blocks and output layer, not the look-up.
+
+    Example:
+      >>> count_matmul_parameters(ModelConfig(vocab_size=256, embedding_dim=64, num_layers=2))
+      122880
+    """
+    return cfg.num_layers * layer_matmul_parameters(cfg) + cfg.vocab_size * cfg.embedding_dim
+
+
+def visible_keys(cfg: ModelConfig, layer: int, sequence_length: int) -> float:
+    """Keys that a token of this layer attends to, the mean over a sequence of one document.
+
+    Causal: a token at position p sees min(p + 1, window); else it sees its window on both sides,
+    cut at the ends.
+
+    Example:
+      >>> cfg = ModelConfig(vocab_size=8, embedding_dim=8, num_layers=1, attention_windows=(2,))
+      >>> visible_keys(cfg, 0, 4)  # 1, 2, 2, 2
+      1.75
+    """
+    t = sequence_length
+    window = cfg.layer_window(layer)
+    w = t if window is None else min(window, t)
+    back = w * (w + 1) // 2 + (t - w) * w
+    # Ahead is the mirror image of back; the token itself is in both.
+    return (back if cfg.causal else 2 * back - t) / t
+
+
+def forward_flops_per_token(cfg: ModelConfig, sequence_length: int) -> float:
+    """Floating-point operations of one forward pass, per token. See `flops_per_token`."""
+    width = cfg.query_heads * cfg.head_width
+    keys = sum(visible_keys(cfg, layer, sequence_length) for layer in range(cfg.num_layers))
+    return 2.0 * count_matmul_parameters(cfg) + 4.0 * width * keys
 
 
 def flops_per_token(cfg: ModelConfig, sequence_length: int) -> float:
-    """Operations of one training step per token, forward and backward, nothing computed twice.
+    """Floating-point operations of training per token: forward and backward, nothing twice.
 
-    6 for each weight of a product (2 forward, 4 backward), the output layer included and the
-    embedding look-up not, and 12 N H for each key that a query sees (scores and mixture, 2 products
-    each way; Chowdhery et al., 2022, arXiv 2204.02311, appendix B, with the keys that are masked
-    left out).
+    ::
+
+        6 * (parameters in products, output layer included, look-up not)
+        + sum over layers of 12 * N * H * (mean keys that a token sees)
+
+    A product takes 2 operations per number forward and 4 backward. Scores and the sum over values
+    take 2 N H each per query and key, so 4 forward and 12 in all. This is appendix B of
+    Chowdhery et al., 2022, arXiv 2204.02311 (6 P + 12 L N H T), except that a token is charged only
+    with the keys that causality and windows let it see (half of T, about, where they count T), and
+    that look-ups, which multiply nothing, are not in P. Element-wise work is left out: below one
+    per cent at usual widths. Documents packed into one row are not told apart.
 
     Args:
       cfg: the model.
-      sequence_length: tokens in a row; one document a row is assumed.
+      sequence_length: tokens per row.
+
+    Example:
+      >>> cfg = ModelConfig(vocab_size=256, embedding_dim=64, num_layers=2)
+      >>> flops_per_token(cfg, 127)  # 6 * 122880 + 2 * 12 * 64 * 64
+      835584.0
     """
-    width = cfg.query_heads * cfg.head_width
-    keys = sum(_mean_keys(cfg, layer, sequence_length) for layer in range(cfg.num_layers))
-    return 6.0 * count_matmul_parameters(cfg) + 12.0 * width * keys
+    return 3.0 * forward_flops_per_token(cfg, sequence_length)
 
 
 def parameter_bytes(cfg: ModelConfig, itemsize: int = 4) -> int:
-    """Bytes of the weights at `itemsize` bytes each."""
+    """Bytes of the weights, `itemsize` of them per number."""
     return count_parameters(cfg) * itemsize
 
 
-def _mean_keys(cfg: ModelConfig, layer: int, length: int) -> float:
-    """Keys that a query sees on average."""
-    window = min(cfg.layer_window(layer) or length, length)
-    one_side = window * (window + 1) / 2 + (length - window) * window
-    both_sides = 2 * one_side - length
-    return (one_side if cfg.causal else both_sides) / length
+def cache_bytes(cfg: ModelConfig, batch_size: int, num_slots: int, itemsize: int = 4) -> int:
+    """Bytes of the keys and values of `num_slots` tokens in each row."""
+    per_token = 2 * cfg.num_layers * cfg.kv_heads * cfg.head_width
+    return batch_size * num_slots * per_token * itemsize
 
 
 def _norm(cfg: ModelConfig, width: int) -> int:
-    return width * (2 if cfg.norm != "rmsnorm" and cfg.norm_bias else 1)
-
-
-def _block(cfg: ModelConfig) -> int:
-    d, n, k, h, f = (
-        cfg.embedding_dim,
-        cfg.query_heads,
-        cfg.kv_heads,
-        cfg.head_width,
-        cfg.ffn_width,
-    )
-    attention = 2 * d * n * h + 2 * d * k * h
-    attention += (n + 2 * k) * h if cfg.qkv_bias else 0
-    attention += d if cfg.attention_out_bias else 0
-    attention += {None: 0, "head": 2 * h, "full": (n + k) * h}[cfg.qk_norm]
-    num_in = 2 if cfg.is_gated else 1
-    mlp = (num_in + 1) * d * f + (num_in * f + d if cfg.mlp_bias else 0)
-    norms = {"pre": 2, "post": 2, "output": 2, "sandwich": 4}[cfg.norm_placement]
-    norms -= 1 if cfg.block == "parallel" else 0
-    return attention + mlp + norms * _norm(cfg, d)
+    """Numbers in a norm; an RMSNorm has no bias."""
+    return width * (2 if cfg.norm_bias and cfg.norm != "rmsnorm" else 1)

@@ -39,8 +39,8 @@ class Rules:
           ConfigError: an unknown name, or two dimensions that ask for the same mesh axis.
 
         Example:
-          >>> Rules(batch=("data", "fsdp"), heads="tensor").spec("batch", None, "heads")
-          PartitionSpec(('data', 'fsdp'), None, 'tensor')
+          >>> tuple(Rules(batch=("data", "fsdp"), heads="tensor").spec("batch", None, "heads"))
+          (('data', 'fsdp'), None, 'tensor')
         """
         spec, used = [], {}
         for axis in axes:
