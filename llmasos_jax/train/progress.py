@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -41,7 +42,7 @@ class ProgressBar(Hook):
         if self._first_done_s is None:
             self._first_done_s = time.monotonic()
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, values=summary(values))
+            self._bar.update(self._task, completed=step, values=summary(values, short=True))
         elif self._run.is_logged(step):
             total = self._run.config.train.steps
             self._say(f"step {step}/{total}  {summary(values)}{self._left(step)}")
@@ -87,21 +88,24 @@ class ProgressBar(Hook):
             print(text, file=sys.stderr, flush=True)
 
 
-def summary(values: Values) -> str:
+def summary(values: Values, short: bool = False) -> str:
     """The few values that a person watches.
+
+    Args:
+      values: of one step.
+      short: whether it has to fit behind a bar, in 80 columns.
 
     Example:
       >>> summary({"loss": 2.5, "perplexity": 12.18, "learning_rate": 1e-3})
       'loss 2.5000  perplexity 12.18  lr 1.00e-03'
     """
-    parts = [
-        f"loss {values['loss']:.4f}",
-        f"perplexity {values['perplexity']:.2f}",
-        f"lr {values['learning_rate']:.2e}",
-    ]
+    parts = [f"loss {values['loss']:.4f}"]
+    if not short:
+        parts.append(f"perplexity {values['perplexity']:.2f}")
+        parts.append(f"lr {values['learning_rate']:.2e}")
     if "tokens_per_s" in values:
         parts.append(f"{values['tokens_per_s']:,.0f} tok/s")
-    if "mfu" in values and values["mfu"] == values["mfu"]:
+    if not math.isnan(values.get("mfu", math.nan)):
         parts.append(f"mfu {values['mfu']:.1%}")
     return "  ".join(parts)
 
@@ -128,7 +132,7 @@ def _terminal_bar() -> Progress:
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[values]}"),
