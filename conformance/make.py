@@ -1,0 +1,167 @@
+"""Makes the kit: tiny models with random weights and what they must give.
+
+    python conformance/make.py
+
+The expected values come from `numpy_reader.py`, in float64; `llmasos_jax` only writes the files.
+The kit is a fixture: make it again only to add to it, and look at the difference.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+KIT = Path(__file__).resolve().parent
+sys.path[:0] = [str(KIT), str(KIT.parent)]
+
+from numpy_reader import Model  # noqa: E402
+
+from llmasos_jax.config.model import ModelConfig, RopeScaling  # noqa: E402
+from llmasos_jax.format.manifest import Manifest  # noqa: E402
+from llmasos_jax.format.names import expected  # noqa: E402
+from llmasos_jax.format.tensorfile import stored  # noqa: E402
+from llmasos_jax.format.write import write_model  # noqa: E402
+
+SMALL = {
+    "vocab_size": 32,
+    "embedding_dim": 16,
+    "num_layers": 2,
+    "context_length": 32,
+    "ffn_dim": 24,
+}
+MODELS = {
+    "llama": {
+        **{"num_heads": 4, "num_kv_heads": 2, "tie_embeddings": False},
+        "rope_scaling": RopeScaling("llama3", 8.0, 16),
+    },
+    "gpt2": {
+        **{"num_heads": 2, "position": "learned", "norm": "layernorm", "mlp": "gelu_tanh"},
+        **{"qkv_bias": True, "attention_out_bias": True, "mlp_bias": True},
+    },
+    "alibi-parallel": {
+        **{"num_heads": 3, "head_dim": 6, "num_kv_heads": 1, "position": "alibi", "mlp": "relu"},
+        **{"block": "parallel", "norm": "layernorm", "norm_bias": False, "logit_scale": 0.5},
+    },
+    "gemma": {
+        **{"num_heads": 2, "head_dim": 12, "norm_unit_offset": True, "norm_placement": "sandwich"},
+        **{"attention_windows": (4, None), "rope_theta_local": 100.0, "rope_theta": 1e6},
+        **{"attention_scale": 0.3, "attention_soft_cap": 5.0, "logit_soft_cap": 8.0},
+        **{"mlp": "geglu_tanh", "embedding_scale": 4.0, "qk_norm": "head"},
+        "rope_scaling": RopeScaling("linear", 4.0),
+    },
+    "neox": {
+        **{"num_heads": 2, "block": "parallel_two_norms", "rope_fraction": 0.5, "mlp": "gelu"},
+        **{"norm": "layernorm", "qkv_bias": True, "mlp_bias": True, "tie_embeddings": False},
+        "rope_scaling": RopeScaling("yarn", 4.0, 16),
+    },
+    "olmo2-interleaved": {
+        **{"num_heads": 2, "norm_placement": "output", "qk_norm": "full", "mlp": "reglu"},
+        **{"rope_interleaved": True, "final_norm": False, "mlp_bias": True},
+    },
+    "encoder": {
+        **{"num_heads": 2, "causal": False, "norm": "layernorm", "norm_placement": "post"},
+        **{"position": "learned", "embedding_norm": True, "final_norm": False, "mlp": "silu"},
+        **{"attention_windows": (None, 3), "qkv_bias": True, "mlp_bias": True},
+    },
+    "no-positions": {
+        **{"num_heads": 2, "num_kv_heads": 1, "position": "none", "mlp": "geglu", "norm_eps": 0.1},
+    },
+    "defaults": {"vocab_size": 259, "embedding_dim": 8, "num_layers": 1, "ffn_dim": None},
+}
+BFLOAT16 = ("gemma",)  # stored so, and in several files
+COUNT = 6
+MARGIN = 0.02  # between the best score and the next, so that rounding cannot change a greedy id
+
+
+def write(name: str, changes: dict, seed: int) -> Path:
+    """Writes one model; returns its folder."""
+    cfg = ModelConfig(**{**SMALL, **changes})
+    rng, tensors = np.random.default_rng(seed), {}
+    for tensor, spec in expected(cfg).items():
+        centre = 1.0 if tensor.endswith("scale") and not cfg.norm_unit_offset else 0.0
+        array = centre + rng.normal(size=spec.shape) * (0.5 if len(spec.shape) > 1 else 0.2)
+        dtype = ml_dtypes.bfloat16 if name in BFLOAT16 else np.float32
+        tensors[tensor] = stored(array.astype(dtype))
+    folder = KIT / "models" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    tokenizer = {"kind": "bytes"} if cfg.vocab_size == 259 else None
+    manifest = Manifest(f"conformance-{name}", cfg, tokenizer=tokenizer)
+    write_model(folder, manifest, tensors, shard_bytes=4000 if name in BFLOAT16 else 10**9)
+    return folder
+
+
+def case_of(name: str, model: Model, seed: int) -> dict | None:
+    """What the model must give; None if a greedy step is too close to call."""
+    rng, vocab = np.random.default_rng(seed), model.p["vocab_size"]
+    sequences = [rng.integers(vocab, size=size).tolist() for size in (11, 1)]
+    request: dict = {"sequences": sequences}
+    expected_values: dict = {
+        "logits": [np.round(model.logits(ids), 7).tolist() for ids in sequences]
+    }
+    if model.p["causal"]:
+        request |= {"prompt": sequences[0][:4], "count": COUNT}
+        expected_values["greedy"] = model.greedy(request["prompt"], COUNT)
+        whole = model.logits(request["prompt"] + expected_values["greedy"])[3:-1]
+        best = np.sort(whole, axis=-1)
+        if (best[:, -1] - best[:, -2]).min() < MARGIN:
+            return None
+    if vocab == 259:
+        request["texts"] = ["", "hello", "你好，世界！", "a\u0301 🙂\n"]
+        expected_values["ids"] = [[256, *text.encode()] for text in request["texts"]]
+    return {"model": name, "request": request, "expected": expected_values}
+
+
+REFUSED = [
+    *(
+        {"what": what, "model": "plain", "file": "model.json", "replace": list(replace)}
+        for what, *replace in (
+            ("another major version", '"format_version": "1"', '"format_version": "2"'),
+            ("an unknown key", '"metadata"', '"metadate"'),
+            ("an unknown parameter", '"qkv_bias"', '"qvk_bias"'),
+            ("a missing parameter", '"vocab_size": 32,', ""),
+            ("a key that stands twice", '"vocab_size": 32,', '"vocab_size": 32, "vocab_size": 32,'),
+            ("a negative size", '"num_layers": 2', '"num_layers": -2'),
+            ("a huge size", '"vocab_size": 32', f'"vocab_size": {10**30}'),
+            ("heads that do not divide", '"num_kv_heads": 2', '"num_kv_heads": 3'),
+            ("another shape than the file's", '"ffn_dim": 24', '"ffn_dim": 25'),
+            ("a tensor that is missing", '"tie_embeddings": true', '"tie_embeddings": false'),
+            ("a tensor too many", '"num_layers": 2', '"num_layers": 1'),
+            ("a file outside the folder", '"model.safetensors"', '"../plain/model.safetensors"'),
+            ("a file that is not there", '"model.safetensors"', '"other.safetensors"'),
+        )
+    ),
+    {"what": "weights cut off", "model": "plain", "file": "model.safetensors", "cut": 6000},
+    {"what": "a header cut off", "model": "plain", "file": "model.safetensors", "cut": 200},
+    *(
+        {"what": what, "model": "plain", "file": "model.safetensors", "replace": list(replace)}
+        for what, *replace in (
+            ("an unknown dtype", '"embed.table":{"dtype":"F32"', '"embed.table":{"dtype":"I32"'),
+            ("overlapping tensors", '"data_offsets":[0,2048]', '"data_offsets":[8,2056]'),
+            ("a lying shape", '"shape":[32,16]', '"shape":[32,61]'),
+        )
+    ),
+]
+
+
+def main() -> None:
+    """Writes models, cases and refusals."""
+    for number, (name, changes) in enumerate(MODELS.items()):
+        case = None
+        for seed in range(100 * number, 100 * number + 100):
+            case = case or case_of(name, Model(write(name, changes, seed)), seed)
+            if case:
+                break
+        if case is None:
+            sys.exit(f"{name}: no seed with a clear greedy continuation")
+        (KIT / "cases").mkdir(exist_ok=True)
+        (KIT / "cases" / f"{name}.json").write_text(json.dumps(case) + "\n")
+        print(name, "seed", seed, case["expected"].get("greedy"))
+    write("plain", {"num_heads": 4, "num_kv_heads": 2}, 1)
+    (KIT / "refused.json").write_text(json.dumps(REFUSED, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

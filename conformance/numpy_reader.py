@@ -1,0 +1,309 @@
+"""Reads an LLMasOS model of format 1 and runs it, in NumPy alone.
+
+A second implementation, written from `docs/format.md` and sharing no code with `llmasos_jax`. It is
+slow and clear, computes in float64, and gives the kit's expected values. As a command it answers
+`check.py`:
+
+    python conformance/numpy_reader.py MODEL_DIR REQUEST.json ANSWER.json
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+
+DEFAULTS = {
+    **{"context_length": 2048, "num_heads": None, "num_kv_heads": None, "head_dim": None},
+    **{"ffn_dim": None, "causal": True, "norm": "rmsnorm", "norm_eps": 1e-5, "norm_bias": True},
+    **{"norm_unit_offset": False, "norm_placement": "pre", "block": "sequential"},
+    **{"final_norm": True, "embedding_norm": False, "position": "rope", "rope_theta": 10000.0},
+    **{"rope_theta_local": None, "rope_fraction": 1.0, "rope_interleaved": False},
+    **{"rope_scaling": {}, "attention": "dot_product", "attention_windows": [None]},
+    **{"attention_scale": None, "attention_soft_cap": None, "qk_norm": None, "qkv_bias": False},
+    **{"attention_out_bias": False, "mlp": "swiglu", "mlp_bias": False, "tie_embeddings": True},
+    **{"embedding_scale": 1.0, "logit_scale": 1.0, "logit_soft_cap": None},
+}
+SCALING = {
+    **{"kind": None, "factor": 1.0, "original_length": None, "low_frequency": 1.0},
+    **{"high_frequency": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": None},
+}
+GATED = ("swiglu", "geglu", "geglu_tanh", "reglu")
+WIDTHS = {"F32": 4, "BF16": 2, "F16": 2}
+
+
+class RefusedError(Exception):
+    """The model does not follow the format."""
+
+
+def need(condition: bool, message: str) -> None:
+    """Refuses the model unless the condition holds."""
+    if not condition:
+        raise RefusedError(message)
+
+
+def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    """The parameters with their defaults, and the tensors as float64."""
+    model = json.loads((folder / "model.json").read_bytes(), object_pairs_hook=unique)
+    version = model.get("format_version", "1")
+    need(version.split(".")[0] == "1", f"format {version}")
+    known = {"format_version", "name", "version", "architecture", "parameters", "weights"}
+    known |= {"tokenizer", "generation", "metadata"}
+    need(not model.keys() - known, f"unknown keys {model.keys() - known}")
+    p = {**DEFAULTS, **model["parameters"]}
+    three = ("vocab_size", "embedding_dim", "num_layers")
+    need(not p.keys() - DEFAULTS.keys() - set(three), "unknown parameters")
+    limits = {"vocab_size": 2**24, "embedding_dim": 2**18, "num_layers": 4096}
+    for name in three:
+        need(type(p.get(name)) is int and 1 <= p[name] <= limits[name], f"{name} is out of range")
+    p["rope_scaling"] = {**SCALING, **p["rope_scaling"]}
+    need(p["rope_scaling"].keys() == SCALING.keys(), "unknown keys in rope_scaling")
+    p["num_heads"] = p["num_heads"] or max(1, p["embedding_dim"] // 64)
+    p["num_kv_heads"] = p["num_kv_heads"] or p["num_heads"]
+    need(p["num_heads"] % p["num_kv_heads"] == 0, "num_heads is not divisible by num_kv_heads")
+    p["head_dim"] = p["head_dim"] or p["embedding_dim"] // p["num_heads"]
+    files = [entry["file"] for entry in (model.get("weights") or {}).get("files", [])]
+    tensors: dict[str, np.ndarray] = {}
+    for name in files or ["model.safetensors"]:
+        path = (folder / name).resolve()
+        need(path.parent == folder.resolve() and path.is_file(), f"{name} is not in the folder")
+        tensors |= read_safetensors(path.read_bytes())
+    return p, tensors
+
+
+def unique(pairs: list) -> dict:
+    """A JSON object whose keys differ."""
+    need(len(dict(pairs)) == len(pairs), "a key stands twice")
+    return dict(pairs)
+
+
+def read_safetensors(raw: bytes) -> dict[str, np.ndarray]:
+    """The tensors of one file (3.1)."""
+    length = int.from_bytes(raw[:8], "little")
+    need(len(raw) >= 8 and length <= min(len(raw) - 8, 10**8), "header longer than the file")
+    header = json.loads(raw[8 : 8 + length], object_pairs_hook=unique)
+    header.pop("__metadata__", None)
+    data, end, tensors = raw[8 + length :], 0, {}
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        start, stop = entry["data_offsets"]
+        need(entry["dtype"] in WIDTHS and start == end, f"{name}: dtype, gap or overlap")
+        need(stop - start == math.prod(entry["shape"]) * WIDTHS[entry["dtype"]], f"{name}: length")
+        need(all(n >= 0 for n in entry["shape"]) and stop <= len(data), f"{name}: shape or end")
+        bits = np.frombuffer(
+            data[start:stop], {"F32": "<f4", "BF16": "<u2", "F16": "<f2"}[entry["dtype"]]
+        )
+        if entry["dtype"] == "BF16":
+            bits = (bits.astype("<u4") << 16).view("<f4")
+        tensors[name], end = bits.astype(np.float64).reshape(entry["shape"]), stop
+    need(end == len(data), "bytes after the last tensor")
+    return tensors
+
+
+def frequencies(p: dict, theta: float, scaling: dict) -> tuple[np.ndarray, float]:
+    """Rotary frequencies [R/2] and the multiplier of sine and cosine (4.5)."""
+    width = 2 * (int(p["head_dim"] * p["rope_fraction"]) // 2)
+    j = np.arange(width // 2)
+    f, s, m = theta ** (-2.0 * j / width), scaling["factor"], 1.0
+    if scaling["kind"] == "linear":
+        f = f / s
+    elif scaling["kind"] == "llama3":
+        low, high = scaling["low_frequency"], scaling["high_frequency"]
+        turns = scaling["original_length"] * f / (2 * math.pi)
+        w = np.clip((turns - low) / (high - low), 0, 1)
+        f = (1 - w) * f / s + w * f
+    elif scaling["kind"] == "yarn":
+        c = scaling["original_length"]
+        dim = [
+            width * math.log(c / (2 * math.pi * r)) / (2 * math.log(theta))
+            for r in (scaling["beta_fast"], scaling["beta_slow"])
+        ]
+        low, high = max(math.floor(dim[0]), 0), min(math.ceil(dim[1]), width - 1)
+        w = np.clip((j - low) / max(high - low, 1e-3), 0, 1)
+        f = w * f / s + (1 - w) * f
+        m = scaling["attention_factor"] or 0.1 * math.log(s) + 1
+    return f.astype(np.float32).astype(np.float64), m
+
+
+def rotate(x: np.ndarray, f: np.ndarray, m: float, interleaved: bool) -> np.ndarray:
+    """Rotates heads [T, N, H] by their positions (4.5)."""
+    angle = (np.arange(len(x))[:, None] * f)[:, None, :]
+    half, y = len(f), x.copy()
+    first = slice(0, 2 * half, 2) if interleaved else slice(0, half)
+    second = slice(1, 2 * half, 2) if interleaved else slice(half, 2 * half)
+    a, b = x[..., first], x[..., second]
+    y[..., first] = m * (a * np.cos(angle) - b * np.sin(angle))
+    y[..., second] = m * (b * np.cos(angle) + a * np.sin(angle))
+    return y
+
+
+def slopes(n: int) -> np.ndarray:
+    """The slope of each head for ALiBi (4.4)."""
+    m = 1 << (n.bit_length() - 1)
+    plain = [2.0 ** (-8 * (i + 1) / m) for i in range(m)]
+    return np.array((plain + [2.0 ** (-4 * (2 * i + 1) / m) for i in range(m)])[:n])
+
+
+def activation(kind: str, x: np.ndarray) -> np.ndarray:
+    """What the MLP applies between its products (4.6)."""
+    if kind in ("swiglu", "silu"):
+        return x / (1 + np.exp(-x))
+    if kind in ("geglu", "gelu"):
+        return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+    if kind in ("geglu_tanh", "gelu_tanh"):
+        return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+    need(kind in ("reglu", "relu"), f"mlp {kind}")
+    return np.maximum(x, 0)
+
+
+class Model:
+    """A model that has been read; refuses one whose tensors are not exactly its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.p, self.tensors = read(folder)
+        self.used: set[str] = set()
+        self.logits([0])  # a first run asks for every tensor there must be
+        need(self.used == self.tensors.keys(), f"extra tensors {self.tensors.keys() - self.used}")
+
+    def get(self, name: str, *shape: int) -> np.ndarray:
+        """One tensor, which must be there and have this shape."""
+        need(name in self.tensors, f"{name} is missing")
+        need(
+            self.tensors[name].shape == shape, f"{name} has {self.tensors[name].shape}, not {shape}"
+        )
+        self.used.add(name)
+        return self.tensors[name]
+
+    def bias(self, there: bool, name: str, *shape: int) -> np.ndarray | float:
+        """A bias, or 0 where the parameters say there is none."""
+        return self.get(name, *shape) if there else 0.0
+
+    def norm(self, x: np.ndarray, name: str, *shape: int, has_bias: bool = True) -> np.ndarray:
+        """Normalises over the last axes (4.2)."""
+        p, axes = self.p, tuple(range(-len(shape), 0))
+        scale = self.get(f"{name}.scale", *shape) + (1.0 if p["norm_unit_offset"] else 0.0)
+        if p["norm"] == "rmsnorm":
+            return x / np.sqrt((x**2).mean(axes, keepdims=True) + p["norm_eps"]) * scale
+        need(p["norm"] == "layernorm", f"norm {p['norm']}")
+        c = x - x.mean(axes, keepdims=True)
+        bias = self.bias(p["norm_bias"] and has_bias, f"{name}.bias", *shape)
+        return c / np.sqrt((c**2).mean(axes, keepdims=True) + p["norm_eps"]) * scale + bias
+
+    def attention(self, x: np.ndarray, i: int) -> np.ndarray:
+        """Attention of layer i, [T, D] to [T, D] (4.4)."""
+        p, at = self.p, f"layers.{i}.attn."
+        d, n, k, h = (p[s] for s in ("embedding_dim", "num_heads", "num_kv_heads", "head_dim"))
+        parts = []
+        for name, heads in (("q", n), ("k", k), ("v", k)):
+            y = np.einsum("td,dnh->tnh", x, self.get(at + name, d, heads, h))
+            y = y + self.bias(p["qkv_bias"], f"{at}{name}_bias", heads, h)
+            if p["qk_norm"] and name != "v":
+                shape = (heads, h) if p["qk_norm"] == "full" else (h,)
+                y = self.norm(y, f"{at}{name}_norm", *shape, has_bias=False)
+            parts.append(y)
+        window = p["attention_windows"][i % len(p["attention_windows"])]
+        if p["position"] == "rope":
+            local = window is not None and p["rope_theta_local"] is not None
+            theta = p["rope_theta_local"] if local else p["rope_theta"]
+            turn = frequencies(p, theta, SCALING if local else p["rope_scaling"])
+            parts[:2] = [rotate(y, *turn, p["rope_interleaved"]) for y in parts[:2]]
+        q, key, value = parts[0], *(np.repeat(y, n // k, axis=1) for y in parts[1:])
+        scale = h**-0.5 if p["attention_scale"] is None else p["attention_scale"]
+        s = np.einsum("tnh,unh->ntu", q, key) * scale
+        if p["attention_soft_cap"] is not None:
+            s = p["attention_soft_cap"] * np.tanh(s / p["attention_soft_cap"])
+        behind = np.arange(len(x))[:, None] - np.arange(len(x))
+        if p["position"] == "alibi":
+            s = s - slopes(n)[:, None, None] * np.abs(behind)
+        seen = behind >= 0 if p["causal"] else behind == behind
+        if window is not None:
+            seen = seen & (behind < window) & (behind > -window)
+        s = np.where(seen, s, -np.inf)
+        a = np.exp(s - s.max(-1, keepdims=True))
+        y = np.einsum("ntu,unh->tnh", a / a.sum(-1, keepdims=True), value)
+        out = np.einsum("tnh,nhd->td", y, self.get(at + "o", n, h, d))
+        return out + self.bias(p["attention_out_bias"], at + "o_bias", d)
+
+    def mlp(self, x: np.ndarray, i: int) -> np.ndarray:
+        """The MLP of layer i, [T, D] to [T, D] (4.6)."""
+        p, at, d, gated = (
+            self.p,
+            f"layers.{i}.mlp.",
+            self.p["embedding_dim"],
+            self.p["mlp"] in GATED,
+        )
+        f = p["ffn_dim"] or (64 * math.ceil(8 * d / 192) if gated else 4 * d)
+        up = x @ self.get(at + "up", d, f) + self.bias(p["mlp_bias"], at + "up_bias", f)
+        if gated:
+            gate = x @ self.get(at + "gate", d, f) + self.bias(p["mlp_bias"], at + "gate_bias", f)
+            up = activation(p["mlp"], gate) * up
+        else:
+            up = activation(p["mlp"], up)
+        return up @ self.get(at + "down", f, d) + self.bias(p["mlp_bias"], at + "down_bias", d)
+
+    def block(self, x: np.ndarray, i: int) -> np.ndarray:
+        """Layer i around the residual stream (4.3)."""
+        p = self.p
+        n1, p1, n2, p2 = (
+            lambda y, name=name: self.norm(y, f"layers.{i}.{name}", p["embedding_dim"])
+            for name in ("attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm")
+        )
+        if p["block"] == "parallel":
+            y = n1(x)
+            return x + self.attention(y, i) + self.mlp(y, i)
+        if p["block"] == "parallel_two_norms":
+            return x + self.attention(n1(x), i) + self.mlp(n2(x), i)
+        if p["norm_placement"] == "pre":
+            x = x + self.attention(n1(x), i)
+            return x + self.mlp(n2(x), i)
+        if p["norm_placement"] == "post":
+            x = p1(x + self.attention(x, i))
+            return p2(x + self.mlp(x, i))
+        if p["norm_placement"] == "sandwich":
+            x = x + p1(self.attention(n1(x), i))
+            return x + p2(self.mlp(n2(x), i))
+        x = x + p1(self.attention(x, i))
+        return x + p2(self.mlp(x, i))
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        """Scores [T, V] of what follows each id."""
+        p, v, d = self.p, self.p["vocab_size"], self.p["embedding_dim"]
+        table = self.get("embed.table", v, d)
+        x = table[ids] * p["embedding_scale"]
+        if p["position"] == "learned":
+            x = x + self.get("embed.positions", p["context_length"], d)[: len(ids)]
+        if p["embedding_norm"]:
+            x = self.norm(x, "embed.norm", d)
+        for i in range(p["num_layers"]):
+            x = self.block(x, i)
+        if p["final_norm"]:
+            x = self.norm(x, "final_norm", d)
+        y = x @ (table.T if p["tie_embeddings"] else self.get("head.w", d, v)) * p["logit_scale"]
+        cap = p["logit_soft_cap"]
+        return y if cap is None else cap * np.tanh(y / cap)
+
+    def greedy(self, prompt: list[int], count: int) -> list[int]:
+        """The best next id, `count` times."""
+        ids = list(prompt)
+        for _ in range(count):
+            ids.append(int(self.logits(ids)[-1].argmax()))
+        return ids[len(prompt) :]
+
+
+def main(folder: str, request: str, answer: str) -> None:
+    """Answers one request of `check.py`."""
+    asked = json.loads(Path(request).read_text())
+    model = Model(Path(folder))
+    given = {"logits": [model.logits(ids).tolist() for ids in asked["sequences"]]}
+    if asked.get("prompt"):
+        given["greedy"] = model.greedy(asked["prompt"], asked["count"])
+    if asked.get("texts"):
+        given["ids"] = [[256, *text.encode()] for text in asked["texts"]]  # kind "bytes" only
+    Path(answer).write_text(json.dumps(given))
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except (RefusedError, KeyError, ValueError, TypeError, OSError) as error:
+        sys.exit(f"refused: {error}")

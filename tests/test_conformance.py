@@ -1,0 +1,130 @@
+"""The conformance kit: the package and an independent NumPy implementation give the same values."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from llmasos_jax.errors import FormatError
+from llmasos_jax.format.manifest import parse_manifest
+from llmasos_jax.format.read import read_model
+from llmasos_jax.format.strict import schema
+from llmasos_jax.format.validate import validate
+from llmasos_jax.models.definition import file_def
+from llmasos_jax.nn.runtime import Runtime
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+KIT = ROOT / "conformance"
+sys.path.insert(0, str(KIT))
+
+import check  # noqa: E402
+import numpy_reader  # noqa: E402
+
+CASES = sorted(path.stem for path in (KIT / "cases").glob("*.json"))
+
+
+def load(name: str) -> dict:
+    return json.loads((KIT / "cases" / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_package_gives_the_kits_logits(name: str) -> None:
+    files = read_model(KIT / "models" / name)
+    definition = file_def(files.manifest.parameters)
+    params = jax.tree.map(lambda x: np.asarray(x, np.float32), files.params())
+
+    @jax.jit
+    def forward(params: dict, tokens_bt: jax.Array) -> jax.Array:
+        model, runtime = definition.bind(params), Runtime()
+        return model.logits(model.hidden(tokens_bt, runtime=runtime).x_btd, runtime)
+
+    case = load(name)
+    for ids, expected in zip(case["request"]["sequences"], case["expected"]["logits"], strict=True):
+        found = forward(params, np.array([ids], np.int32))[0]
+        assert check.worst(found.tolist(), expected) < 1
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_numpy_reader_gives_the_kits_values(name: str) -> None:
+    case = load(name)
+    model = numpy_reader.Model(KIT / "models" / name)
+    for ids, expected in zip(case["request"]["sequences"], case["expected"]["logits"], strict=True):
+        np.testing.assert_allclose(model.logits(ids), expected, atol=1e-6)
+    if "prompt" in case["request"]:
+        found = model.greedy(case["request"]["prompt"], case["request"]["count"])
+        assert found == case["expected"]["greedy"]
+
+
+def test_the_models_are_valid() -> None:
+    for folder in sorted((KIT / "models").iterdir()):
+        assert validate(folder).hashes_checked
+
+
+def test_the_kit_uses_every_parameter() -> None:
+    """A key that every model leaves at its default would be a key that nobody checks."""
+    rules = schema()["properties"]["parameters"]["properties"]
+    seen: dict[str, set] = {name: set() for name in rules}
+    for folder in (KIT / "models").iterdir():
+        found = json.loads((folder / "model.json").read_text())["parameters"]
+        for name, value in found.items():
+            seen[name].add(json.dumps(value))
+    unused = {
+        n for n, r in rules.items() if "default" in r and seen[n] == {json.dumps(r["default"])}
+    }
+    assert unused == {"attention"}
+    for name in ("position", "block", "norm_placement", "qk_norm", "norm", "mlp"):
+        known = rules[name].get("enum", rules[name].get("examples"))
+        assert {json.dumps(v) for v in known} <= seen[name], name
+
+
+@pytest.mark.parametrize(
+    "case", json.loads((KIT / "refused.json").read_text()), ids=lambda c: c["what"]
+)
+def test_the_package_refuses_what_it_must(tmp_path: pathlib.Path, case: dict) -> None:
+    def command(argv: list[str], model: pathlib.Path, *_: object) -> tuple[int, dict, str]:
+        try:
+            read_model(model)
+        except FormatError as error:
+            return 2, {}, str(error)
+        return 0, {}, ""
+
+    run, check.run = check.run, command
+    try:
+        assert check.check_refusal(["this"], case, tmp_path) == ""
+    finally:
+        check.run = run
+
+
+def test_the_script_passes_the_numpy_reader_and_fails_a_liar(tmp_path: pathlib.Path) -> None:
+    script = [sys.executable, str(KIT / "check.py")]
+    good = subprocess.run(
+        [*script, sys.executable, str(KIT / "numpy_reader.py")], capture_output=True, text=True
+    )
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert good.stdout.endswith("passed, 0 failed\n")
+    liar = tmp_path / "liar.py"
+    liar.write_text("import sys; open(sys.argv[3], 'w').write('{\"logits\": [[[0]]]}')")
+    bad = subprocess.run([*script, sys.executable, str(liar)], capture_output=True, text=True)
+    assert bad.returncode == 1 and "0 passed" in bad.stdout
+
+
+def test_check_is_short_enough_to_imitate() -> None:
+    assert len((KIT / "check.py").read_text().splitlines()) < 200
+
+
+def test_the_document_lists_every_key_with_its_default() -> None:
+    text = (ROOT / "docs" / "format.md").read_text()
+    parameters = schema()["properties"]["parameters"]
+    scaling = parameters["properties"]["rope_scaling"]["properties"]
+    for name, rule in {**parameters["properties"], **scaling}.items():
+        default = f"`{json.dumps(rule['default'])}`" if "default" in rule else "required"
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+        cells = row.split(" | ")
+        assert cells[2] == default, row
+        assert rule["description"] in row
+    smallest = text.split("```json\n")[1].split("```")[0]
+    assert parse_manifest(smallest.encode()).parameters.num_layers == 12
