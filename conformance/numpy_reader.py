@@ -81,7 +81,7 @@ def unique(pairs: list) -> dict:
 def read_safetensors(raw: bytes) -> dict[str, np.ndarray]:
     """The tensors of one file (3.1)."""
     length = int.from_bytes(raw[:8], "little")
-    need(len(raw) >= 8 and length <= min(len(raw) - 8, 10**8), "header longer than the file")
+    need(len(raw) >= 8 and length <= min(len(raw) - 8, 2**25), "header longer than the file")
     header = json.loads(raw[8 : 8 + length], object_pairs_hook=unique)
     header.pop("__metadata__", None)
     data, end, tensors = raw[8 + length :], 0, {}

@@ -28,7 +28,7 @@ DTYPES = {
     "F16": np.dtype(np.float16),
 }
 CODES = {str(dtype): code for code, dtype in DTYPES.items()}
-MAX_HEADER = 100_000_000  # bytes; the library's own limit
+MAX_HEADER = 2**25  # bytes; a model of 4096 layers needs half
 MAX_RANK = 8
 # Tensors start on this boundary, so that a mapped file can be used without a copy.
 _ALIGN = 64
