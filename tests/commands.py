@@ -17,6 +17,13 @@ _OURS = (
 )
 
 
+def environment(home: Path, *, own: bool = False) -> dict[str, str]:
+    """The variables of a user's machine; this checkout is found unless it has its `own`."""
+    kept = {name: value for name, value in os.environ.items() if name not in _OURS}
+    path = {} if own else {"PYTHONPATH": str(ROOT)}
+    return kept | {"XDG_CACHE_HOME": str(home / "cache"), "JAX_PLATFORMS": "cpu"} | path
+
+
 def run(
     *words: object, home: Path, status: int = 0, python: str | None = None
 ) -> subprocess.CompletedProcess[str]:
@@ -28,14 +35,10 @@ def run(
       status: the exit status to expect.
       python: an interpreter that has the package; None takes this one with this checkout.
     """
-    kept = {name: value for name, value in os.environ.items() if name not in _OURS}
-    ours = {"XDG_CACHE_HOME": str(home / "cache"), "JAX_PLATFORMS": "cpu"}
-    if python is None:
-        ours["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(
         [python or sys.executable, *map(str, words)],
         cwd=home,
-        env=kept | ours,
+        env=environment(home, own=python is not None),
         capture_output=True,
         text=True,
         timeout=600,

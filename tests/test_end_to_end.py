@@ -2,9 +2,12 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
-from commands import llmasos, run
+from commands import environment, llmasos, run
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +74,30 @@ def test_the_same_command_goes_on(home, trained):
     )
     assert "optim.learning_rate: 0.01 -> 0.5" in refused.stderr
     assert "data.seed: 0 -> 3" in refused.stderr
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_saves_and_goes_on(home, trained, sent):
+    words = ("train", "--config=tiny", f"--workdir=stopped{sent}", "--config.train.steps=300")
+    with subprocess.Popen(
+        [sys.executable, "-m", "llmasos", *words],
+        cwd=home,
+        env=environment(home),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for line in process.stderr:
+            if line.startswith("step 15/"):
+                process.send_signal(sent)
+                break
+        rest = process.stderr.read()
+        assert process.wait(timeout=60) == 75, rest
+    assert "Traceback" not in rest
+    stopped_at = max(int(p.name) for p in (home / f"stopped{sent}" / "checkpoints").iterdir())
+    assert 15 <= stopped_at < 300
+    done = llmasos(*words, "--json", home=home)
+    assert json.loads(done.stdout)["step"] == 300
+    assert f"from step {stopped_at} of 300" in done.stderr
 
 
 def test_inspect_sees_the_run_and_the_model(home, trained, model):
