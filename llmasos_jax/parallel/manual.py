@@ -40,28 +40,36 @@ class Manual:
 
     def place(self, x: jax.Array, *axes: str | None) -> jax.Array:
         """Constrains an activation along the mesh axes that the compiler handles."""
-        left = frozenset(map(str, self.mesh.axis_names)) - self.axis_names
-        spec = PartitionSpec(*(_keep(entry, left) for entry in self.rules.spec(*axes)))
-        return lax.with_sharding_constraint(x, spec)
+        return lax.with_sharding_constraint(x, self._left(*axes))
 
     def gather(self, w: jax.Array, axes: Axes, dtype: jax.typing.DTypeLike) -> jax.Array:
         """The whole weight in `dtype` from this device's shard of it."""
-        # XLA for CPU aborts on a bfloat16 reduce-scatter, the transpose of this gather: cast after
-        # it, at twice the bytes.
+        # XLA for CPU aborts on a bfloat16 reduce-scatter, the transpose of this gather: cast after, twice the bytes.
         early = platform(self.mesh) != "cpu"
         w = w.astype(dtype) if early else w
-        for dim, entry in enumerate(self.spec(*axes)):
-            for name in reversed((entry,) if isinstance(entry, str) else entry or ()):
-                w = lax.all_gather(w, name, axis=dim, tiled=True)
-        return w.astype(dtype)
+
+        def along_each_axis(w: jax.Array) -> jax.Array:
+            for dim, entry in enumerate(self.spec(*axes)):
+                for name in reversed(_names(entry)):
+                    w = lax.all_gather(w, name, axis=dim, tiled=True)
+            return w
+
+        left = self._left(*axes)
+        if any(self.mesh.shape[name] > 1 for entry in left for name in _names(entry)):
+            # With an axis left to the compiler it would first gather the weight over that axis, then whole weights
+            # over the others, and gradients likewise. Manual over all of them, each device gathers its own part.
+            along_each_axis = jax.shard_map(
+                along_each_axis,
+                in_specs=left,
+                out_specs=left,
+                axis_names=set(self._left_names),
+                check_vma=False,
+            )
+        return along_each_axis(w).astype(dtype)
 
     def sum_gradient(self, grad: jax.Array, axes: Axes) -> jax.Array:
         """Sums a gradient over the batch axes over which `gather` has not already scattered it."""
-        split = {
-            name
-            for entry in self.spec(*axes)
-            for name in ((entry,) if isinstance(entry, str) else entry or ())
-        }
+        split = {name for entry in self.spec(*axes) for name in _names(entry)}
         left = tuple(name for name in batch_axes(self.mesh) if name not in split)
         return lax.psum(grad, left) if left else grad
 
@@ -92,6 +100,18 @@ class Manual:
         for name in fsdp_axes(self.mesh):
             ways *= self.mesh.shape[name]
         return ways
+
+    @property
+    def _left_names(self) -> frozenset[str]:
+        return frozenset(map(str, self.mesh.axis_names)) - self.axis_names
+
+    def _left(self, *axes: str | None) -> PartitionSpec:
+        """As `spec`, with only the mesh axes that are left to the compiler."""
+        return PartitionSpec(*(_keep(entry, self._left_names) for entry in self.rules.spec(*axes)))
+
+
+def _names(entry: MeshAxes) -> tuple[str, ...]:
+    return (entry,) if isinstance(entry, str) else entry or ()
 
 
 def _keep(entry: MeshAxes, names: frozenset[str]) -> MeshAxes:
