@@ -144,13 +144,11 @@ def empty_cache(
     Its bytes are 2 L B S K H times the width of `dtype`.
     """
     cfg, layout = definition.cfg, definition.layout
-    shape = (batch_size, num_slots, cfg.kv_heads, cfg.head_width)
+    k, h = cfg.kv_heads, cfg.head_width
 
     def make(num: int, lead: tuple[int, ...] = ()) -> dict[str, LayerCache]:
-        return {
-            str(i): LayerCache(*(jnp.zeros((*lead, *shape), dtype) for _ in "kv"))
-            for i in range(num)
-        }
+        shapes = ((*lead, k * batch_size, h, num_slots), (*lead, k * batch_size, num_slots, h))
+        return {str(i): LayerCache(*(jnp.zeros(s, dtype) for s in shapes)) for i in range(num)}
 
     parts = {
         "prefix": make(layout.prefix),

@@ -11,7 +11,7 @@ from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.named import resolve
 from llmasos_jax.nn import alibi
 from llmasos_jax.nn.cache import LayerCache
-from llmasos_jax.nn.kernels import ATTENTIONS
+from llmasos_jax.nn.kernels import ATTENTIONS, cached, dot_product
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.mlp import add_bias
 from llmasos_jax.nn.norm import Norm
@@ -75,18 +75,21 @@ class Attention(nnx.Module):
         q_btnh = runtime.place(q_btnh, None, None, "heads", None)
         k_bskh = runtime.place(k_bskh, None, None, "kv_heads", None)
         v_bskh = runtime.place(v_bskh, None, None, "kv_heads", None)
+        options = {
+            "scale": self.scale,
+            "soft_cap": self.soft_cap,
+            "slopes": None if self.alibi_heads is None else alibi.slopes(self.alibi_heads),
+        }
         if cache is not None and slot is not None:
             cache = cache.write(k_bskh, v_bskh, slot)
-            k_bskh, v_bskh = cache.k.astype(q_btnh.dtype), cache.v.astype(q_btnh.dtype)
         with jax.named_scope("attention"):
-            out_btnh = self.attend_fn(
-                q_btnh,
-                k_bskh,
-                v_bskh,
-                visible,
-                scale=self.scale,
-                soft_cap=self.soft_cap,
-                slopes=None if self.alibi_heads is None else alibi.slopes(self.alibi_heads),
-                runtime=runtime,
-            )
+            if cache is not None and self.attend_fn is dot_product:
+                out_btnh = cached(q_btnh, cache, visible, **options)
+            else:
+                if cache is not None:
+                    views = cache.views(q_btnh.shape[0])
+                    k_bskh, v_bskh = (x.astype(q_btnh.dtype) for x in views)
+                out_btnh = self.attend_fn(
+                    q_btnh, k_bskh, v_bskh, visible, runtime=runtime, **options
+                )
         return add_bias(runtime.dot("btnh,nhd->btd", out_btnh, self.o[...]), self.o_bias), cache

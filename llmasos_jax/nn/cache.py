@@ -22,19 +22,42 @@ from jax import lax
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LayerCache:
-    """Keys and values of one layer, [B, S, K, H] (a leading axis more where layers are stacked)."""
+    """Keys and values of one layer (with a leading axis more where layers are stacked).
 
-    k: jax.Array
-    v: jax.Array
+    They lie as the two products of attention read them, so that a step of decoding streams the
+    cache once. One axis R = K B holds heads and rows: with an axis of its own for a batch of 1,
+    XLA on CPU copies the whole cache at every step. Heads come first, so that they can be sharded.
+
+    Attributes:
+      k_rhs: keys [R, H, S].
+      v_rsh: values [R, S, H].
+    """
+
+    k_rhs: jax.Array
+    v_rsh: jax.Array
+
+    @property
+    def num_slots(self) -> int:
+        """S."""
+        return self.k_rhs.shape[-1]
 
     def write(self, k_btkh: jax.Array, v_btkh: jax.Array, slot: jax.Array) -> LayerCache:
         """Writes T tokens from `slot` on."""
+        b, t, k, h = k_btkh.shape
         zero = jnp.zeros_like(slot)
-        at = (zero, slot, zero, zero)
+        k_rht = k_btkh.transpose(2, 0, 3, 1).reshape(k * b, h, t).astype(self.k_rhs.dtype)
+        v_rth = v_btkh.transpose(2, 0, 1, 3).reshape(k * b, t, h).astype(self.v_rsh.dtype)
         return LayerCache(
-            lax.dynamic_update_slice(self.k, k_btkh.astype(self.k.dtype), at),
-            lax.dynamic_update_slice(self.v, v_btkh.astype(self.v.dtype), at),
+            lax.dynamic_update_slice(self.k_rhs, k_rht, (zero, zero, slot)),
+            lax.dynamic_update_slice(self.v_rsh, v_rth, (zero, slot, zero)),
         )
+
+    def views(self, batch_size: int) -> tuple[jax.Array, jax.Array]:
+        """Keys and values as attention functions take them, [B, S, K, H]."""
+        _, h, s = self.k_rhs.shape
+        k_kbhs = self.k_rhs.reshape(-1, batch_size, h, s)
+        v_kbsh = self.v_rsh.reshape(-1, batch_size, s, h)
+        return k_kbhs.transpose(1, 3, 0, 2), v_kbsh.transpose(1, 2, 0, 3)
 
 
 @jax.tree_util.register_dataclass

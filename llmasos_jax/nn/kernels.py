@@ -7,12 +7,14 @@ may be compiled on a host that has none.
 from __future__ import annotations
 
 import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from llmasos_jax.nn.cache import LayerCache
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.runtime import Runtime
 
@@ -76,15 +78,54 @@ def reference(
     scores = (
         jnp.einsum("btkgh,bskh->bkgts", q_btkgh, k_bskh, preferred_element_type=jnp.float32) * scale
     )
+    weights = _weights(scores, visible, soft_cap, slopes, head_axis=1).astype(v_bskh.dtype)
+    out = jnp.einsum("bkgts,bskh->btkgh", weights, v_bskh, preferred_element_type=jnp.float32)
+    return out.reshape(b, t, n, h).astype(q_btnh.dtype)
+
+
+def cached(
+    q_btnh: jax.Array,
+    cache: LayerCache,
+    visible: Visibility,
+    *,
+    scale: float,
+    soft_cap: float | None = None,
+    slopes: np.ndarray | None = None,
+) -> jax.Array:
+    """`dot_product` over all slots of a cache, in the cache's own layout."""
+    b, t, n, h = q_btnh.shape
+    r, _, s = cache.k_rhs.shape
+    k = r // b
+    g = n // k
+    q_rmh = q_btnh.reshape(b, t, k, g, h).transpose(2, 0, 3, 1, 4).reshape(r, g * t, h)
+    keys, values = cache.k_rhs.astype(q_rmh.dtype), cache.v_rsh.astype(q_rmh.dtype)
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scores_rms = product("rmh,rhs->rms", q_rmh, keys) * scale
+    scores_kbgts = scores_rms.reshape(k, b, g, t, s)
+    weights = _weights(scores_kbgts, visible, soft_cap, slopes, head_axis=0)
+    out_rmh = product("rms,rsh->rmh", weights.reshape(r, g * t, s).astype(values.dtype), values)
+    out_btkgh = out_rmh.reshape(k, b, g, t, h).transpose(1, 3, 0, 2, 4)
+    return out_btkgh.reshape(b, t, n, h).astype(q_btnh.dtype)
+
+
+def _weights(
+    scores: jax.Array,
+    visible: Visibility,
+    soft_cap: float | None,
+    slopes: np.ndarray | None,
+    *,
+    head_axis: int,
+) -> jax.Array:
+    """Scores [B, K, G, T, S], or [K, B, G, T, S] if `head_axis` is 0, to weights, float32."""
     if soft_cap is not None:
         scores = jnp.tanh(scores / soft_cap) * soft_cap
     if slopes is not None:
-        distance = jnp.abs(visible.distance()).astype(jnp.float32)[:, None, None]
-        scores = scores - jnp.asarray(slopes).reshape(1, k, n // k, 1, 1) * distance
-    scores = jnp.where(visible.mask()[:, None, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_bskh.dtype)
-    out = jnp.einsum("bkgts,bskh->btkgh", weights, v_bskh, preferred_element_type=jnp.float32)
-    return out.reshape(b, t, n, h).astype(q_btnh.dtype)
+        heads = [1] * 5
+        heads[head_axis], heads[2] = scores.shape[head_axis], scores.shape[2]
+        distance = jnp.expand_dims(jnp.abs(visible.distance()), (head_axis, 2))
+        scores = scores - jnp.asarray(slopes).reshape(heads) * distance.astype(jnp.float32)
+    scores = jnp.where(jnp.expand_dims(visible.mask(), (head_axis, 2)), scores, MASKED)
+    return jax.nn.softmax(scores, axis=-1)
 
 
 def splash_fits(

@@ -6,12 +6,14 @@ training step and in the generation engine with no branch of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from llmasos_jax.parallel.manual import Manual
 
@@ -32,9 +34,12 @@ def dot_out_first(spec: str, x: jax.Array, w: jax.Array, *, out_dtype: Any) -> j
     """
     inputs, _, output = spec.partition("->")
     x_axes, _, w_axes = inputs.partition(",")
-    contracted = [a for a in w_axes if a not in output]
-    w_axes = "".join([a for a in w_axes if a in output] + contracted)
-    return dot(f"{x_axes},{w_axes}->{output}", x, w, out_dtype=out_dtype)
+    num_in = sum(axis not in output for axis in w_axes)
+    lead, inner = x.shape[: x.ndim - num_in], math.prod(x.shape[x.ndim - num_in :])
+    rows = x.astype(w.dtype).reshape(-1, inner)
+    matrix = w.reshape(-1, inner)
+    y = lax.dot_general(rows, matrix, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    return y.astype(out_dtype).reshape(*lead, *w.shape[: w.ndim - num_in])
 
 
 @dataclass(frozen=True)
