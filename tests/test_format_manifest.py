@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import sys
 import time
 
@@ -15,10 +16,10 @@ from llmasos_jax.format.manifest import (
     Manifest,
     Weights,
     WeightsFile,
-    check_code,
     parse_manifest,
     to_json,
 )
+from llmasos_jax.format.read import read_manifest, read_model
 from llmasos_jax.format.strict import schema
 from llmasos_jax.nn.kernels import ATTENTIONS
 from llmasos_jax.nn.mlp import ACTIVATIONS
@@ -207,14 +208,30 @@ def test_the_published_schema_refuses_it_too(what: str) -> None:
             jsonschema.validate(json.loads(REFUSED[what][0]), schema())
 
 
-def test_code_is_refused_until_the_program_imports_it() -> None:
-    manifest = parse_manifest(with_parameters(attention="this:that"))
+@pytest.mark.parametrize(
+    ("raw", "path"),
+    [
+        (with_parameters(attention="this:that"), "parameters.attention"),
+        (with_parameters(mlp="math:sin"), "parameters.mlp"),
+        (with_parameters(norm="this:that"), "parameters.norm"),
+        (text(tokenizer={"kind": "this:that", "own": 1}), "tokenizer.kind"),
+    ],
+)
+def test_code_is_refused(tmp_path: pathlib.Path, raw: bytes, path: str) -> None:
+    (tmp_path / "model.json").write_bytes(raw)
+    for read in (read_manifest, read_model):
+        with pytest.raises(FormatError, match=f'{path} = ".*" names code, .*allow_code=True'):
+            read(tmp_path)
     assert "this" not in sys.modules  # importing it would print the Zen of Python
-    with pytest.raises(FormatError, match='parameters.attention = "this:that" names code'):
-        check_code(manifest, "model.json")
-    check_code(parse_manifest(with_parameters(mlp="math:sin")), "model.json")  # imported already
-    with pytest.raises(FormatError, match="tokenizer.kind"):
-        check_code(parse_manifest(text(tokenizer={"kind": "this:that"})), "model.json")
+    assert read_manifest(tmp_path, allow_code=True).name == "my_model"
+
+
+def test_code_that_is_not_there_is_a_format_error(tmp_path: pathlib.Path) -> None:
+    cfg = ModelConfig(11, 8, 1, norm="no_such_module:norm")
+    (tmp_path / "model.json").write_text(to_json(Manifest("m", cfg)))
+    (tmp_path / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
+    with pytest.raises(FormatError, match='parameters.norm="no_such_module:norm": cannot import'):
+        read_model(tmp_path, allow_code=True)
 
 
 def test_what_cannot_be_read_cannot_be_written() -> None:

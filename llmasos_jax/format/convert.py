@@ -48,12 +48,16 @@ class ConvertResult:
         )
 
 
-def open_model(source: str | os.PathLike[str], step: int | None = None) -> ModelFiles:
+def open_model(
+    source: str | os.PathLike[str], step: int | None = None, *, allow_code: bool = False
+) -> ModelFiles:
     """Opens whatever on this disk holds a model, and reads no tensor.
 
     Args:
       source: a `model.json` or its folder; a training folder, its `checkpoints`, or a step folder.
       step: of a training run; None takes the newest.
+      allow_code: whether a `model.json` may call parts "package.module:name", which imports that
+        module. Off by default: opening a model runs no code. A training run's own config may.
 
     Raises:
       FormatError: it is none of these, or not right.
@@ -69,7 +73,7 @@ def open_model(source: str | os.PathLike[str], step: int | None = None) -> Model
             f'"{source}" holds no model: expected a {MANIFEST}, or the "{steps.FOLDER}" folder of '
             "a training run"
         )
-    return read_model(path)
+    return read_model(path, allow_code=allow_code)
 
 
 def _is_training(path: Path) -> bool:
@@ -83,6 +87,7 @@ def convert(
     *,
     step: int | None = None,
     shard_bytes: int = SHARD_BYTES,
+    allow_code: bool = False,
 ) -> ConvertResult:
     """Writes a model that is on this disk as an LLMasOS model; every tensor stays bit-identical.
 
@@ -93,13 +98,14 @@ def convert(
       out: a new or empty folder, or a model's folder, which is replaced in one step.
       step: of a training run; None takes the newest.
       shard_bytes: weights above this go to several files with an index.
+      allow_code: as `open_model` takes it.
 
     Raises:
       FormatError: `source` is no model, or `out` cannot be written; nothing on disk was changed.
       CheckpointError: a training run has no checkpoint, or a damaged one.
     """
     start = time.monotonic()
-    files = open_model(source, step)
+    files = open_model(source, step, allow_code=allow_code)
     if Path(os.path.realpath(out)) == Path(os.path.realpath(files.path)):
         raise FormatError(f'"{out}" is the model to convert; name another folder')
     total = sum(tensor.nbytes for tensor in files.tensors.values())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -196,23 +195,20 @@ def to_json(manifest: Manifest) -> str:
     return text
 
 
-def check_code(manifest: Manifest, where: str) -> None:
-    """Refuses a model that names code which the running program has not imported by itself.
+def refuse_code(manifest: Manifest, where: str) -> None:
+    """Refuses a model that names code outside the format: a part called "package.module:name".
 
-    Reading a model never runs code. A part called "package.module:name" is therefore accepted only
-    when that module is already there, because the user's own program imported it.
+    Opening a model from a stranger must run no code, and a name is enough to import a module.
 
     Raises:
       FormatError: the model names such a part.
     """
-    values = {
-        f"parameters.{k}": getattr(manifest.parameters, k) for k in ("attention", "norm", "mlp")
-    }
-    values["tokenizer.kind"] = (manifest.tokenizer or {}).get("kind")
+    parts = ("attention", "norm", "mlp")
+    values = {f"parameters.{name}": getattr(manifest.parameters, name) for name in parts}
+    values["tokenizer.kind"] = (manifest.tokenizer or {}).get("kind", "")
     for path, value in values.items():
-        module = value.partition(":")[0] if isinstance(value, str) and ":" in value else None
-        if module is not None and module not in sys.modules:
+        if ":" in value:
             raise FormatError(
-                f'{where}: {path} = "{shown(value)}" names code outside the format, and reading a '
-                f'model runs no code; if you trust it, "import {shown(module)}" first'
+                f'{where}: {path} = "{shown(value)}" names code, and opening a model runs none; '
+                "pass allow_code=True if you trust it"
             )

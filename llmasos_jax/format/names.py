@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.errors import FormatError, did_you_mean
+from llmasos_jax.errors import ConfigError, FormatError, did_you_mean
 from llmasos_jax.format.strict import shown
 from llmasos_jax.format.tensorfile import StoredTensor
 from llmasos_jax.models.definition import file_def
@@ -42,6 +42,9 @@ class TensorSpec:
 def expected(cfg: ModelConfig) -> Mapping[str, TensorSpec]:
     """Every tensor of a model, by its name in files, in the order in which they are written.
 
+    Raises:
+      FormatError: the model names a part that is code and cannot be imported.
+
     Example:
       >>> specs = expected(ModelConfig(vocab_size=10, embedding_dim=64, num_layers=2))
       >>> list(specs)[:2], specs["layers.1.attn.q"].shape
@@ -49,7 +52,10 @@ def expected(cfg: ModelConfig) -> Mapping[str, TensorSpec]:
     """
     # One layer stands for all: what differs between layers (windows) has no weights.
     definition = file_def(cfg.replace(num_layers=1, attention_windows=(None,)))
-    shapes, axes = flatten(definition.shapes), flatten(definition.axes)
+    try:
+        shapes, axes = flatten(definition.shapes), flatten(definition.axes)
+    except ConfigError as error:  # a part that is code and cannot be found
+        raise FormatError(str(error).replace("model.", "parameters.")) from error
     one = {name: TensorSpec(tuple(shapes[name].shape), tuple(axes[name])) for name in shapes}
     stem = f"{LAYERS}.0."
     block = {name.removeprefix(stem): spec for name, spec in one.items() if name.startswith(stem)}

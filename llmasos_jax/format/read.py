@@ -16,8 +16,8 @@ from llmasos_jax.format.manifest import (
     MAX_BYTES,
     Manifest,
     Weights,
-    check_code,
     parse_manifest,
+    refuse_code,
 )
 from llmasos_jax.format.names import check_tensors, expected, unflatten
 from llmasos_jax.format.strict import parse_json, shown
@@ -50,27 +50,31 @@ class ModelFiles:
         return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
 
-def read_manifest(source: str | os.PathLike[str]) -> Manifest:
+def read_manifest(source: str | os.PathLike[str], *, allow_code: bool = False) -> Manifest:
     """Reads a `model.json`; its weights need not be there.
 
     Args:
       source: the file, or the folder that has it.
+      allow_code: whether parts may be called "package.module:name", which imports that module. Off
+        by default: opening a model runs no code.
 
     Raises:
-      FormatError: it is absent or does not follow the format, or it names code that the running
-        program has not imported.
+      FormatError: it is absent, does not follow the format, or names code.
     """
     path = folders.find_manifest(source)
     manifest = parse_manifest(folders.read_bytes(path, MAX_BYTES), path.name)
-    check_code(manifest, path.name)
+    if not allow_code:
+        refuse_code(manifest, path.name)
     return manifest
 
 
-def read_model(source: str | os.PathLike[str]) -> ModelFiles:
+def read_model(source: str | os.PathLike[str], *, allow_code: bool = False) -> ModelFiles:
     """Opens a model: checks `model.json` and every header, reads no tensor.
 
     Args:
       source: a `model.json`, or the folder that has it.
+      allow_code: whether parts may be called "package.module:name", which imports that module. Off
+        by default: opening a model runs no code.
 
     Returns:
       The model, its tensors to be read when asked for.
@@ -80,7 +84,7 @@ def read_model(source: str | os.PathLike[str]) -> ModelFiles:
     """
     path = folders.find_manifest(source)
     folder = path.parent
-    manifest = read_manifest(path)
+    manifest = read_manifest(path, allow_code=allow_code)
     names = weight_files(folder, manifest)
     if not names:
         raise FormatError(

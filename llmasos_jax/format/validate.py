@@ -42,16 +42,18 @@ class Validation:
         )
 
 
-def validate(source: str | os.PathLike[str]) -> Validation:
+def validate(source: str | os.PathLike[str], *, allow_code: bool = False) -> Validation:
     """Reads every byte of a model and checks it against the format.
 
     Args:
       source: a `model.json`, or the folder that has it.
+      allow_code: whether parts may be called "package.module:name", which imports that module. Off
+        by default: opening a model runs no code.
 
     Raises:
       FormatError: the first thing that is wrong.
     """
-    files = read_model(source)
+    files = read_model(source, allow_code=allow_code)
     weights = files.manifest.weights
     for entry in weights.files if weights is not None else ():
         found = sha256_of(folders.file_in(files.path, entry.file))
