@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from llmasos_jax.config.model import GATED_MLPS, ModelConfig
 from llmasos_jax.models.count import (
     cache_bytes,
+    count_matmul_parameters,
     count_parameters,
     flops_per_token,
     forward_flops_per_token,
     layer_parameters,
-    count_matmul_parameters,
     parameter_bytes,
     visible_keys,
 )
