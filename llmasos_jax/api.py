@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmasos_jax.config.build import Source, load_config
 
 if TYPE_CHECKING:
+    from llmasos_jax.config.schema import Config
+    from llmasos_jax.data.tokenizer import Tokenizer
     from llmasos_jax.format.convert import ConvertResult
     from llmasos_jax.generate.model import Model
     from llmasos_jax.train.run import TrainResult
@@ -40,7 +42,7 @@ def train(
     if workdir is None:
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         workdir = Path("runs") / f"{resolved.name}-{now}"
-    return run(resolved, Path(workdir), hooks)
+    return run(resolved, Path(workdir), hooks, _sampler())
 
 
 def convert(
@@ -63,6 +65,46 @@ def convert(
     from llmasos_jax.format.convert import convert as convert_checkpoint
 
     return convert_checkpoint(source, out, step=step)
+
+
+def _sampler() -> Callable[[Config, Tokenizer, Any], str] | None:
+    """What writes a text during training; None on several hosts, where no host has all weights."""
+    import jax
+
+    return write_sample if jax.process_count() == 1 else None
+
+
+def write_sample(config: Config, tokenizer: Tokenizer, params: Any) -> str:
+    """Continues `config.sample.prompt` with weights that are being trained.
+
+    Args:
+      config: `model`, `sample` and `train.seed` are read.
+      tokenizer: the run's.
+      params: its weights in the scanned layout, on any mesh.
+
+    Returns:
+      The prompt and what follows.
+    """
+    import jax
+
+    from llmasos_jax.format.manifest import Manifest
+    from llmasos_jax.format.names import flatten
+    from llmasos_jax.format.tensorfile import stored
+    from llmasos_jax.generate.model import Model
+    from llmasos_jax.generate.weights import Placing, place_tensors
+    from llmasos_jax.models.definition import file_def, relayout
+    from llmasos_jax.models.layout import scan_layout
+
+    definition = file_def(config.model)
+    # To the host first: cutting the stacked layers apart there compiles nothing.
+    tree = relayout(jax.device_get(params), scan_layout(config.model), definition.layout)
+    tensors = {name: stored(array) for name, array in flatten(tree).items()}
+    weights = place_tensors(Placing(definition, None), tensors, None)
+    model = Model(Manifest(config.name, config.model), weights, tokenizer)
+    sample = config.sample
+    return model.generate_text(
+        sample.prompt, sample.max_length, sample.temperature, seed=config.train.seed, echo=True
+    )
 
 
 class LLMasOS:
