@@ -22,6 +22,7 @@ KIT = ROOT / "conformance"
 sys.path.insert(0, str(KIT))
 
 import check  # noqa: E402
+import llmasos_reader  # noqa: E402
 import numpy_reader  # noqa: E402
 
 CASES = sorted(path.stem for path in (KIT / "cases").glob("*.json"))
@@ -110,6 +111,31 @@ def test_the_script_passes_the_numpy_reader_and_fails_a_liar(tmp_path: pathlib.P
     liar.write_text("import sys; open(sys.argv[3], 'w').write('{\"logits\": [[[0]]]}')")
     bad = subprocess.run([*script, sys.executable, str(liar)], capture_output=True, text=True)
     assert bad.returncode == 1 and "0 passed" in bad.stdout
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma", "defaults"])
+def test_the_public_interface_gives_the_kits_answers(tmp_path: pathlib.Path, name: str) -> None:
+    case = load(name)
+    (tmp_path / "request.json").write_text(json.dumps(case["request"]))
+    arguments = (KIT / "models" / name, tmp_path / "request.json", tmp_path / "answer.json")
+    llmasos_reader.main(*map(str, arguments))
+    answer = json.loads((tmp_path / "answer.json").read_text())
+    assert check.worst(answer["logits"], case["expected"]["logits"]) < 1
+    assert answer["greedy"] == case["expected"]["greedy"]
+    assert answer.get("ids") == case["expected"].get("ids")
+
+
+@pytest.mark.slow
+def test_the_script_passes_the_package() -> None:
+    """As somebody with another implementation would run it: one process for each case."""
+    command = [
+        sys.executable,
+        str(KIT / "check.py"),
+        sys.executable,
+        str(KIT / "llmasos_reader.py"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_check_is_short_enough_to_imitate() -> None:
