@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import commands
 import jax
 import numpy as np
 import pytest
@@ -126,16 +127,10 @@ def test_the_public_interface_gives_the_kits_answers(tmp_path: pathlib.Path, nam
 
 
 @pytest.mark.slow
-def test_the_script_passes_the_package() -> None:
+def test_the_script_passes_the_package(tmp_path: pathlib.Path) -> None:
     """As somebody with another implementation would run it: one process for each case."""
-    command = [
-        sys.executable,
-        str(KIT / "check.py"),
-        sys.executable,
-        str(KIT / "llmasos_reader.py"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
+    reader = KIT / "llmasos_reader.py"
+    commands.run(KIT / "check.py", sys.executable, reader, home=tmp_path)  # raises if one fails
 
 
 def test_check_is_short_enough_to_imitate() -> None:

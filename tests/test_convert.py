@@ -2,10 +2,10 @@
 
 import json
 import pathlib
-import subprocess
 import sys
 import textwrap
 
+import commands
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -191,13 +191,7 @@ def test_memory_is_one_layers_tensor(tmp_path: pathlib.Path) -> None:
     config = Config(large, data=CONFIG.data)
     checkpoints.save(1, {"params": params}, None, to_dict(config))
     checkpoints.close()
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(MEASURE), str(runs), str(models)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 0, run.stderr
+    run = commands.run("-c", textwrap.dedent(MEASURE), runs, models, home=tmp_path)
     assert run.stderr == ""
     growth = float(run.stdout)
     # The chunk as tensorstore reads it, the array that it makes of it; not the stack of 192 MB.
