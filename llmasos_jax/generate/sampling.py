@@ -12,6 +12,7 @@ depend on a sort's order.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -89,6 +90,10 @@ class Sampling:
             raise GenerationError(
                 f"seed={self.seed} is too large; give a whole number from 0 to {2**32 - 1}"
             )
+
+    def at_index(self, index: int) -> Sampling:
+        """The same options for another sample of the batch."""
+        return dataclasses.replace(self, index=index)
 
 
 @jax.tree_util.register_dataclass

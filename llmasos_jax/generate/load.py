@@ -1,0 +1,123 @@
+"""Opens models: from a folder of the LLMasOS format, a training run, or with random weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.data.tokenizer import Tokenizer, load_tokenizer
+from llmasos_jax.errors import FormatError, GenerationError
+from llmasos_jax.format.convert import open_model
+from llmasos_jax.format.folder import find_manifest
+from llmasos_jax.format.manifest import Manifest
+from llmasos_jax.format.read import read_manifest
+from llmasos_jax.generate.model import Model
+from llmasos_jax.generate.weights import Placing, check_dtype, place_random, place_tensors
+from llmasos_jax.models.definition import file_def
+
+Source = str | os.PathLike[str]
+
+
+def load_model(
+    source: Source, *, dtype: Any = None, mesh: Mesh | None = None, quantize: str | None = None
+) -> Model:
+    """Loads a model and its tokenizer. Runs no code that the model names.
+
+    Args:
+      source: a `model.json` or its folder; a training folder, its `checkpoints`, or one step of it
+        (the weights are read one by one, nothing is converted on disk).
+      dtype: "float32", "bfloat16" or "float16". None keeps the stored type, except on CPU, where
+        bfloat16 and float16 become float32 while that fits in memory (a log line says so).
+      mesh: the devices; weights are cut along `tensor`. None is one device.
+      quantize: None; other values are not in this version.
+
+    Raises:
+      FormatError: there is no model, or it does not follow the format.
+      CheckpointError: a training run has no whole checkpoint.
+      TokenizerError: its tokenizer cannot be read.
+      GenerationError: an argument is out of range.
+      ConfigError: the mesh does not cut a weight into equal parts.
+    """
+    if quantize is not None:
+        raise GenerationError(f"quantize={quantize!r} is not in this version; leave it out")
+    check_dtype(dtype)
+    _check_source(source)
+    files = open_model(source)
+    tokenizer = _tokenizer(files.manifest, files.tokenizer_folder)
+    placing = Placing(file_def(files.manifest.parameters), _checked(mesh))
+    return Model(files.manifest, place_tensors(placing, files.tensors, dtype), tokenizer)
+
+
+def init_model(
+    source: Source | Manifest | ModelConfig,
+    *,
+    seed: int = 0,
+    dtype: Any = "float32",
+    mesh: Mesh | None = None,
+) -> Model:
+    """The model of a `model.json` with random weights, the same for one seed on every mesh.
+
+    Args:
+      source: a `model.json`, its folder, a `Manifest`, or the parameters alone. Weights that are
+        there are not read.
+      seed: of the weights, a whole number from 0 to 2^32 - 1.
+      dtype: "float32", "bfloat16" or "float16".
+      mesh: as in `load_model`.
+
+    Raises:
+      FormatError: `source` does not follow the format.
+      TokenizerError: its tokenizer cannot be read.
+      GenerationError: an argument is out of range.
+      ConfigError: the mesh does not cut a weight into equal parts.
+
+    Example:
+      >>> model = init_model(ModelConfig(vocab_size=100, embedding_dim=64, num_layers=2))
+      >>> model.logits([[1, 2, 3]]).shape
+      (1, 3, 100)
+    """
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise GenerationError(f"seed={seed!r} is not possible; give a whole number below 2**32")
+    folder = Path()
+    if isinstance(source, ModelConfig):
+        manifest = Manifest("random", source)
+    elif isinstance(source, Manifest):
+        manifest = source
+    else:
+        _check_source(source)
+        manifest, folder = read_manifest(source), find_manifest(source).parent
+    tokenizer = _tokenizer(manifest, folder)
+    placing = Placing(file_def(manifest.parameters), _checked(mesh))
+    return Model(manifest, place_random(placing, jax.random.key(seed), dtype), tokenizer)
+
+
+def _check_source(source: Any) -> None:
+    if not isinstance(source, (str, os.PathLike)):
+        raise GenerationError(f"source is a {type(source).__name__}; give a path")
+    if not os.path.lexists(source):
+        raise FormatError(
+            f'"{os.fspath(source)}" is not there; give a model.json, the folder that has one, or a '
+            "training folder or one step of its checkpoints"
+        )
+
+
+def _checked(mesh: Any) -> Mesh | None:
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise GenerationError(f"mesh is a {type(mesh).__name__}; give a jax.sharding.Mesh or None")
+    return mesh
+
+
+def _tokenizer(manifest: Manifest, folder: Path) -> Tokenizer | None:
+    if manifest.tokenizer is None:
+        return None
+    tokenizer = load_tokenizer(manifest.tokenizer, folder)
+    if tokenizer.vocab_size > manifest.parameters.vocab_size:
+        raise FormatError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, the model only "
+            f"{manifest.parameters.vocab_size}; they do not belong together"
+        )
+    return tokenizer

@@ -1,0 +1,351 @@
+"""The public model: text in, text out, and a look inside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.errors import GenerationError
+from llmasos_jax.format.manifest import Manifest
+from llmasos_jax.format.write import write_model
+from llmasos_jax.generate.loop import Programs
+from llmasos_jax.generate.request import make_requests, read_options, read_prompts
+from llmasos_jax.generate.session import Session, quarter_steps
+from llmasos_jax.generate.stream import Decoder
+from llmasos_jax.generate.weights import Weights
+from llmasos_jax.generate.writer import write
+from llmasos_jax.types import Tree
+
+
+class Model:
+    """A language model with its tokenizer. Made by `load_model` and `init_model`.
+
+    Attributes:
+      config: the parameters of the model, frozen.
+      manifest: all that its `model.json` says.
+      tokenizer: text to ids and back; None if the model reads ids only.
+      last_seed: the seed of the last text; a fresh one where the caller gave none.
+    """
+
+    def __init__(
+        self, manifest: Manifest, weights: Weights, tokenizer: Tokenizer | None = None
+    ) -> None:
+        self.manifest = manifest
+        self.tokenizer = tokenizer
+        self.last_seed: int | None = None
+        self._weights = weights
+
+    @property
+    def config(self) -> ModelConfig:
+        """The parameters of the model, frozen."""
+        return self.manifest.parameters
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the weights have."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self._weights.params))
+
+    def generate_text(
+        self,
+        prompt: str | Sequence[str],
+        max_length: int = 100,
+        temperature: float = 1.0,
+        *,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        stream: bool = False,
+        echo: bool = False,
+        deterministic: bool = False,
+    ) -> Any:
+        """Continues a text, or each of a list of texts.
+
+        A text ends after `max_length` new tokens, at an end-of-text token, before a stop string, or
+        where the model's context is full.
+
+        Args:
+          prompt: what to continue. A list is written together, as one batch.
+          max_length: new tokens at most, at least 1.
+          temperature: divides the logits; 0 is greedy.
+          top_k: draw from the k likeliest tokens only.
+          top_p: draw from the likeliest tokens that together have this probability.
+          min_p: draw from tokens with at least this share of the likeliest one's probability.
+          repetition_penalty: above 1 makes tokens of the prompt and of the text less likely.
+          stop: one string or several that end the text; not in the result.
+          seed: 0 to 2^32 - 1; sample i of a list draws from (seed, i, position) alone. None takes a
+            fresh one, logs it (INFO) and keeps it in `last_seed`.
+          stream: whether to return an iterator of pieces, never half a character, whose
+            concatenation is the text; for a list, of `(index, piece)`.
+          echo: whether the prompt stands before the text.
+          deterministic: whether to use one compiled shape for all: exactly the same text whatever
+            else is asked for, and slower.
+
+        Returns:
+          The text, a list of texts for a list, or an iterator if `stream`.
+
+        Raises:
+          GenerationError: an argument is out of range, a prompt does not fit the context, or the
+            model cannot write.
+
+        Example:
+          >>> from llmasos_jax.generate.load import init_model
+          >>> manifest = Manifest("m", ModelConfig(259, 64, 1), tokenizer={"kind": "bytes"})
+          >>> model = init_model(manifest)
+          >>> text = model.generate_text("Hi", max_length=5, seed=0)
+          >>> "".join(model.generate_text("Hi", max_length=5, seed=0, stream=True)) == text
+          True
+        """
+        options = read_options(
+            max_length,
+            temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+            seed=seed,
+            stream=stream,
+            echo=echo,
+            deterministic=deterministic,
+        )
+        prompts = read_prompts(prompt)
+        tokenizer = self._require_tokenizer()
+        if not self.config.causal:
+            raise GenerationError(f"{self!r} reads in both directions and cannot continue a text")
+        requests = make_requests(prompts, options, tokenizer, self.config.context_length)
+        self.last_seed = options.sampling.seed
+        stops = (*options.stop, *self.manifest.generation.stop)
+        pieces = write(
+            self.session,
+            self._decoder,
+            requests,
+            stops,
+            stream=stream,
+            deterministic=deterministic,
+        )
+        heads = list(enumerate(prompts)) if echo else []
+        if not stream:
+            texts = [""] * len(prompts)
+            for i, piece in (*heads, *pieces):
+                texts[i] += piece
+            return texts[0] if isinstance(prompt, str) else texts
+        return _stream(heads, pieces, with_index=not isinstance(prompt, str))
+
+    def chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Any:
+        """Answers a conversation, where the model has a chat template.
+
+        Raises:
+          GenerationError: it has none. In this version no model has one.
+        """
+        del messages, options
+        raise GenerationError(
+            f'model "{self.manifest.name}" has no chat template; write the conversation as one '
+            "text and call generate_text"
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, after the beginning id if the tokenizer adds one.
+
+        Raises:
+          GenerationError: `text` is no text, or the model has no tokenizer.
+        """
+        if not isinstance(text, str):
+            raise GenerationError(f"encode was given a {type(text).__name__}; give a text")
+        return self._require_tokenizer().encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids: special ids left out, U+FFFD where bytes make no character.
+
+        Raises:
+          GenerationError: `ids` are not whole numbers, or the model has no tokenizer.
+        """
+        numbers = np.asarray(ids)
+        if numbers.ndim != 1 or (numbers.size and not np.issubdtype(numbers.dtype, np.integer)):
+            raise GenerationError("decode takes a list of ids, whole numbers")
+        return self._require_tokenizer().decode(numbers.astype(np.int64).tolist())
+
+    def logits(self, token_ids: Any, attention_mask: Any = None) -> jax.Array:
+        """Scores of the next token at each position.
+
+        Args:
+          token_ids: whole numbers [B, T].
+          attention_mask: [B, T], 1 for tokens and 0 for padding, on either side; padding changes
+            nothing at the tokens, positions count tokens only.
+
+        Returns:
+          float32 [B, T, V].
+
+        Raises:
+          GenerationError: shapes or ids do not fit the model.
+        """
+        tokens_bt, mask_bt, t = self._inputs(token_ids, attention_mask)
+        return self._logits(self._weights.params, tokens_bt, mask_bt)[:, :t]
+
+    def hidden_states(
+        self, token_ids: Any, attention_mask: Any = None, token_type_ids: Any = None
+    ) -> list[jax.Array]:
+        """The residual stream.
+
+        Args:
+          token_ids: whole numbers [B, T].
+          attention_mask: as in `logits`.
+          token_type_ids: for models with token types; None in this version.
+
+        Returns:
+          L + 1 arrays, float32 [B, T, D]: the embeddings, then after each block, the last one after
+          the final norm where there is one.
+
+        Raises:
+          GenerationError: shapes or ids do not fit the model.
+        """
+        if token_type_ids is not None:
+            raise GenerationError("this model has no token types; leave out token_type_ids")
+        tokens_bt, mask_bt, t = self._inputs(token_ids, attention_mask)
+        return [x[:, :t] for x in self._layers(self._weights.params, tokens_bt, mask_bt)]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the model as an LLMasOS folder, in one step.
+
+        Weights are written in the type that they had on disk, unless `dtype` was given at loading.
+
+        Args:
+          path: a new folder, or a model's folder, which is replaced.
+
+        Raises:
+          FormatError: the folder holds something else, or the disk does not take it.
+        """
+        return write_model(path, self.manifest, self._weights.stored(), self.tokenizer)
+
+    @cached_property
+    def session(self) -> Session:
+        """The compiled programs of generation and their shapes."""
+        tokenizer, manifest = self._require_tokenizer(), self.manifest
+        eos_ids = manifest.generation.eos_ids
+        if not eos_ids and tokenizer.eos_id is not None:
+            eos_ids = (tokenizer.eos_id,)
+        weights = self._weights
+        num_ids = min(tokenizer.vocab_size, self.config.vocab_size)
+        return Session(
+            Programs(weights.definition, weights.runtime, num_ids),
+            weights.params,
+            eos_ids,
+            self.config.context_length,
+            cache_sharding=weights.cache_sharding,
+            cache_dtype=weights.runtime.act_dtype,
+        )
+
+    def __repr__(self) -> str:
+        cfg, count = self.config, self.num_parameters
+        size = f"{count / 1e6:,.1f}M" if count >= 1e5 else f"{count:,}"
+        return (
+            f'Model("{self.manifest.name}", {size} parameters, {cfg.num_layers} layers, width '
+            f"{cfg.embedding_dim}, {cfg.vocab_size} tokens, context {cfg.context_length}, "
+            f"{self._weights.where})"
+        )
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        return Decoder(self._require_tokenizer())
+
+    def _require_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise GenerationError(
+                f'model "{self.manifest.name}" has no tokenizer, so it reads ids only (logits, '
+                'hidden_states); add a "tokenizer" to its model.json'
+            )
+        return self.tokenizer
+
+    def _inputs(self, token_ids: Any, attention_mask: Any) -> tuple[np.ndarray, np.ndarray, int]:
+        """Tokens and mask as int32 [B, T'], padded on the right to a bucket, and T."""
+        tokens_bt = _integers("token_ids", token_ids)
+        if tokens_bt.min() < 0 or tokens_bt.max() >= self.config.vocab_size:
+            raise GenerationError(
+                f"token_ids reach from {tokens_bt.min()} to {tokens_bt.max()}; the model's are "
+                f"0 to {self.config.vocab_size - 1}"
+            )
+        mask_bt = np.ones_like(tokens_bt)
+        if attention_mask is not None:
+            mask_bt = _integers("attention_mask", attention_mask)
+            if mask_bt.shape != tokens_bt.shape or not np.isin(mask_bt, (0, 1)).all():
+                raise GenerationError(
+                    f"attention_mask {list(mask_bt.shape)} does not fit token_ids "
+                    f"{list(tokens_bt.shape)}; give 1 for tokens and 0 for padding, as many"
+                )
+        t = tokens_bt.shape[1]
+        if self.config.position == "learned" and t > self.config.context_length:
+            raise GenerationError(
+                f"token_ids have {t} positions, the model {self.config.context_length}; cut them"
+            )
+        width = [(0, 0), (0, quarter_steps(t) - t)]
+        return np.pad(tokens_bt, width), np.pad(mask_bt, width), t
+
+    @cached_property
+    def _logits(self) -> Any:
+        return jax.jit(partial(_forward, self._weights, all_layers=False))
+
+    @cached_property
+    def _layers(self) -> Any:
+        return jax.jit(partial(_forward, self._weights, all_layers=True))
+
+
+def generate_text(
+    model: Model,
+    prompt: str | Sequence[str],
+    max_length: int = 100,
+    temperature: float = 1.0,
+    **options: Any,
+) -> Any:
+    """The same as `model.generate_text(prompt, max_length, temperature, **options)`."""
+    return model.generate_text(prompt, max_length, temperature, **options)
+
+
+def _stream(
+    heads: list[tuple[int, str]], pieces: Iterator[tuple[int, str]], *, with_index: bool
+) -> Iterator[Any]:
+    for i, piece in (pair for part in (heads, pieces) for pair in part):
+        if piece:
+            yield (i, piece) if with_index else piece
+
+
+def _forward(
+    weights: Weights, params: Tree, tokens_bt: jax.Array, mask_bt: jax.Array, *, all_layers: bool
+) -> Any:
+    model = weights.definition.bind(params)
+    positions_bt = jnp.maximum(jnp.cumsum(mask_bt, axis=1) - 1, 0)
+    hidden = model.hidden(
+        tokens_bt,
+        positions_bt=positions_bt,
+        segment_ids_bt=mask_bt,
+        runtime=weights.runtime,
+        all_layers=all_layers,
+    )
+    if hidden.layers is not None:
+        return [x_btd.astype(jnp.float32) for x_btd in hidden.layers]
+    return model.logits(hidden.x_btd, weights.runtime)
+
+
+def _integers(name: str, values: Any) -> np.ndarray:
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise GenerationError(
+            f"{name} has rows of unequal length; pad them and give an attention_mask"
+        ) from error
+    whole = np.issubdtype(array.dtype, np.integer) or array.dtype == bool
+    if array.ndim != 2 or not array.size or not whole:
+        raise GenerationError(
+            f"{name} is {array.dtype} {list(array.shape)}; expected whole numbers [batch, tokens]"
+        )
+    return array.astype(np.int32)

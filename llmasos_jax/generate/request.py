@@ -1,0 +1,127 @@
+"""Checks what a caller asks for, before anything runs."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.errors import GenerationError
+from llmasos_jax.generate.sampling import Sampling, require_whole
+from llmasos_jax.generate.session import Request
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `Model.generate_text` but the prompt, checked.
+
+    Attributes:
+      max_length: new tokens at most, of each text.
+      sampling: how each is drawn, but for its index.
+      stop: strings that end a text.
+      stream, echo, deterministic: as in `Model.generate_text`.
+    """
+
+    max_length: int
+    sampling: Sampling
+    stop: tuple[str, ...]
+    stream: bool
+    echo: bool
+    deterministic: bool
+
+
+def read_options(
+    max_length: int = 100,
+    temperature: float = 1.0,
+    *,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    stop: str | Sequence[str] | None = None,
+    seed: int | None = None,
+    stream: bool = False,
+    echo: bool = False,
+    deterministic: bool = False,
+) -> Options:
+    """Checks the arguments of `Model.generate_text`.
+
+    Raises:
+      GenerationError: one is of the wrong kind or out of range.
+    """
+    require_whole("max_length", max_length, 1, " new tokens")
+    for name, flag in (("stream", stream), ("echo", echo), ("deterministic", deterministic)):
+        if not isinstance(flag, bool):
+            raise GenerationError(f"{name}={flag!r} is not possible; give True or False")
+    if seed is None:
+        seed = secrets.randbits(32)
+        if temperature != 0:
+            _LOG.info("seed=%d (give it again to get the same text)", seed)
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    return Options(int(max_length), sampling, _stops(stop), stream, echo, deterministic)
+
+
+def read_prompts(prompt: str | Sequence[str]) -> list[str]:
+    """The prompts as a list.
+
+    Raises:
+      GenerationError: not a text, nor a list of at least one.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, (list, tuple)):
+        raise GenerationError(
+            f"prompt is a {type(prompt).__name__}; give a text, or a list of texts"
+        )
+    if not prompts:
+        raise GenerationError("prompt is an empty list; give at least one text")
+    for i, text in enumerate(prompts):
+        if not isinstance(text, str):
+            raise GenerationError(f"prompt[{i}] is a {type(text).__name__}; give a text")
+    return list(prompts)
+
+
+def make_requests(
+    prompts: Sequence[str], options: Options, tokenizer: Tokenizer, context_length: int
+) -> list[Request]:
+    """Turns prompts into requests; text i draws from (seed, i, position).
+
+    Raises:
+      GenerationError: a prompt has no tokens, or leaves no room in the context.
+    """
+    requests = []
+    for i, text in enumerate(prompts):
+        ids = tokenizer.encode(text)
+        if not ids:
+            begin = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
+            if begin is None:
+                raise GenerationError(
+                    f"prompt {i} ({text!r}) has no tokens, and the tokenizer has no token that "
+                    "begins a text; give at least one character"
+                )
+            ids = [begin]
+        room = context_length - len(ids)
+        if room < 1:
+            raise GenerationError(
+                f"prompt {i} has {len(ids)} tokens; the model's context holds {context_length}, "
+                f"the new ones included. Shorten it to at most {context_length - 1} tokens"
+            )
+        sampling = options.sampling.at_index(i)
+        requests.append(Request(ids, min(options.max_length, room), sampling))
+    return requests
+
+
+def _stops(stop: Any) -> tuple[str, ...]:
+    stops = () if stop is None else (stop,) if isinstance(stop, str) else stop
+    if not isinstance(stops, (list, tuple)):
+        raise GenerationError(
+            f"stop={stop!r} is not possible; give a text, a list of texts or None"
+        )
+    for text in stops:
+        if not isinstance(text, str) or not text:
+            raise GenerationError(f"stop has {text!r} in it; each must be a text that is not empty")
+    return tuple(stops)

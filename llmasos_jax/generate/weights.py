@@ -1,0 +1,225 @@
+"""A model's weights where and how they run: device, layout, precision."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from llmasos_jax.errors import GenerationError, did_you_mean
+from llmasos_jax.format.names import flatten, unflatten
+from llmasos_jax.format.tensorfile import StoredTensor
+from llmasos_jax.models.definition import ModelDef
+from llmasos_jax.nn.runtime import Runtime, dot, dot_out_first
+from llmasos_jax.parallel.mesh import platform
+from llmasos_jax.parallel.place import check_divisible, shardings
+from llmasos_jax.parallel.rules import Rules, serving_rules
+from llmasos_jax.types import Tree
+
+DTYPES = ("float32", "bfloat16", "float16")
+# Of the memory that is free, so much may go to weights that are widened to float32.
+WIDEN_SHARE = 0.8
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Placing:
+    """How weights are put onto devices.
+
+    Attributes:
+      definition: the model.
+      mesh: the devices; None is the first one.
+      is_out_first: whether matrices are turned, output axes first, as one CPU wants them.
+    """
+
+    definition: ModelDef
+    mesh: Mesh | None
+
+    @property
+    def platform(self) -> str:
+        """Of the devices: "cpu", "tpu" or "gpu"."""
+        return jax.local_devices()[0].platform if self.mesh is None else platform(self.mesh)
+
+    @property
+    def is_out_first(self) -> bool:
+        """Whether matrices are turned, output axes first: for products on one CPU."""
+        return self.mesh is None and self.platform == "cpu"
+
+    @property
+    def rules(self) -> Rules:
+        """Where each logical axis goes."""
+        return Rules() if self.mesh is None else serving_rules(self.mesh)
+
+    def turned(self, name: str, array: Any, num_in: int, *, back: bool = False) -> Any:
+        """The weight as products read it, or back as files have it."""
+        del name
+        if not self.is_out_first or not num_in:
+            return array
+        split = array.ndim - num_in if back else num_in
+        return array.transpose(*range(split, array.ndim), *range(split))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights ready to run.
+
+    Attributes:
+      placing: where they are.
+      params: tree of arrays.
+      runtime: how products read them.
+      file_dtypes: the type of each tensor when saved; None saves what is held.
+    """
+
+    placing: Placing
+    params: Tree
+    runtime: Runtime
+    file_dtypes: Mapping[str, str] | None
+
+    @property
+    def definition(self) -> ModelDef:
+        """The model."""
+        return self.placing.definition
+
+    @property
+    def cache_sharding(self) -> NamedSharding | None:
+        """Where the heads of a cache live; None on one device."""
+        mesh = self.placing.mesh
+        if mesh is None:
+            return None
+        return NamedSharding(mesh, PartitionSpec(self.placing.rules.kv_heads))
+
+    @property
+    def where(self) -> str:
+        """Type and devices, for people."""
+        mesh = self.placing.mesh
+        devices = "" if mesh is None else f"{mesh.size} x "
+        return f"{jnp.dtype(self.runtime.dtype)} on {devices}{self.placing.platform}"
+
+    def stored(self) -> dict[str, StoredTensor]:
+        """The tensors as files have them, each read when asked for."""
+        num_in = flatten(self.definition.contractions)
+        return {n: self._stored(n, a, num_in[n]) for n, a in flatten(self.params).items()}
+
+    def _stored(self, name: str, array: jax.Array, num_in: int) -> StoredTensor:
+        dtype = str(array.dtype) if self.file_dtypes is None else self.file_dtypes[name]
+
+        def read() -> np.ndarray:
+            held = self.placing.turned(name, np.asarray(array), num_in, back=True)
+            return np.ascontiguousarray(held.astype(jnp.dtype(dtype)))
+
+        shape = jax.eval_shape(lambda a: self.placing.turned(name, a, num_in, back=True), array)
+        return StoredTensor(tuple(shape.shape), dtype, read)
+
+
+def place_tensors(
+    placing: Placing, tensors: Mapping[str, StoredTensor], dtype: str | None
+) -> Weights:
+    """Reads tensors onto the devices, one after the other.
+
+    Args:
+      placing: where to.
+      tensors: by their names in files.
+      dtype: one of DTYPES; None keeps the stored type, but on CPU widens it to float32 while that
+        fits in memory.
+
+    Raises:
+      GenerationError: an unknown dtype.
+      ConfigError: the mesh does not cut a weight into equal parts.
+    """
+    definition = placing.definition
+    wanted = check_dtype(dtype) or _own_dtype(placing, tensors)
+    num_in = flatten(definition.contractions)
+    where = _shardings(placing)
+    arrays = {}
+    for name, tensor in tensors.items():
+        array = placing.turned(name, tensor.read(), num_in[name])
+        array = np.ascontiguousarray(array.astype(jnp.dtype(wanted)))
+        arrays[name] = jax.device_put(array, where[name])
+    file_dtypes = None if dtype else {name: t.dtype for name, t in tensors.items()}
+    return Weights(placing, unflatten(arrays), make_runtime(placing, wanted), file_dtypes)
+
+
+def place_random(placing: Placing, key: jax.Array, dtype: str) -> Weights:
+    """Random weights, the same for one key on every mesh."""
+    from llmasos_jax.models.definition import init_params
+
+    definition = placing.definition
+    wanted = check_dtype(dtype) or "float32"
+    num_in = flatten(definition.contractions)
+
+    def make(key: jax.Array) -> dict[str, jax.Array]:
+        named = flatten(init_params(definition, key))
+        return {n: placing.turned(n, a, num_in[n]).astype(wanted) for n, a in named.items()}
+
+    arrays = jax.jit(make, out_shardings=_shardings(placing))(key)
+    return Weights(placing, unflatten(arrays), make_runtime(placing, wanted), None)
+
+
+def make_runtime(placing: Placing, dtype: str) -> Runtime:
+    """How products read these weights."""
+    is_cpu = placing.platform == "cpu"
+    return Runtime(
+        product=dot_out_first if placing.is_out_first else dot,
+        dtype=jnp.dtype(dtype),
+        act_dtype=jnp.float32 if is_cpu else jnp.dtype(dtype),
+        platform=placing.platform,
+    )
+
+
+def check_dtype(dtype: Any) -> str | None:
+    """The name of a dtype that weights may have, or None.
+
+    Raises:
+      GenerationError: another one.
+    """
+    if dtype is None:
+        return None
+    try:
+        name = str(jnp.dtype(dtype))
+    except TypeError:
+        name = str(dtype)
+    if name not in DTYPES:
+        raise GenerationError(f"dtype={dtype!r} is not possible{did_you_mean(name, DTYPES)}")
+    return name
+
+
+def _own_dtype(placing: Placing, tensors: Mapping[str, StoredTensor]) -> str:
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    widest = "float32" if "float32" in dtypes or len(dtypes) > 1 else dtypes.pop()
+    if widest == "float32" or placing.platform != "cpu":
+        return widest
+    needed = sum(
+        4 * tensor.nbytes // jnp.dtype(tensor.dtype).itemsize for tensor in tensors.values()
+    )
+    free = _free_bytes()
+    sizes = f"{needed / 1e9:.1f} GB of {free / 1e9:.1f} GB free"
+    if needed <= WIDEN_SHARE * free:
+        _LOG.info("stored as %s, runs as float32 on this CPU (%s)", widest, sizes)
+        return "float32"
+    _LOG.warning("runs as stored, %s: float32 would take %s; slow on this CPU", widest, sizes)
+    return widest
+
+
+def _free_bytes() -> int:
+    """Memory that a program can still take."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _shardings(placing: Placing) -> dict[str, Any]:
+    definition, mesh = placing.definition, placing.mesh
+    if mesh is None:
+        return dict.fromkeys(flatten(definition.shapes))
+    check_divisible(definition.shapes, definition.axes, mesh, placing.rules)
+    return flatten(shardings(definition.axes, mesh, placing.rules))
