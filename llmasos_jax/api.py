@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmasos_jax.config.build import Source, load_config
+from llmasos_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from llmasos_jax.config.schema import Config
@@ -84,7 +85,14 @@ def write_sample(config: Config, tokenizer: Tokenizer, params: Any) -> str:
 
     Returns:
       The prompt and what follows.
+
+    Raises:
+      ConfigError: `config.sample.prompt` is not set.
     """
+    sample = config.sample
+    if sample.prompt is None:
+        raise ConfigError("sample.prompt is None; set it to the text that is to be continued")
+
     import jax
 
     from llmasos_jax.format.manifest import Manifest
@@ -101,7 +109,6 @@ def write_sample(config: Config, tokenizer: Tokenizer, params: Any) -> str:
     tensors = {name: stored(array) for name, array in flatten(tree).items()}
     weights = place_tensors(Placing(definition, None), tensors, None)
     model = Model(Manifest(config.name, config.model), weights, tokenizer)
-    sample = config.sample
     return model.generate_text(
         sample.prompt, sample.max_length, sample.temperature, seed=config.train.seed, echo=True
     )

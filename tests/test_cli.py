@@ -1,5 +1,6 @@
 """The command line: help, exit statuses, and one clear line for what is wrong."""
 
+import json
 import os
 import statistics
 import subprocess
@@ -111,3 +112,25 @@ def test_a_closed_pipe_ends_quietly():
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (cli.PIPE_CLOSED, "")
+
+
+def test_data_show_says_what_a_run_reads(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    words = ["data", "show", "--config=tiny", "--config.data.max_documents=5", "--json"]
+    assert cli.main([*words, "--rows=1"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["train_documents"] + shown["heldout_documents"] == 5
+    assert shown["vocab_size"] == 259 and shown["tokens_per_step"] == 8 * 64
+    assert shown["epochs"] == 20 * 512 / shown["train_tokens"]
+    (row,) = shown["rows"]
+    assert 0 < row["tokens"] <= 64 and row["text"]
+    assert cli.main([*words[:-1], "--rows=2"]) == 0
+    out = capsys.readouterr().out
+    assert "row 1: " in out and "\n  | " in out
+
+
+def test_inspect_says_what_it_cannot_read(capsys, tmp_path):
+    assert cli.main(["inspect", str(tmp_path)]) == 2
+    assert "neither a model" in capsys.readouterr().err
+    assert cli.main(["inspect", str(tmp_path / "absent")]) == 2
+    assert "there is nothing at all" in capsys.readouterr().err

@@ -135,7 +135,7 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
             raise UsageError(
                 f"there is no option {flag}{did_you_mean(flag.replace('_', '-'), flags)}"
             )
-    args, unknown = parser.parse_known_args(rest)
+    args, unknown = parser.parse_known_intermixed_args(rest)
     if unknown:
         raise UsageError(f"{unknown[0]!r} is one argument too many; see `{parser.prog} --help`")
     args.overrides = overrides
