@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -84,26 +85,28 @@ def init_params(definition: ModelDef, key: jax.Array, *, std: float = 0.02) -> T
       Tree of float32 arrays. Jit it with `out_shardings` to start where the weights live.
     """
     cfg, layout = definition.cfg, definition.layout
+    layers = jnp.arange(cfg.num_layers)
+    drawn: dict[tuple[str, ...], jax.Array] = {}
+
+    def draw(names: tuple[str, ...], shape: tuple[int, ...]) -> jax.Array:
+        """One weight of all layers, [L, *shape]: a draw for each layer would compile for minutes."""
+        if names not in drawn:
+            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(_named(key, names), layers)
+            drawn[names] = jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
+        return drawn[names]
 
     def make(path: tuple, shape: jax.ShapeDtypeStruct, init: str) -> jax.Array:
         if init in ("zeros", "ones"):
             return jnp.full(shape.shape, float(init == "ones"), jnp.float32)
         scale = std / math.sqrt(2 * cfg.num_layers) if init == "residual" else std
-        names = [str(entry.key) for entry in path]
-        if names[0] not in ("prefix", "periods", "suffix"):
-            return scale * jax.random.normal(_named(key, names), shape.shape)
-        own = _named(key, names[2:])
-        layer = {
-            "prefix": 0,
-            "periods": layout.prefix,
-            "suffix": layout.num_layers - layout.suffix,
-        }[names[0]]
-        layer += int(names[1])
-        if names[0] != "periods":
-            return scale * jax.random.normal(jax.random.fold_in(own, layer), shape.shape)
-        layers = layer + layout.period * jnp.arange(layout.count)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(own, layers)
-        return scale * jax.vmap(lambda k: jax.random.normal(k, shape.shape[1:]))(keys)
+        part, *names = (str(entry.key) for entry in path)
+        if part not in ("prefix", "periods", "suffix"):
+            return scale * jax.random.normal(_named(key, (part, *names)), shape.shape)
+        first = layout.first_layer(part) + int(names[0])
+        if part != "periods":
+            return scale * draw(tuple(names[1:]), shape.shape)[first]
+        every_layer = draw(tuple(names[1:]), shape.shape[1:])
+        return scale * every_layer[first :: layout.period][: layout.count]
 
     return jax.tree_util.tree_map_with_path(make, definition.shapes, definition.inits)
 
@@ -165,5 +168,5 @@ def file_def(cfg: ModelConfig) -> ModelDef:
     return ModelDef(cfg, unrolled_layout(cfg))
 
 
-def _named(key: jax.Array, names: list[str]) -> jax.Array:
+def _named(key: jax.Array, names: Iterable[str]) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(".".join(names).encode()))

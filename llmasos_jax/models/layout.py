@@ -29,6 +29,11 @@ class Layout:
         """Layers in all."""
         return self.prefix + self.period * self.count + self.suffix
 
+    def first_layer(self, part: str) -> int:
+        """The number of the first layer of "prefix", "periods" or "suffix"."""
+        starts = {"prefix": 0, "periods": self.prefix, "suffix": self.num_layers - self.suffix}
+        return starts[part]
+
     def place_of(self, layer: int) -> tuple[str, int, int | None]:
         """Where a layer is stored: its part, its name there, and its row if it is stacked.
 
