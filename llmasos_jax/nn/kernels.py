@@ -6,21 +6,19 @@ may be compiled on a host that has none.
 
 from __future__ import annotations
 
-import functools
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from llmasos_jax.nn.cache import LayerCache
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.runtime import Runtime
+from llmasos_jax.nn.splash import splash_attention, splash_fits
 
 # Finite: a row that sees nothing (padding) gives a number, not NaN, and its gradient is zero.
 MASKED = -1e30
-SPLASH_BLOCK = 128
 
 
 def dot_product(
@@ -52,8 +50,14 @@ def dot_product(
       [B, T, N, H] in `q_btnh`'s dtype; the softmax is float32.
     """
     if runtime.platform == "tpu" and splash_fits(q_btnh.shape, k_bskh.shape, slopes):
-        return _splash(
-            q_btnh, k_bskh, v_bskh, visible, scale=scale, soft_cap=soft_cap, runtime=runtime
+        return splash_attention(
+            q_btnh,
+            k_bskh,
+            v_bskh,
+            visible,
+            scale=scale,
+            soft_cap=soft_cap,
+            manual=runtime.manual,
         )
     return reference(q_btnh, k_bskh, v_bskh, visible, scale=scale, soft_cap=soft_cap, slopes=slopes)
 
@@ -126,83 +130,3 @@ def _weights(
         scores = scores - jnp.asarray(slopes).reshape(heads) * distance.astype(jnp.float32)
     scores = jnp.where(jnp.expand_dims(visible.mask(), (head_axis, 2)), scores, MASKED)
     return jax.nn.softmax(scores, axis=-1)
-
-
-def splash_fits(
-    q_shape: tuple[int, ...], k_shape: tuple[int, ...], slopes: np.ndarray | None
-) -> bool:
-    """Whether the TPU splash kernel can do it: whole blocks, as many keys as queries, no ALiBi."""
-    return slopes is None and q_shape[1] == k_shape[1] and q_shape[1] % SPLASH_BLOCK == 0
-
-
-def _splash(
-    q_btnh: jax.Array,
-    k_bskh: jax.Array,
-    v_bskh: jax.Array,
-    visible: Visibility,
-    *,
-    scale: float,
-    soft_cap: float | None,
-    runtime: Runtime,
-) -> jax.Array:
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-
-    t, n = q_btnh.shape[1:3]
-    ways = 1 if runtime.manual is None else runtime.manual.mesh.shape["tensor"]
-    segments = visible.q_segments
-    if segments is None:
-        segments = jnp.zeros((q_btnh.shape[0], t), jnp.int32)
-
-    def attend(
-        q_bnth: jax.Array, k_bkth: jax.Array, v_bkth: jax.Array, segments_bt: jax.Array
-    ) -> jax.Array:
-        kernel = _splash_kernel(n // ways, t, visible.causal, visible.window, soft_cap)
-        ids = splash.SegmentIds(segments_bt, segments_bt)
-        return jax.vmap(kernel)(q_bnth, k_bkth, v_bkth, ids)  # pyright: ignore[reportReturnType]
-
-    if runtime.manual is not None:
-        # The compiler cannot partition Pallas kernels: every mesh axis is manual around them.
-        heads = PartitionSpec(None, "tensor")
-        attend = jax.shard_map(
-            attend,
-            in_specs=(heads, heads, heads, PartitionSpec()),
-            out_specs=heads,
-            axis_names={"tensor"},
-            check_vma=False,
-        )
-    q, k, v = (
-        x.swapaxes(1, 2) for x in (q_btnh * jnp.asarray(scale, q_btnh.dtype), k_bskh, v_bskh)
-    )
-    return attend(q, k, v, segments).swapaxes(1, 2)
-
-
-@functools.cache
-def _splash_mask(t: int, causal: bool, window: int | None):
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-
-    if window is not None:
-        return masks.LocalMask((t, t), (window - 1, 0 if causal else window - 1), 0)
-    return masks.CausalMask((t, t)) if causal else masks.FullMask((t, t))
-
-
-def _splash_kernel(
-    num_heads: int, t: int, causal: bool, window: int | None, soft_cap: float | None
-):
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-
-    block = next(size for size in (512, 256, SPLASH_BLOCK) if t % size == 0)
-    sizes = splash.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_kv_compute=block,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_kv_dkv_compute=block,
-        block_q_dq=block,
-        block_kv_dq=block,
-    )
-    mask = masks.MultiHeadMask([_splash_mask(t, causal, window)] * num_heads)
-    return splash.make_splash_mha(
-        mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, attn_logits_soft_cap=soft_cap
-    )

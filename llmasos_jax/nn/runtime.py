@@ -21,10 +21,12 @@ Product = Callable[..., jax.Array]
 
 
 def dot(spec: str, x: jax.Array, w: jax.Array, *, out_dtype: Any) -> jax.Array:
-    """The product of activations and a weight: an einsum in `w`'s dtype, summed in float32."""
-    return jnp.einsum(spec, x.astype(w.dtype), w, preferred_element_type=jnp.float32).astype(
-        out_dtype
-    )
+    """The product of activations and a weight: an einsum in `w`'s dtype.
+
+    Devices sum in float32 inside and round once, to `out_dtype`. A float32 result cast afterwards
+    would be the same on one device, but partial sums would cross a pod's links in float32.
+    """
+    return jnp.einsum(spec, x.astype(w.dtype), w, preferred_element_type=out_dtype)
 
 
 def dot_out_first(spec: str, x: jax.Array, w: jax.Array, *, out_dtype: Any) -> jax.Array:

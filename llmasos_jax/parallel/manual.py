@@ -44,7 +44,8 @@ class Manual:
 
     def gather(self, w: jax.Array, axes: Axes, dtype: jax.typing.DTypeLike) -> jax.Array:
         """The whole weight in `dtype` from this device's shard of it."""
-        # XLA for CPU aborts on a bfloat16 reduce-scatter, the transpose of this gather: cast after, twice the bytes.
+        # XLA for CPU aborts on a bfloat16 reduce-scatter, the transpose of this gather: cast after
+        # it, at twice the bytes.
         early = platform(self.mesh) != "cpu"
         w = w.astype(dtype) if early else w
 
@@ -56,8 +57,9 @@ class Manual:
 
         left = self._left(*axes)
         if any(self.mesh.shape[name] > 1 for entry in left for name in _names(entry)):
-            # With an axis left to the compiler it would first gather the weight over that axis, then whole weights
-            # over the others, and gradients likewise. Manual over all of them, each device gathers its own part.
+            # Were `tensor` left to the compiler here, it would gather the weight over that axis
+            # first, then whole weights over the others, and gradients likewise. Manual over all,
+            # each device gathers its own part.
             along_each_axis = jax.shard_map(
                 along_each_axis,
                 in_specs=left,

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llmasos_jax.config.schema import Config
 from llmasos_jax.data.batch import Batch
+from llmasos_jax.data.packing import PackedRow
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.models.definition import ModelDef, init_params
 from llmasos_jax.models.layout import scan_layout
@@ -98,6 +99,18 @@ class Trainer:
     def batch_sharding(self) -> NamedSharding:
         """Where a batch lives: its rows over the batch axes."""
         return NamedSharding(self.mesh, self.manual.rules.spec("batch"))
+
+    @cached_property
+    def abstract_batch(self) -> Batch:
+        """A global batch's shapes, dtypes and shardings: with `abstract_state`, enough to lower."""
+        row = np.zeros(self.cfg.data.sequence_length + 1, np.int32)
+        batch = self.objective.prepare(PackedRow(row, row, row), np.random.default_rng(0))
+
+        def abstract(leaf: np.ndarray) -> jax.ShapeDtypeStruct:
+            shape = (self.cfg.train.batch_size, *leaf.shape)
+            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=self.batch_sharding)
+
+        return jax.tree.map(abstract, batch)
 
     def put(self, batch: Batch) -> Batch:
         """Puts this process's rows of a NumPy batch on its devices."""
