@@ -11,7 +11,7 @@ ROOT = pathlib.Path(llmasos_jax.__file__).parent
 
 # A package imports only what stands before it; names on one line may not import each other.
 LINE = """
-types errors callable
+types errors callable progress
 config
 parallel
 data

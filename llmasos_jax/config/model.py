@@ -248,8 +248,22 @@ def _check_attention(cfg: ModelConfig) -> None:
             f'model.rope_scaling.kind="{cfg.rope_scaling.kind}" needs '
             "rope_scaling.original_length, the context length of the first training in tokens"
         )
+    _check_rope_scaling(cfg)
     for name in ("norm_eps", "rope_theta"):
         require_positive(f"model.{name}", getattr(cfg, name))
+
+
+def _check_rope_scaling(cfg: ModelConfig) -> None:
+    scaling = cfg.rope_scaling
+    if scaling.kind is not None:
+        require_positive("model.rope_scaling.factor", scaling.factor)
+    if scaling.kind == "llama3" and scaling.high_frequency <= scaling.low_frequency:
+        raise ConfigError(
+            f"model.rope_scaling.high_frequency={scaling.high_frequency} must be above "
+            f"low_frequency={scaling.low_frequency}: the blend lies between them"
+        )
+    if scaling.kind == "yarn" and cfg.rope_theta <= 1:
+        raise ConfigError(f"model.rope_theta={cfg.rope_theta} must be above 1 for yarn scaling")
 
 
 def require_positive(path: str, value: float) -> None:

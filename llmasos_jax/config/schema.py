@@ -83,7 +83,7 @@ class OptimConfig:
       weight_decay: decoupled; only on weights that are matrices (never norms, biases, embeddings of
         positions).
       beta1, beta2, eps: of Adam, and their counterparts in the others.
-      momentum: of "sgd".
+      momentum: of "sgd" and of the matrices in "muon".
       clip_norm: largest global norm of the gradient; None does not clip.
     """
 

@@ -14,11 +14,11 @@ import numpy as np
 from llmasos_jax.config.schema import DataConfig
 from llmasos_jax.data.files import build_folder
 from llmasos_jax.data.packing import TokenDocuments
-from llmasos_jax.data.progress import Progress
 from llmasos_jax.data.sources import Documents
 from llmasos_jax.data.split import split_documents
 from llmasos_jax.data.tokenizer import Tokenizer, encode_batch, fingerprint
 from llmasos_jax.errors import DataError, TokenizerError
+from llmasos_jax.progress import Progress
 
 _VERSION = 1  # of the files in the cache
 _BATCH_CHARS = 2_000_000  # characters encoded at a time

@@ -10,10 +10,10 @@ from pathlib import Path
 from llmasos_jax.checkpoint import steps
 from llmasos_jax.errors import FormatError
 from llmasos_jax.format.folder import MANIFEST
-from llmasos_jax.format.progress import bytes_bar
 from llmasos_jax.format.read import ModelFiles, read_model
 from llmasos_jax.format.training import copied_tokenizer, open_training
 from llmasos_jax.format.write import SHARD_BYTES, write_model
+from llmasos_jax.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,14 @@ def convert(
     if Path(os.path.realpath(out)) == Path(os.path.realpath(files.path)):
         raise FormatError(f'"{out}" is the model to convert; name another folder')
     total = sum(tensor.nbytes for tensor in files.tensors.values())
-    with bytes_bar("convert", total) as advance:
+    with Progress("convert", total, is_bytes=True) as progress:
         path = write_model(
             out,
             files.manifest,
             files.tensors,
             copied_tokenizer(files),
             shard_bytes=shard_bytes,
-            on_tensor=advance,
+            on_tensor=lambda name, size: progress.advance(size, name),
         )
     return ConvertResult(
         path=path,

@@ -66,6 +66,8 @@ def scan_layout(cfg: ModelConfig) -> Layout:
     best = unrolled_layout(cfg)
     for period in range(1, len(specs) // 2 + 1):
         for prefix in range(len(specs) - 2 * period + 1):
+            if prefix + period >= best.prefix + best.period + best.suffix:
+                break
             count = _repeats(specs, prefix, period)
             suffix = len(specs) - prefix - period * count
             if count >= 2 and prefix + period + suffix < best.prefix + best.period + best.suffix:

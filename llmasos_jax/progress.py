@@ -1,0 +1,71 @@
+"""A progress bar for what turns out to take more than two seconds, and silence for what does not."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+QUIET_S = 2.0
+
+
+class Progress:
+    """Shows a bar on standard error once the work has lasted two seconds, if that is a terminal.
+
+    Args:
+      label: what is being done.
+      total: units of work in all.
+      is_bytes: whether the units are bytes, shown as such with their speed.
+
+    Example:
+      >>> with Progress("Tokenising", total=10) as progress:
+      ...     progress.advance(10)
+    """
+
+    def __init__(self, label: str, total: float, *, is_bytes: bool = False) -> None:
+        self._label, self._total, self._is_bytes = label, total, is_bytes
+        self._start_s = time.monotonic()
+        self._done = 0.0
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def advance(self, amount: float, what: str = "") -> None:
+        """Says that `amount` more units are done, the last of them `what`."""
+        self._done += amount
+        if self._bar is None:
+            if time.monotonic() - self._start_s < QUIET_S or not sys.stderr.isatty():
+                return
+            self._bar = _bar(self._is_bytes)
+            self._bar.start()
+            self._task = self._bar.add_task(self._label, total=self._total)
+        label = f"{self._label} {what}".rstrip()
+        self._bar.update(self._task, completed=self._done, description=label)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _bar(is_bytes: bool) -> Any:
+    # Only now: importing rich costs a tenth of a second.
+    from rich import progress
+    from rich.console import Console
+
+    amount = (progress.DownloadColumn(), progress.TransferSpeedColumn()) if is_bytes else ()
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        *amount,
+        progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
