@@ -1,4 +1,4 @@
-"""A progress bar for what turns out to take more than two seconds, and silence for what does not."""
+"""A progress bar for work that takes more than two seconds, and silence for the rest."""
 
 from __future__ import annotations
 
