@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax import lax
@@ -19,7 +20,6 @@ from jax.sharding import Mesh, PartitionSpec
 from llmasos_jax.parallel.mesh import batch_axes, fsdp_axes, platform
 from llmasos_jax.parallel.place import Axes
 from llmasos_jax.parallel.rules import MeshAxes, Rules
-from llmasos_jax.types import Tree
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Manual:
         left = tuple(name for name in batch_axes(self.mesh) if name not in split)
         return lax.psum(grad, left) if left else grad
 
-    def sum(self, value: Tree) -> Tree:
+    def sum(self, value: Any) -> Any:
         """Sums a tree of scalars over the batch axes."""
         return lax.psum(value, batch_axes(self.mesh))
 
@@ -83,7 +83,7 @@ class Manual:
         """The global number of this device's first row, when each device holds `num_rows`."""
         return lax.axis_index(batch_axes(self.mesh)) * num_rows
 
-    def shard_map(self, fn: Callable, in_specs: Tree, out_specs: Tree) -> Callable:
+    def shard_map(self, fn: Callable, in_specs: Any, out_specs: Any) -> Callable:
         """`fn` with the batch axes manual."""
         # check_vma=False: the sums over replicated weights are written out above.
         return jax.shard_map(

@@ -42,8 +42,8 @@ def make_trainer(cfg: Config, mesh: Mesh) -> Trainer:
     parts = manual.ways * cfg.train.accumulate_steps
     if cfg.train.batch_size % parts:
         raise ConfigError(
-            f"train.batch_size={cfg.train.batch_size} is not divisible by {parts}, the devices that "
-            f"split the batch ({manual.ways}) x train.accumulate_steps "
+            f"train.batch_size={cfg.train.batch_size} is not divisible by {parts}, the devices "
+            f"that split the batch ({manual.ways}) x train.accumulate_steps "
             f"({cfg.train.accumulate_steps}); make it a multiple of {parts}"
         )
     definition = ModelDef(cfg.model, scan_layout(cfg.model))
@@ -93,7 +93,8 @@ class Trainer:
         whole = replicated(self.mesh)
         params = shardings(self.definition.axes, self.mesh, self.manual.rules)
         opt_state = like_params(self._state_shapes.opt_state, self.definition.shapes, params, whole)
-        return TrainState(step=whole, params=params, opt_state=opt_state, key=whole)
+        # A tree of shardings in the place of a tree of arrays.
+        return TrainState(whole, params, opt_state, whole)  # pyright: ignore[reportArgumentType]
 
     @cached_property
     def batch_sharding(self) -> NamedSharding:
