@@ -111,7 +111,9 @@ def test_inspect_sees_the_run_and_the_model(home, trained, model):
 def test_generate_writes_the_same_text_for_the_same_seed(home, model):
     words = ("generate", "model", "def ", "--max-length=12", "--seed=3")
     first = llmasos(*words, home=home).stdout
-    assert llmasos(*words, home=home).stdout == first
+    again = llmasos(*words, "--debug", home=home)
+    assert again.stdout == first
+    assert compiled(again.stderr)[0] == 0, "a second process finds its programs in the cache"
     assert llmasos(*words, "--echo", home=home).stdout == "def " + first
     together = llmasos(*words, "import ", "--json", home=home).stdout
     assert len(json.loads(together)["texts"]) == 2

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     """Loads the model and writes."""
     from llmasos_jax.cli.compile_cache import use_compile_cache
 
-    use_compile_cache()
+    count = use_compile_cache()
     from llmasos_jax.generate.load import load_model
 
     model = load_model(args.model)
@@ -70,3 +70,5 @@ def run(args: argparse.Namespace) -> None:
         for number, (prompt, text) in enumerate(zip(args.prompts, texts, strict=True), 1):
             note(f"--- {number} of {len(texts)}: {prompt}")
             print(text, flush=True)
+    if args.debug:
+        note(str(count))
