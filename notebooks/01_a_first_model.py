@@ -27,8 +27,8 @@ import numpy as np
 import llmasos
 
 # %% [markdown]
-# A config is an `ml_collections.ConfigDict`. Every field is there, with its type; an unknown one is an
-# error that names the nearest.
+# A config is an `ml_collections.ConfigDict`. Every field is there, with its type; an unknown one is
+# an error that names the nearest.
 
 # %%
 config = llmasos.read_config("tiny")

@@ -1,13 +1,13 @@
 """Training on a CPU: this project beside transformers + torch and MaxText, in turn, in one run.
 
-The 135M LLaMA shape (SmolLM2), batch 4 x 512, AdamW, clipping at 1.0, float32 weights; bfloat16 means
-bfloat16 products. Machines are noisy, so each round runs every program once and the ratio is taken
-inside the round.
+The 135M LLaMA shape (SmolLM2), batch 4 x 512, AdamW, clipping at 1.0, float32 weights; bfloat16
+means bfloat16 products. Machines are noisy, so each round runs every program once and the ratio is
+taken inside the round.
 
     python experiments/benchmarks/train_vs_peers.py --rounds=3 \
         --torch-python=PYTHON_WITH_TORCH --maxtext-python=PYTHON_WITH_MAXTEXT
 
-`pip install torch==2.13.0 transformers==5.23.0`; on Python 3.12, `pip install 'maxtext[tpu]==0.2.5'`.
+`pip install torch==2.13.0 transformers==5.23.0`; `pip install 'maxtext[tpu]==0.2.5'` on 3.12.
 A peer whose interpreter is not given is left out. Writes train_vs_peers.json beside itself.
 """
 
