@@ -2,7 +2,7 @@
 
 Run by train_vs_peers.py, or alone:
 
-    python experiments/benchmarks/train_ours.py --dtype=float32 --batch=4 --seq=512 --steps=4 --parts
+    python experiments/benchmarks/train_ours.py --dtype=float32 --batch=4 --seq=512 --parts
 """
 
 from __future__ import annotations
