@@ -89,7 +89,7 @@ def init_params(definition: ModelDef, key: jax.Array, *, std: float = 0.02) -> T
     drawn: dict[tuple[str, ...], jax.Array] = {}
 
     def draw(names: tuple[str, ...], shape: tuple[int, ...]) -> jax.Array:
-        """One weight of all layers, [L, *shape]: a draw for each layer would compile for minutes."""
+        """One weight of all layers, [L, *shape]: a draw for each would compile for minutes."""
         if names not in drawn:
             keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(_named(key, names), layers)
             drawn[names] = jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
