@@ -19,14 +19,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from llmasos_jax.errors import GenerationError
 from llmasos_jax.generate.loop import Ends, Programs, State
 from llmasos_jax.generate.sampling import Sampling, SamplingRows, sampling_rows
 from llmasos_jax.models.definition import empty_cache
 from llmasos_jax.nn.cache import Cache
-from llmasos_jax.parallel.place import replicated
 from llmasos_jax.types import Tree
 
 SMALLEST = 16
@@ -112,7 +111,9 @@ class Session:
         self._context_length = context_length
         self._cache_dtype = cache_dtype
         self._cache_sharding = cache_sharding
-        self._whole = None if cache_sharding is None else replicated(cache_sharding.mesh)
+        self._whole = None
+        if cache_sharding is not None:
+            self._whole = NamedSharding(cache_sharding.mesh, PartitionSpec())
         self._compiled: dict[tuple, Callable] = {}
 
     @property

@@ -1,0 +1,62 @@
+"""Times transformers + torch on the 135M shape. A worker of generate_vs_torch.py, same protocol.
+
+float32, `generate` with its dynamic cache (the fastest of its caches here), two threads.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+def main() -> None:
+    """Answers until standard input ends."""
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+        max_position_embeddings=8192,
+        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+        rms_norm_eps=1e-5,
+    )
+    model = LlamaForCausalLM(config).to(torch.float32).eval()
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    is_warm = False
+    for line in sys.stdin:
+        batch, prompt, new = map(int, line.split())
+        ids = torch.randint(2, 49152, (batch, prompt))
+
+        def seconds(num: int, ids: torch.Tensor = ids) -> float:
+            start = time.perf_counter()
+            with torch.inference_mode():
+                out = model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=num,
+                    min_new_tokens=num,
+                    do_sample=False,
+                )
+            if out.shape[1] != ids.shape[1] + num:
+                raise SystemExit("a text ended early")
+            return time.perf_counter() - start
+
+        prefill_s = seconds(1)
+        whole_s = seconds(new + 1)
+        row = dict(prefill_s=prefill_s, decode_s=whole_s - prefill_s, is_warm=is_warm)
+        print(json.dumps(row), flush=True)
+        is_warm = True
+
+
+if __name__ == "__main__":
+    main()
