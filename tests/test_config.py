@@ -105,6 +105,11 @@ def test_a_field_that_json_lacks_takes_its_default():
         (small(model={"num_heads": 6, "num_kv_heads": 4, "head_dim": 8}), "try one of 1, 2, 3, 6"),
         (small(train={"batch_size": 6, "accumulate_steps": 4}), "not divisible by accumulate"),
         (small(optim={"learning_rate": float("nan")}), "optim.learning_rate=nan"),
+        (small(model={"logit_soft_cap": 0.0}), "model.logit_soft_cap=0.0 must be above 0"),
+        (small(model={"rope_theta": float("nan")}), "model.rope_theta=nan must be a finite number"),
+        (small(optim={"weight_decay": float("inf")}), "optim.weight_decay=inf must be a finite"),
+        (small(optim={"momentum": -1.0}), "optim.momentum=-1.0 must be at least 0 and below 1"),
+        (small(train={"seed": 2**32}), "train.seed=4294967296 must be below 2**32"),
         (small(model={"position": "rop"}), "model.position='rop' is not known; did you mean"),
     ],
 )
@@ -175,10 +180,11 @@ def test_differences_name_both_values():
         ("c.train.steps = 'x'", "steps got a str; expected int"),
         ("c.train.steps = (", "was never closed"),
         ("import no_such_module", "No module named 'no_such_module'"),
+        ("raise SystemExit(5)", ":4 `raise SystemExit(5)`"),
         ("return 3", "get_config() returned a int"),
     ],
 )
-def test_a_config_file_that_fails_says_where(tmp_path, body, said):
+def test_a_config_file_that_fails_says_where(tmp_path, monkeypatch, body, said):
     file = tmp_path / "mine.py"
     file.write_text(
         "from llmasos_jax.config.build import read_config\n"
@@ -189,6 +195,8 @@ def test_a_config_file_that_fails_says_where(tmp_path, body, said):
     )
     text = message(build.load_config, file)
     assert said in text and "mine.py" in text
+    monkeypatch.chdir(tmp_path)
+    assert message(build.load_config, "mine.py") == text.replace(str(file), "mine.py")
 
 
 def test_a_config_file_may_take_a_variant(tmp_path):

@@ -28,8 +28,12 @@ def cache_folder() -> Path:
     """This program's folder in the user's cache folder, by the XDG Base Directory rules."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     # A relative path there is invalid and to be ignored.
-    folder = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    return folder / "llmasos"
+    if os.path.isabs(base):
+        return Path(base) / "llmasos"
+    try:
+        return Path.home() / ".cache" / "llmasos"
+    except RuntimeError as error:
+        raise ConfigError(f"no cache folder ({error}); set XDG_CACHE_HOME to one") from error
 
 
 def packaged_configs() -> list[str]:
@@ -80,7 +84,7 @@ def run_config(path: Path, variant: str, *, hint: Callable[[str], str]) -> Any:
         spec.loader.exec_module(module)
     except LLMasOSError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(_where(path, error, hint)) from error
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
@@ -91,16 +95,18 @@ def run_config(path: Path, variant: str, *, hint: Callable[[str], str]) -> Any:
         return get_config(variant) if variant else get_config()
     except LLMasOSError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(_where(path, error, hint)) from error
 
 
-def _where(path: Path, error: Exception, hint: Callable[[str], str]) -> str:
+def _where(path: Path, error: BaseException, hint: Callable[[str], str]) -> str:
     """One line: file, line number, its text, and what is wrong with it."""
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    file, frames = os.path.abspath(path), traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if os.path.abspath(f.filename) == file]
     number = lines[-1] if lines else getattr(error, "lineno", None)
     at = f"{path}:{number}" if number else str(path)
-    text = linecache.getline(str(path), number).strip() if number else ""
+    linecache.checkcache(file)  # in a notebook the file changes between two calls
+    text = linecache.getline(file, number).strip() if number else ""
     quoted = f" `{text}`" if text else ""
     # ml_collections answers an unknown field with a list of all of them; the first words will do.
     unknown = re.match(r"""["']*Key "(\w+)" does not exist""", str(error))

@@ -8,6 +8,7 @@ SwiGLU.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 
 from llmasos_jax.errors import ConfigError, did_you_mean
@@ -187,9 +188,13 @@ class ModelConfig:
 
 def check_model(cfg: ModelConfig) -> None:
     """Raises ConfigError for the first field that breaks a rule."""
-    for name in ("vocab_size", "embedding_dim", "num_layers", "context_length"):
-        require_positive(f"model.{name}", getattr(cfg, name))
-    for name in ("num_heads", "num_kv_heads", "head_dim", "ffn_dim"):
+    require_finite("model", cfg)
+    require_finite("model.rope_scaling", cfg.rope_scaling)
+    for name in (
+        *("vocab_size", "embedding_dim", "num_layers", "context_length"),
+        *("num_heads", "num_kv_heads", "head_dim", "ffn_dim"),
+        *("norm_eps", "rope_theta", "rope_theta_local", "attention_soft_cap", "logit_soft_cap"),
+    ):
         if getattr(cfg, name) is not None:
             require_positive(f"model.{name}", getattr(cfg, name))
     for name, known in (
@@ -249,8 +254,6 @@ def _check_attention(cfg: ModelConfig) -> None:
             "rope_scaling.original_length, the context length of the first training in tokens"
         )
     _check_rope_scaling(cfg)
-    for name in ("norm_eps", "rope_theta"):
-        require_positive(f"model.{name}", getattr(cfg, name))
 
 
 def _check_rope_scaling(cfg: ModelConfig) -> None:
@@ -264,6 +267,13 @@ def _check_rope_scaling(cfg: ModelConfig) -> None:
         )
     if scaling.kind == "yarn" and cfg.rope_theta <= 1:
         raise ConfigError(f"model.rope_theta={cfg.rope_theta} must be above 1 for yarn scaling")
+
+
+def require_finite(path: str, group: object) -> None:
+    """Raises ConfigError if a field of the dataclass `group` is NaN or infinite."""
+    for name, value in vars(group).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{path}.{name}={value} must be a finite number")
 
 
 def require_positive(path: str, value: float) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
-from llmasos_jax.config.model import ModelConfig, require_one_of, require_positive
+from llmasos_jax.config.model import (
+    ModelConfig,
+    require_finite,
+    require_one_of,
+    require_positive,
+)
 from llmasos_jax.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16")
@@ -205,7 +209,9 @@ class Config:
 
 def check_config(cfg: Config) -> None:
     """Raises ConfigError for the first field that breaks a rule."""
-    _check_counts(cfg)
+    for name in ("objective", "data", "optim", "train", "sample"):
+        require_finite(name, getattr(cfg, name))
+    _check_signs(cfg)
     require_one_of("train.dtype", cfg.train.dtype, DTYPES)
     require_one_of("train.remat", cfg.train.remat, REMATS)
     require_one_of("tokenizer.model_type", cfg.tokenizer.model_type, ("bpe", "unigram"))
@@ -224,6 +230,7 @@ def check_config(cfg: Config) -> None:
         ("train.dropout_rate", cfg.train.dropout_rate),
         ("optim.beta1", cfg.optim.beta1),
         ("optim.beta2", cfg.optim.beta2),
+        ("optim.momentum", cfg.optim.momentum),
     ):
         if not 0.0 <= value < 1.0:
             raise ConfigError(f"{path}={value} must be at least 0 and below 1")
@@ -233,13 +240,11 @@ def check_config(cfg: Config) -> None:
     ):
         if not 0.0 <= value <= 1.0:
             raise ConfigError(f"{path}={value} must be between 0 and 1")
-    if not (math.isfinite(cfg.optim.learning_rate) and cfg.optim.learning_rate > 0):
-        raise ConfigError(
-            f"optim.learning_rate={cfg.optim.learning_rate} must be a finite number above 0"
-        )
+    if cfg.train.seed >= 2**32:
+        raise ConfigError(f"train.seed={cfg.train.seed} must be below 2**32")
 
 
-def _check_counts(cfg: Config) -> None:
+def _check_signs(cfg: Config) -> None:
     positive = {
         "data.sequence_length": cfg.data.sequence_length,
         "data.max_documents": cfg.data.max_documents,
@@ -257,6 +262,7 @@ def _check_counts(cfg: Config) -> None:
         "checkpoint.keep": cfg.checkpoint.keep,
         "sample.max_length": cfg.sample.max_length,
         "sample.every_steps": cfg.sample.every_steps,
+        "optim.learning_rate": cfg.optim.learning_rate,
         "optim.clip_norm": cfg.optim.clip_norm,
     }
     for path, value in positive.items():
@@ -267,7 +273,11 @@ def _check_counts(cfg: Config) -> None:
     for size in cfg.mesh.fsdp:
         require_positive("mesh.fsdp", size)
     for path, value in (
+        ("objective.z_loss", cfg.objective.z_loss),
         ("optim.warmup_steps", cfg.optim.warmup_steps),
+        ("optim.weight_decay", cfg.optim.weight_decay),
+        ("optim.eps", cfg.optim.eps),
+        ("train.seed", cfg.train.seed),
         ("sample.temperature", cfg.sample.temperature),
     ):
         if value < 0:
