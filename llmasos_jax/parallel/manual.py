@@ -51,12 +51,12 @@ class Manual:
 
         def along_each_axis(w: jax.Array) -> jax.Array:
             for dim, entry in enumerate(self.spec(*axes)):
-                for name in reversed(_names(entry)):
+                for name in reversed(self._cut(_names(entry))):
                     w = lax.all_gather(w, name, axis=dim, tiled=True)
             return w
 
         left = self._left(*axes)
-        if any(self.mesh.shape[name] > 1 for entry in left for name in _names(entry)):
+        if any(self._cut(_names(entry)) for entry in left):
             # Were `tensor` left to the compiler here, it would gather the weight over that axis
             # first, then whole weights over the others, and gradients likewise. Manual over all,
             # each device gathers its own part.
@@ -72,12 +72,13 @@ class Manual:
     def sum_gradient(self, grad: jax.Array, axes: Axes) -> jax.Array:
         """Sums a gradient over the batch axes over which `gather` has not already scattered it."""
         split = {name for entry in self.spec(*axes) for name in _names(entry)}
-        left = tuple(name for name in batch_axes(self.mesh) if name not in split)
+        left = tuple(name for name in self._cut(batch_axes(self.mesh)) if name not in split)
         return lax.psum(grad, left) if left else grad
 
     def sum(self, value: Any) -> Any:
         """Sums a tree of scalars over the batch axes."""
-        return lax.psum(value, batch_axes(self.mesh))
+        names = self._cut(batch_axes(self.mesh))
+        return lax.psum(value, names) if names else value
 
     def first_row(self, num_rows: int) -> jax.Array:
         """The global number of this device's first row, when each device holds `num_rows`."""
@@ -102,6 +103,10 @@ class Manual:
         for name in fsdp_axes(self.mesh):
             ways *= self.mesh.shape[name]
         return ways
+
+    def _cut(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Those axes that have more than one device: over the others nothing is to be done."""
+        return tuple(name for name in names if self.mesh.shape[name] > 1)
 
     @property
     def _left_names(self) -> frozenset[str]:

@@ -47,8 +47,8 @@ def check_divisible(shapes: Tree, axes: Tree, mesh: Mesh, rules: Rules) -> None:
                 where = jax.tree_util.keystr(path, simple=True, separator=".")
                 raise ConfigError(
                     f'{where}: axis "{name}" has size {size}, which mesh axis {mesh_axes!r} does '
-                    f"not cut into {ways} equal parts; change the mesh, or the model so that "
-                    f"{size} is a multiple of {ways}"
+                    f"not cut into {ways} equal parts; make that mesh axis a divisor of {size}, or "
+                    f"change the model so that {size} becomes a multiple of {ways}"
                 )
 
     jax.tree_util.tree_map_with_path(check, shapes, axes)
