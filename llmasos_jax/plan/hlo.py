@@ -55,11 +55,14 @@ class Program:
     Attributes:
       collectives: all of more than one device.
       kernels: Pallas kernels by name, with the times that they run.
+      cycles: the compiler's own estimates, added up. Neither kernels nor collectives are in it: a
+        ratio between two programs for one kind of chip, not a time.
       endless: loops whose number of turns the text does not tell; counted as one turn.
     """
 
     collectives: tuple[Collective, ...]
     kernels: dict[str, int]
+    cycles: int
     endless: tuple[str, ...]
 
     def of(self, kind: str) -> tuple[Collective, ...]:
@@ -94,7 +97,9 @@ def read_program(text: str) -> Program:
     computations, entry = _parse(text)
     reader = _Reader(computations)
     reader.walk(entry, 1)
-    return Program(tuple(reader.collectives), dict(reader.kernels), tuple(reader.endless))
+    return Program(
+        tuple(reader.collectives), dict(reader.kernels), reader.cycles, tuple(reader.endless)
+    )
 
 
 class _Reader:
@@ -102,17 +107,20 @@ class _Reader:
         self.computations = computations
         self.collectives: list[Collective] = []
         self.kernels: Counter[str] = Counter()
+        self.cycles = 0
         self.endless: list[str] = []
 
     def walk(self, name: str, runs: int, *, scatters: bool = False) -> None:
         lines = self.computations.get(name, [])
-        if _repeats_a_collective(name, lines):
-            return
+        repeats = _repeats_a_collective(name, lines)
         types = {line.name: line.type for line in lines}
         for line in lines:
+            if estimate := re.search(r'estimated_cycles":"(\d+)"', line.rest):
+                self.cycles += runs * int(estimate[1])
             kind = line.op.removesuffix("-start")
             if kind in COLLECTIVES:
-                self._add(line, kind, types, runs, scatters)
+                if not repeats:
+                    self._add(line, kind, types, runs, scatters)
             elif line.op == "custom-call" and '"tpu_custom_call"' in line.rest:
                 self.kernels[re.sub(r"[.\d]+$", "", line.name)] += runs
             elif line.op == "while":
