@@ -1,0 +1,168 @@
+"""The TPU side, on a machine without one: the compiler's program, and the attention kernel's steps.
+
+The compiler is `libtpu`, which the extra `tpu` brings.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tolerances import PARITY
+
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.config.schema import Config, DataConfig, MeshConfig, TrainConfig
+from llmasos_jax.nn.kernels import dot_product, reference
+from llmasos_jax.nn.mask import Visibility
+from llmasos_jax.nn.runtime import Runtime
+from llmasos_jax.nn.splash import splash_attention, splash_fits
+from llmasos_jax.parallel.mesh import make_mesh, platform
+from llmasos_jax.plan.hlo import read_program
+from llmasos_jax.train.step import make_trainer
+
+B, T, N, K = 2, 256, 4, 2
+
+
+def visibility(**options: object) -> Visibility:
+    """Documents that begin anywhere, and padding at the end."""
+    rng = np.random.default_rng(0)
+    segments = np.sort(rng.integers(1, 4, (B, T)), axis=1).astype(np.int32)
+    segments[:, -9:] = 0
+    index = jnp.arange(T, dtype=jnp.int32)[None]
+    return Visibility(index, index, jnp.asarray(segments), jnp.asarray(segments), **options)
+
+
+@pytest.mark.parametrize(
+    ("head_width", "soft_cap", "options"),
+    [
+        (128, None, {}),
+        (64, 20.0, {}),
+        (64, None, {"window": 100}),
+        (64, 20.0, {"window": 100, "causal": False}),
+        (128, None, {"causal": False}),
+    ],
+)
+def test_splash_equals_the_reference(head_width, soft_cap, options):
+    rng = np.random.default_rng(1)
+    visible = visibility(**options)
+    q, k, v, cotangent = (
+        jnp.asarray(rng.normal(size=(B, T, heads, head_width)), jnp.float32)
+        for heads in (N, K, K, N)
+    )
+    settings = {"scale": 0.1, "soft_cap": soft_cap}
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def value_and_gradients(attend, *qkv):
+        out, pull = jax.vjp(lambda *xs: attend(*xs, visible, **settings), *qkv)
+        return out, *pull(cotangent)
+
+    found = value_and_gradients(functools.partial(splash_attention, interpret=True), q, k, v)
+    wanted = value_and_gradients(reference, q, k, v)
+    for a, b in zip(found, wanted, strict=True):
+        assert jnp.linalg.norm(a - b) <= PARITY * jnp.linalg.norm(b)
+
+
+def test_which_shapes_the_kernel_takes():
+    assert splash_fits((B, 384, N, 64), (B, 384, K, 64), None)
+    assert not splash_fits((B, 100, N, 64), (B, 100, K, 64), None)  # no whole block
+    assert not splash_fits((B, 128, N, 64), (B, 256, K, 64), None)  # a cache
+    assert not splash_fits((B, 128, N, 64), (B, 128, K, 64), np.ones(N, np.float32))  # ALiBi
+
+
+def test_the_devices_choose_the_kernel_not_the_host():
+    x = jnp.ones((1, 128, 1, 64))
+    index = jnp.arange(128, dtype=jnp.int32)[None]
+    call = lambda platform: jax.make_jaxpr(
+        lambda x: dot_product(
+            x, x, x, Visibility(index, index, None, None), scale=1.0, runtime=Runtime(**platform)
+        )
+    )(x)
+    assert jax.default_backend() == "cpu"
+    assert "pallas_call" in str(call({"platform": "tpu"}))
+    assert "pallas_call" not in str(call({"platform": "cpu"}))
+
+
+@functools.cache
+def pod_program():
+    """The step of a small decoder compiled for 16 chips: FSDP 4 x 2, tensor 2."""
+    topologies = pytest.importorskip("jax.experimental.topologies")
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4").devices
+    mesh_cfg = MeshConfig(fsdp=(4, 2), tensor=2)
+    mesh = make_mesh(mesh_cfg, devices)
+    model = ModelConfig(
+        4096,
+        1024,
+        2,
+        context_length=512,
+        num_heads=8,
+        num_kv_heads=4,
+        ffn_dim=2048,
+        qk_norm="head",
+        tie_embeddings=False,
+    )
+    cfg = Config(
+        model=model,
+        data=DataConfig(sequence_length=512),
+        train=TrainConfig(batch_size=16, dtype="bfloat16", remat="full"),
+        mesh=mesh_cfg,
+    )
+    trainer = make_trainer(cfg, mesh)
+    lowered = trainer.step.lower(trainer.abstract_state, trainer.abstract_batch)
+    # What is compiled for devices that are not here cannot be read back from the cache.
+    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
+    try:
+        return mesh, read_program(lowered.compile().as_text())
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+
+
+@pytest.fixture
+def pod(monkeypatch):
+    pytest.importorskip("libtpu", reason="needs the extra `tpu`")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    return pod_program()
+
+
+@pytest.mark.slow
+def test_mesh_axes_lie_along_the_torus(pod):
+    mesh = pod[0]
+    assert platform(mesh) == "tpu"
+    chips = np.vectorize(lambda d: d.coords[0] + 10 * d.coords[1])(mesh.devices)[0]
+    steps = {axis: np.unique(np.diff(chips, axis=axis)) for axis in range(3)}
+    # Each axis of the mesh moves along one axis of the torus.
+    assert {axis: step.size for axis, step in steps.items()} == {0: 1, 1: 1, 2: 1}
+    assert steps[0] == 10 and steps[2] == 1
+
+
+@pytest.mark.slow
+def test_pod_step_runs_the_kernel(pod):
+    kernels = pod[1].kernels
+    forward = sum(runs for name, runs in kernels.items() if "fwd" in name)
+    backward = {name: runs for name, runs in kernels.items() if "fwd" not in name}
+    assert forward == 4  # 2 layers, and again when the backward pass recomputes them
+    assert sum(backward.values()) == 4 and all("splash" in name for name in kernels)
+
+
+@pytest.mark.slow
+def test_pod_gradients_come_back_by_reduce_scatter(pod):
+    program = pod[1]
+    layer = 1024 * (8 + 4 + 4 + 8) * 128 + 3 * 1024 * 2048
+    wanted = 2 * (2 * layer + 2 * 4096 * 1024) // 2  # bfloat16, half of it by `tensor`
+    scattered = sum(c.runs * c.num_bytes for c in program.of("reduce-scatter") if c.ways == 4)
+    np.testing.assert_allclose(scattered, wanted, rtol=0.15)
+    gathered = sum(c.runs * c.num_bytes for c in program.of("all-gather") if c.ways == 4)
+    again = 2 * 2 * layer // 2  # layers are gathered once more for the backward pass
+    np.testing.assert_allclose(gathered, wanted + again, rtol=0.02)
+
+
+@pytest.mark.slow
+def test_pod_sums_no_whole_gradient(pod):
+    program = pod[1]
+    smallest_weight = 2 * 1024 * 4 * 128 // 2
+    for collective in program.of("all-reduce"):
+        if collective.ways > 2:  # over `tensor` it is activations
+            assert collective.num_bytes < smallest_weight / 2, collective
+    assert program.endless == ()
