@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmasos_jax.config.build import Source, load_config
-from llmasos_jax.errors import ConfigError
+from llmasos_jax.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:
     from llmasos_jax.config.schema import Config
@@ -40,14 +40,30 @@ def train(
     from llmasos_jax.train.run import run
 
     resolved = load_config(config)
+    _check_can_be_kept(resolved)
     if workdir is None:
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         workdir = Path("runs") / f"{resolved.name}-{now}"
     return run(resolved, Path(workdir), hooks, _sampler())
 
 
+def _check_can_be_kept(config: Config) -> None:
+    """Raises ConfigError for a model outside the format's bounds: it could not be written later."""
+    from llmasos_jax.format.manifest import Manifest, to_json
+
+    try:
+        to_json(Manifest(config.name, config.model))
+    except FormatError as error:
+        text = str(error).removeprefix("model.json: ").replace("parameters.", "model.")
+        raise ConfigError(text) from error
+
+
 def convert(
-    source: str | os.PathLike[str], out: str | os.PathLike[str], *, step: int | None = None
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    allow_code: bool = False,
 ) -> ConvertResult:
     """Writes an LLMasOS model from a training folder, or from one step of its checkpoints.
 
@@ -55,6 +71,7 @@ def convert(
       source: the training folder, a checkpoint's folder, or a model.
       out: a new folder, or a model's folder, which is replaced in one step.
       step: which checkpoint of a training folder; None takes the newest.
+      allow_code: whether parts may be called "package.module:name", which imports that module.
 
     Returns:
       What was written.
@@ -65,7 +82,7 @@ def convert(
     """
     from llmasos_jax.format.convert import convert as convert_checkpoint
 
-    return convert_checkpoint(source, out, step=step)
+    return convert_checkpoint(source, out, step=step, allow_code=allow_code)
 
 
 def _sampler() -> Callable[[Config, Tokenizer, Any], str] | None:

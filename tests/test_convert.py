@@ -149,6 +149,16 @@ def test_weights_of_another_config_are_named(tmp_path: pathlib.Path) -> None:
     assert not (tmp_path / "model").exists()
 
 
+def test_a_run_that_names_code_is_refused_unless_allowed(tmp_path: pathlib.Path) -> None:
+    cfg = Config(MODEL.replace(mlp="jax.numpy:tanh"), data=DataConfig(sequence_length=32))
+    make_run(tmp_path / "run", cfg)
+    with pytest.raises(FormatError, match='parameters.mlp = "jax.numpy:tanh" names code'):
+        convert(tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    convert(tmp_path / "run", tmp_path / "out", allow_code=True)
+    assert read_model(tmp_path / "out", allow_code=True).manifest.parameters == cfg.model
+
+
 def test_what_is_no_source(tmp_path: pathlib.Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(CheckpointError, match="no checkpoint in"):

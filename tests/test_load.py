@@ -9,6 +9,7 @@ import pytest
 from small_model import SMALL, ids_of, small_model
 from tolerances import WHOLE_MODEL
 
+from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import MeshConfig
 from llmasos_jax.errors import ConfigError, FormatError, GenerationError
 from llmasos_jax.generate.load import init_model, load_model
@@ -96,6 +97,21 @@ def test_a_mesh_changes_nothing_but_the_place(model, folder, mesh_config):
 def test_a_mesh_that_does_not_divide_is_refused(folder):
     with pytest.raises(ConfigError, match="equal parts"):
         load_model(folder, mesh=make_mesh(MeshConfig(tensor=8)))
+
+
+def test_code_runs_only_when_it_is_allowed(tmp_path):
+    cfg = SMALL.replace(mlp="jax.numpy:tanh")
+    folder = init_model(cfg).save(tmp_path / "m")
+    for open_it in (load_model, init_model):
+        with pytest.raises(FormatError, match="names code, and opening a model runs none"):
+            open_it(folder)
+        assert open_it(folder, allow_code=True).config == cfg
+
+
+def test_random_weights_that_do_not_fit_are_refused_at_once():
+    large = ModelConfig(vocab_size=2**24, embedding_dim=2**18, num_layers=4096)
+    with pytest.raises(GenerationError, match=r"the weights take \d+\.\d GB, .* take a smaller"):
+        init_model(large)
 
 
 def test_init_from_a_model_json_without_weights(folder, tmp_path):

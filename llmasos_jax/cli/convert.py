@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from llmasos_jax.cli.options import add_json, print_json
+from llmasos_jax.cli.options import add_allow_code, add_json, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step", type=int, metavar="N", help="which checkpoint; default the newest"
     )
+    add_allow_code(parser)
     add_json(parser)
 
 
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     """Converts, then says what was written."""
     from llmasos_jax import api
 
-    result = api.convert(args.source, args.out, step=args.step)
+    result = api.convert(args.source, args.out, step=args.step, allow_code=args.allow_code)
     if args.json:
         print_json(asdict(result))
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from llmasos_jax.cli.options import add_json, note, print_json
+from llmasos_jax.cli.options import add_allow_code, add_json, note, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,17 +13,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", help="a model.json, its folder, or a training folder"
     )
-    parser.add_argument("prompts", nargs="+", metavar="PROMPT")
+    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to continue")
     parser.add_argument(
-        "--max-length", type=int, default=100, metavar="N", help="new tokens at most"
+        "--max-length", type=int, default=100, metavar="N", help="new tokens at most (%(default)s)"
     )
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (%(default)s)"
+    )
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest")
     parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest P in sum")
     parser.add_argument(
         "--min-p", type=float, metavar="P", help="drop what is under P times the likeliest"
     )
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R")
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="R",
+        help="divides the scores of tokens that are there (%(default)s: no)",
+    )
     parser.add_argument(
         "--stop", action="append", metavar="TEXT", help="end there; may be repeated"
     )
@@ -34,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="one compiled shape for all: exact whatever the neighbours, and slower",
     )
+    add_allow_code(parser)
     add_json(parser)
 
 
@@ -44,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     count = use_compile_cache()
     from llmasos_jax.generate.load import load_model
 
-    model = load_model(args.model)
+    model = load_model(args.model, allow_code=args.allow_code)
     options = {
         "max_length": args.max_length,
         "temperature": args.temperature,

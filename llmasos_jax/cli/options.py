@@ -29,6 +29,15 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_allow_code(parser: argparse.ArgumentParser) -> None:
+    """Adds `--allow-code`."""
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help='let the model import parts named "package.module:name"; only if you trust it',
+    )
+
+
 def config_of(args: argparse.Namespace) -> Config:
     """The config that `--config` and its overrides describe.
 
@@ -62,11 +71,8 @@ def print_fields(result: Any) -> None:
         elif isinstance(value, float):
             print(f"{title:<{width}}  {value:.4g}")
         else:
-            print(
-                f"{title:<{width}}  {value:,}"
-                if isinstance(value, int)
-                else f"{title:<{width}}  {value}"
-            )
+            text = f"{value:,}" if isinstance(value, int) else value
+            print(f"{title:<{width}}  {text}")
 
 
 def note(text: str) -> None:

@@ -170,7 +170,7 @@ def load_tokenizer(
     if ":" in kind and not allow_code:
         raise TokenizerError(
             f'tokenizer.kind="{kind}" names code, and opening a model runs none; pass '
-            "allow_code=True if you trust it"
+            "allow_code=True (--allow-code) if you trust it"
         )
     try:
         load = resolve(kind, TABLE, "tokenizer.kind")

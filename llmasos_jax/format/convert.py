@@ -56,8 +56,8 @@ def open_model(
     Args:
       source: a `model.json` or its folder; a training folder, its `checkpoints`, or a step folder.
       step: of a training run; None takes the newest.
-      allow_code: whether a `model.json` may call parts "package.module:name", which imports that
-        module. Off by default: opening a model runs no code. A training run's own config may.
+      allow_code: whether parts may be called "package.module:name", which imports that module. Off
+        by default: opening a model runs no code.
 
     Raises:
       FormatError: it is none of these, or not right.
@@ -65,7 +65,7 @@ def open_model(
     """
     path = Path(source)
     if path.is_dir() and not (path / MANIFEST).exists() and _is_training(path):
-        return open_training(path, step)
+        return open_training(path, step, allow_code=allow_code)
     if step is not None:
         raise FormatError(f'"{source}" is a model, which has no steps; leave out step={step}')
     if path.is_dir() and not os.path.lexists(path / MANIFEST):

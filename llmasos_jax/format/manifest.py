@@ -205,10 +205,10 @@ def refuse_code(manifest: Manifest, where: str) -> None:
     """
     parts = ("attention", "norm", "mlp")
     values = {f"parameters.{name}": getattr(manifest.parameters, name) for name in parts}
-    values["tokenizer.kind"] = (manifest.tokenizer or {}).get("kind", "")
+    values["tokenizer.kind"] = str((manifest.tokenizer or {}).get("kind"))
     for path, value in values.items():
         if ":" in value:
             raise FormatError(
                 f'{where}: {path} = "{shown(value)}" names code, and opening a model runs none; '
-                "pass allow_code=True if you trust it"
+                "pass allow_code=True (--allow-code) if you trust it"
             )

@@ -22,7 +22,7 @@ from llmasos_jax.config.schema import Config
 from llmasos_jax.data.tokenizer import load_tokenizer
 from llmasos_jax.errors import CheckpointError, FormatError
 from llmasos_jax.format.folder import MANIFEST, read_bytes
-from llmasos_jax.format.manifest import MAX_BYTES, Generation, Manifest
+from llmasos_jax.format.manifest import MAX_BYTES, Generation, Manifest, refuse_code
 from llmasos_jax.format.names import check_tensors, expected, place_of
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.format.strict import parse_json
@@ -34,33 +34,31 @@ ENTRY = "entry.json"  # and there, the entry that goes into `model.json`
 _PARAMS = "params/"
 
 
-def open_training(source: str | os.PathLike[str], step: int | None = None) -> ModelFiles:
+def open_training(
+    source: str | os.PathLike[str], step: int | None = None, *, allow_code: bool = False
+) -> ModelFiles:
     """Opens a training run as a model; reads no weights.
 
     Args:
       source: a training folder, its `checkpoints` folder, or one step folder.
       step: which step; None takes the newest.
+      allow_code: whether its config may name parts "package.module:name", which imports that
+        module. Off by default: the folder may be a stranger's.
 
     Returns:
       The model. Each tensor is read from the checkpoint when asked for, one layer at a time.
 
     Raises:
       CheckpointError: there is no checkpoint, or it is damaged.
-      FormatError: the checkpoint's weights are not those of its config.
+      FormatError: the checkpoint's weights are not those of its config, or it names code.
     """
     state = StoredState(Path(source), step)
     config = from_dict(state.config)
     run = steps.training_folder(state.folder)
-    leaves = {n.removeprefix(_PARAMS): v for n, v in state.leaves.items() if n.startswith(_PARAMS)}
-    layout = layout_of(leaves, str(state.folder))
-    tensors = _tensors(state, leaves, config, layout)
-    check_tensors(config.model, tensors, str(state.folder))
-    entry = _tokenizer_entry(run)
     manifest = Manifest(
         name=config.name,
         parameters=config.model,
-        tokenizer=entry,
-        generation=_generation(entry, run / TOKENIZER),
+        tokenizer=_tokenizer_entry(run),
         metadata={
             "step": state.step,
             "source": run.name,
@@ -68,6 +66,16 @@ def open_training(source: str | os.PathLike[str], step: int | None = None) -> Mo
             "llmasos_jax": llmasos_jax.__version__,
         },
     )
+    if not allow_code:
+        refuse_code(manifest, str(state.folder))
+    leaves = {n.removeprefix(_PARAMS): v for n, v in state.leaves.items() if n.startswith(_PARAMS)}
+    layout = layout_of(leaves, str(state.folder))
+    tensors = _tensors(state, leaves, config, layout)
+    check_tensors(config.model, tensors, str(state.folder))
+    if manifest.tokenizer is not None:
+        tokenizer = load_tokenizer(manifest.tokenizer, run / TOKENIZER, allow_code=allow_code)
+        eos_ids = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+        manifest = manifest.replace(generation=Generation(eos_ids))
     return ModelFiles(state.folder, manifest, MappingProxyType(tensors), run / TOKENIZER)
 
 
@@ -151,14 +159,6 @@ def _tokenizer_entry(run: Path) -> dict[str, Any] | None:
     if not isinstance(entry, dict):
         raise FormatError(f"{path} must hold a JSON object")
     return entry
-
-
-def _generation(entry: dict[str, Any] | None, folder: Path) -> Generation:
-    if entry is None:
-        return Generation()
-    # The run is the user's own, and its config named this code.
-    eos_id = load_tokenizer(entry, folder, allow_code=True).eos_id
-    return Generation() if eos_id is None else Generation(eos_ids=(eos_id,))
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,14 @@ Source = str | os.PathLike[str]
 
 
 def load_model(
-    source: Source, *, dtype: Any = None, mesh: Mesh | None = None, quantize: str | None = None
+    source: Source,
+    *,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    quantize: str | None = None,
+    allow_code: bool = False,
 ) -> Model:
-    """Loads a model and its tokenizer. Runs no code that the model names.
+    """Loads a model and its tokenizer.
 
     Args:
       source: a `model.json` or its folder; a training folder, its `checkpoints`, or one step of it
@@ -35,6 +40,8 @@ def load_model(
         bfloat16 and float16 become float32 while that fits in memory (a log line says so).
       mesh: the devices; weights are cut along `tensor`. None is one device.
       quantize: None; other values are not in this version.
+      allow_code: whether parts may be called "package.module:name", which imports that module. Off
+        by default: opening a model runs no code.
 
     Raises:
       FormatError: there is no model, or it does not follow the format.
@@ -47,8 +54,8 @@ def load_model(
         raise GenerationError(f"quantize={quantize!r} is not in this version; leave it out")
     check_dtype(dtype)
     _check_source(source)
-    files = open_model(source)
-    tokenizer = _tokenizer(files.manifest, files.tokenizer_folder)
+    files = open_model(source, allow_code=allow_code)
+    tokenizer = _tokenizer(files.manifest, files.tokenizer_folder, allow_code)
     placing = Placing(file_def(files.manifest.parameters), _checked(mesh))
     return Model(files.manifest, place_tensors(placing, files.tensors, dtype), tokenizer)
 
@@ -59,6 +66,7 @@ def init_model(
     seed: int = 0,
     dtype: Any = "float32",
     mesh: Mesh | None = None,
+    allow_code: bool = False,
 ) -> Model:
     """The model of a `model.json` with random weights, the same for one seed on every mesh.
 
@@ -68,11 +76,12 @@ def init_model(
       seed: of the weights, a whole number from 0 to 2^32 - 1.
       dtype: "float32", "bfloat16" or "float16".
       mesh: as in `load_model`.
+      allow_code: as in `load_model`.
 
     Raises:
       FormatError: `source` does not follow the format.
       TokenizerError: its tokenizer cannot be read.
-      GenerationError: an argument is out of range.
+      GenerationError: an argument is out of range, or the weights do not fit in memory.
       ConfigError: the mesh does not cut a weight into equal parts.
 
     Example:
@@ -89,8 +98,9 @@ def init_model(
         manifest = source
     else:
         _check_source(source)
-        manifest, folder = read_manifest(source), find_manifest(source).parent
-    tokenizer = _tokenizer(manifest, folder)
+        manifest = read_manifest(source, allow_code=allow_code)
+        folder = find_manifest(source).parent
+    tokenizer = _tokenizer(manifest, folder, allow_code)
     placing = Placing(file_def(manifest.parameters), _checked(mesh))
     return Model(manifest, place_random(placing, jax.random.key(seed), dtype), tokenizer)
 
@@ -111,10 +121,10 @@ def _checked(mesh: Any) -> Mesh | None:
     return mesh
 
 
-def _tokenizer(manifest: Manifest, folder: Path) -> Tokenizer | None:
+def _tokenizer(manifest: Manifest, folder: Path, allow_code: bool) -> Tokenizer | None:
     if manifest.tokenizer is None:
         return None
-    tokenizer = load_tokenizer(manifest.tokenizer, folder)
+    tokenizer = load_tokenizer(manifest.tokenizer, folder, allow_code=allow_code)
     if tokenizer.vocab_size > manifest.parameters.vocab_size:
         raise FormatError(
             f"the tokenizer has {tokenizer.vocab_size} ids, the model only "

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llmasos_jax.errors import GenerationError, did_you_mean
 from llmasos_jax.format.names import flatten, unflatten
 from llmasos_jax.format.tensorfile import StoredTensor
+from llmasos_jax.models.count import count_parameters
 from llmasos_jax.models.definition import ModelDef
 from llmasos_jax.nn.runtime import Runtime, dot, dot_out_first
 from llmasos_jax.parallel.mesh import platform
@@ -147,11 +148,21 @@ def place_tensors(
 
 
 def place_random(placing: Placing, key: jax.Array, dtype: str) -> Weights:
-    """Random weights, the same for one key on every mesh."""
+    """Random weights, the same for one key on every mesh.
+
+    Raises:
+      GenerationError: they do not fit in memory.
+    """
     from llmasos_jax.models.definition import init_params
 
     definition = placing.definition
     wanted = check_dtype(dtype) or "float32"
+    needed = count_parameters(definition.cfg) * jnp.dtype(wanted).itemsize
+    if placing.platform == "cpu" and needed > (free := _free_bytes()):
+        raise GenerationError(
+            f"the weights take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB of memory are free; take "
+            "a smaller model or a narrower dtype"
+        )
     num_in = flatten(definition.contractions)
 
     def make(key: jax.Array) -> dict[str, jax.Array]:
