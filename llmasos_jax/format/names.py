@@ -139,7 +139,8 @@ def check_tensors(cfg: ModelConfig, found: Mapping[str, StoredTensor], where: st
     more = len(problems) - _SHOWN_PROBLEMS
     lines = problems[:_SHOWN_PROBLEMS] + ([f"  and {more} more"] if more > 0 else [])
     raise FormatError(
-        f"{where}: {len(problems)} tensors do not fit `parameters`:\n" + "\n".join(lines)
+        f"{where}: these weights are not the model's that `parameters` describe; correct either "
+        f"({len(problems)} tensors differ):\n" + "\n".join(lines)
     )
 
 

@@ -158,7 +158,9 @@ def _check_object(value: dict[str, Any], rule: dict[str, Any], path: str, where:
                 raise FormatError(f'{where}: "{prefix}{shown(key)}" is not a key of format 1{hint}')
     for key in rule.get("required", ()):
         if key not in value:
-            raise FormatError(f'{where}: "{prefix}{key}" is missing; {known[key]["description"]}')
+            raise FormatError(
+                f'{where}: "{prefix}{key}" is missing; add it: {known[key]["description"]}'
+            )
     for key, item in value.items():
         if key in known:
             check(item, known[key], prefix + key, where)
@@ -182,9 +184,14 @@ def _check_string(value: str, rule: dict[str, Any], path: str, where: str) -> No
     ok = value in named if "enum" in rule else True
     if "pattern" in rule:
         ok = re.fullmatch(rule["pattern"], value) is not None
-    if not ok:
-        hint = did_you_mean(shown(value), named) or f"; it must match {rule['pattern']}"
+    if not ok and named:
+        hint = did_you_mean(shown(value), named)
         raise FormatError(f'{where}: {path} = "{shown(value)}" is not known{hint}')
+    if not ok:
+        what = rule.get("description", "").rstrip(".")
+        raise FormatError(
+            f'{where}: {path} = "{shown(value)}" must match {rule["pattern"]} ({what})'
+        )
 
 
 def _check_number(value: float, rule: dict[str, Any], path: str, where: str) -> None:
