@@ -11,12 +11,13 @@ import pytest
 from small_run import Record, small_config
 from tolerances import SIMPLE
 
-from llmasos_jax.errors import ConfigError, TrainingFailedError
+from llmasos_jax.errors import ConfigError, DataError, TrainingFailedError
 from llmasos_jax.train import metrics
-from llmasos_jax.train.hooks import read_metrics
+from llmasos_jax.train.hooks import RunInfo, read_metrics
 from llmasos_jax.train.loop import _Run
 from llmasos_jax.train.objective import LossSum
 from llmasos_jax.train.preemption import StopRequest
+from llmasos_jax.train.progress import ProgressBar
 from llmasos_jax.train.result import TrainResult, read_result
 from llmasos_jax.train.run import run
 from llmasos_jax.train.step import Trainer
@@ -86,7 +87,7 @@ def test_events_files_and_result(tmp_path, compiles, capsys, monkeypatch):
     )
     with pytest.raises(ConfigError) as caught:
         run(other, tmp_path / "run", cache=tmp_path / "cache")
-    lines = str(caught.value).splitlines()[1:-1]
+    lines = str(caught.value).splitlines()[1:]
     assert [line.split(":")[0].strip() for line in lines] == [
         "name",
         "optim.learning_rate",
@@ -197,6 +198,23 @@ def test_a_damaged_config_is_named(tmp_path):
         run(small_config(tmp_path), tmp_path / "run")
 
 
+def test_metrics_of_another_program_are_left_alone(tmp_path):
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"epoch": 1}\n')
+    with pytest.raises(DataError, match="metrics.jsonl, line 1: not a line of a run's metrics"):
+        run(small_config(tmp_path), tmp_path / "run", cache=tmp_path / "cache")
+    assert path.read_text() == '{"epoch": 1}\n'
+    path.write_text('{"step": 1}\n{"step": 2, "lo')  # killed while writing
+    assert read_metrics(path) == [{"step": 1}]
+
+
+def test_a_warmup_that_is_as_long_as_the_run_is_said(tmp_path, capsys):
+    cfg = small_config(tmp_path, steps=2, optim={"warmup_steps": 2})
+    ProgressBar().on_start(RunInfo(cfg, tmp_path, 0, 1, metrics.Speed(1, 1.0, 1.0, "", 1)))
+    assert "optim.warmup_steps=2 is not below train.steps=2" in capsys.readouterr().err
+
+
 def test_peak_of_known_and_unknown_devices():
     device = lambda kind: types.SimpleNamespace(platform="tpu", device_kind=kind)
     assert metrics.peak_flops(device("TPU v5 lite"))[0] == 197e12
@@ -211,3 +229,5 @@ def test_result_shows_itself(tmp_path):
     assert "held-out" not in str(result) and "3 (96 tokens, 2s)" in str(result)
     assert "<pre>&lt;b&gt;</pre>" in result._repr_html_()
     assert result.to_dict()["workdir"] == str(tmp_path)
+    endless = dataclasses.replace(result, heldout_loss=800.0, heldout_perplexity=math.inf)
+    assert endless.to_dict()["heldout_perplexity"] is None  # JSON has no infinity

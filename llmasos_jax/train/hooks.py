@@ -13,7 +13,7 @@ from typing import Any
 
 from llmasos_jax.config.named import resolve
 from llmasos_jax.config.schema import Config
-from llmasos_jax.errors import ConfigError
+from llmasos_jax.errors import ConfigError, DataError
 from llmasos_jax.train.metrics import Speed
 
 Values = Mapping[str, float]
@@ -181,16 +181,27 @@ def metrics_path(workdir: Path) -> Path:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Reads a `metrics.jsonl`; a last line that a killed run left half written is dropped."""
+    """Reads a `metrics.jsonl`; a last line that a killed run left half written is dropped.
+
+    Raises:
+      DataError: the file is something else.
+    """
     if not path.exists():
         return []
+    texts = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
         except ValueError:
-            break
-        lines.append(line)
+            line = None
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
+        elif text.endswith("\n"):
+            raise DataError(
+                f"{path}, line {number}: not a line of a run's metrics (an object with a step); "
+                "move the file away, or take another workdir"
+            )
     return lines
 
 

@@ -173,16 +173,17 @@ class _Run:
 
     def evaluate(self, step: int, state: TrainState, stop: StopRequest) -> None:
         """Scores held-out text; given up when a stop is asked for."""
-        batches = self.data.heldout[: self.cfg.train.eval_batches]
-        if not batches:
+        count = len(self.data.heldout)
+        if not count:
             return
-        sums = None
-        for batch in batches:
-            part = self.trainer.evaluate(state.params, self.trainer.put(batch))
+        sums: Any = None
+        for index in range(min(count, self.cfg.train.eval_batches or count)):
+            batch = self.trainer.put(self.data.heldout[index])
+            part = self.trainer.evaluate(state.params, batch)
             sums = part if sums is None else sums + part
             if stop.name:
                 return
-        total: Any = jax.device_get(sums)
+        total = jax.device_get(sums)
         if total.weight_sum == 0:
             raise DataError(
                 "the held-out text has no token to score; give longer documents, or a larger "

@@ -30,6 +30,11 @@ class ProgressBar(Hook):
             f"{cfg.name}: {run.num_parameters:,} parameters, {where} {cfg.train.steps:,} steps of "
             f"{run.speed.tokens_per_step:,} tokens; MFU against {run.speed.peak_note}"
         )
+        if cfg.optim.warmup_steps >= cfg.train.steps:
+            self._say(
+                f"note: optim.warmup_steps={cfg.optim.warmup_steps} is not below train.steps="
+                f"{cfg.train.steps}: the learning rate rises to the end"
+            )
         if sys.stderr.isatty():
             self._bar = _terminal_bar()
             self._bar.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ class TrainResult:
       heldout_loss: nats per token; None if nothing was held out.
       heldout_perplexity: per token.
       unigram_perplexity, bigram_perplexity: of add-one smoothed counts of the training tokens, on
-        the same held-out tokens; None where they cannot be compared (another objective).
+        the same held-out tokens; None where they cannot be compared (another objective) or the
+        text is too long to be counted.
       tokens: positions that the model has read.
       seconds: of this process's part of the run.
       sample: what the model wrote at the end.
@@ -80,8 +82,10 @@ class TrainResult:
         return f"<table>{cells}</table>"
 
     def to_dict(self) -> dict[str, Any]:
-        """All values under their names, for JSON."""
-        return {**dataclasses.asdict(self), "workdir": str(self.workdir)}
+        """All values under their names, for JSON: one that is not finite is None."""
+        values = {**dataclasses.asdict(self), "workdir": str(self.workdir)}
+        is_number = lambda v: not isinstance(v, float) or math.isfinite(v)
+        return {name: v if is_number(v) else None for name, v in values.items()}
 
     def write(self) -> None:
         """Keeps the result in its training folder."""

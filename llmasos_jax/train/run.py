@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import jax
 
+from llmasos_jax.checkpoint import steps
 from llmasos_jax.checkpoint.orbax import Checkpointer
 from llmasos_jax.config.build import differences, from_dict, to_dict
 from llmasos_jax.config.files import cache_folder
@@ -22,7 +24,7 @@ from llmasos_jax.data.baselines import Baselines, baselines
 from llmasos_jax.data.pipeline import Data, open_data
 from llmasos_jax.data.sources import documents
 from llmasos_jax.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
-from llmasos_jax.errors import ConfigError
+from llmasos_jax.errors import ConfigError, TokenizerError
 from llmasos_jax.models.count import count_parameters, flops_per_token
 from llmasos_jax.parallel.mesh import make_mesh
 from llmasos_jax.train.hooks import Hook, Hooks, MetricsFile, RunInfo, TensorBoard, named_hooks
@@ -43,6 +45,9 @@ _FREE = (
     "sample.",
     "mesh.",
 )
+
+# The longest text that is counted for a comparison: a minute's work, where more would be hours.
+_COUNTED_TOKENS = 200_000_000
 
 # (config, tokenizer, weights as they are trained) -> text
 Sample = Callable[[Config, Tokenizer, Any], str]
@@ -78,39 +83,28 @@ def run(
       PreemptedError: Ctrl-C or SIGTERM; saved, the same call goes on.
     """
     start_s = time.monotonic()
-    _claim(workdir, config)
-    folder, policy = workdir / "checkpoints", config.checkpoint
-    with contextlib.closing(Checkpointer(folder, policy.every_steps, policy.keep)) as checkpoints:
-        finished = _finished(workdir, config, checkpoints)
-        if finished is not None:
-            return finished
-        trainer = make_trainer(config, make_mesh(config.mesh))
-        tokenizer, data = _open(config, workdir, trainer, cache or cache_folder() / "data")
-        with contextlib.closing(data):
-            state = restore_or_start(trainer, data, checkpoints)
-            info = RunInfo(
-                config=config,
-                workdir=workdir,
-                start_step=int(state.step),
-                num_parameters=count_parameters(config.model),
-                speed=_speed(trainer, data),
-            )
+    step = _newest_step(workdir, config)
+    finished = None if step is None else _finished(workdir, config, step)
+    if finished is not None:
+        return finished
+    # All that the config names is opened before anything is written: a refused run leaves nothing.
+    trainer, told = make_trainer(config, make_mesh(config.mesh)), _hooks(config, hooks)
+    cache = cache or cache_folder() / "data"
+    tokenizer = _tokenizer(config, workdir, cache, is_new=step is None)
+    data = _open(config, tokenizer, trainer, cache)
+    with contextlib.closing(data):
+        _claim(workdir, config, tokenizer, is_new=step is None)
+        policy = config.checkpoint
+        keeper = Checkpointer(workdir / steps.FOLDER, policy.every_steps, policy.keep)
+        with contextlib.closing(keeper):
+            state = restore_or_start(trainer, data, keeper)
+            speed, parameters = _speed(trainer, data), count_parameters(config.model)
+            info = RunInfo(config, workdir, int(state.step), parameters, speed)
             texts = _Texts(config, tokenizer, sample)
             sampler = None if sample is None else texts.write
-            fitted = fit(trainer, data, checkpoints, state, _hooks(config, hooks), info, sampler)
+            fitted = fit(trainer, data, keeper, state, told, info, sampler)
             counts = _baselines(config, tokenizer, data, fitted)
-    result = TrainResult(
-        workdir=workdir,
-        step=fitted.step,
-        loss=fitted.values.get("loss"),
-        heldout_loss=fitted.heldout.get("heldout_loss"),
-        heldout_perplexity=fitted.heldout.get("heldout_perplexity"),
-        unigram_perplexity=None if counts is None else counts.unigram,
-        bigram_perplexity=None if counts is None else counts.bigram,
-        tokens=fitted.step * info.speed.tokens_per_step,
-        seconds=time.monotonic() - start_s,
-        sample=texts.last,
-    )
+    result = _result(workdir, fitted, counts, data, time.monotonic() - start_s, texts.last)
     if jax.process_index() == 0:
         result.write()
     return result
@@ -130,38 +124,47 @@ def check_same_run(before: Config, now: Config) -> None:
     if found:
         lines = "".join(f"\n  {line}" for line in found)
         raise ConfigError(
-            f"the config differs from the run in this workdir in what may not change:{lines}\n"
-            "undo these, or take another --workdir (steps, logging, evaluation, sampling, "
-            "checkpoint policy and mesh may change)"
+            "the config differs from the run in this workdir in what may not change; undo this, or "
+            "take another --workdir (steps, logging, evaluation, sampling, checkpoint policy and "
+            f"mesh may change):{lines}"
         )
 
 
-def _claim(workdir: Path, config: Config) -> None:
-    """Makes the folder and writes its config, unless it holds a run of another config."""
-    path = workdir / "config.json"
-    if path.exists():
-        try:
-            before = from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{path} is not readable as a resolved config ({error}); repair it from the one "
-                "in the newest checkpoint, or take another --workdir"
-            ) from error
-        check_same_run(before, config)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            _write_json(path, to_dict(config))
-    except OSError as error:
+def _newest_step(workdir: Path, config: Config) -> int | None:
+    """The step that the folder's run goes on from; None if it has no checkpoint yet.
+
+    Raises:
+      ConfigError: the folder holds a run of another config, or something else, or is read-only.
+    """
+    place = workdir.absolute()
+    there = next(p for p in (place, *place.parents) if p.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        why = "is read-only" if there.is_dir() else "is a file"
         raise ConfigError(
-            f"cannot write to the training folder {workdir} ({error}); take another --workdir"
+            f"cannot write to the training folder {workdir}: {there} {why}; take another --workdir"
+        )
+    path = workdir / "config.json"
+    try:
+        if path.exists():
+            from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, ConfigError) as error:
+        raise ConfigError(
+            f"{path} is not readable as a resolved config ({error}); if it is another program's, "
+            "take another --workdir; else repair it from the one in the newest checkpoint"
         ) from error
+    # A config.json without a checkpoint binds nobody: the run that wrote it has kept nothing else.
+    found = steps.all_steps(workdir / steps.FOLDER)
+    if not found:
+        return None
+    newest = steps.find_step(workdir, found[-1])
+    check_same_run(from_dict(steps.read_json(newest, steps.CONFIG)), config)
+    return found[-1]
 
 
-def _finished(workdir: Path, config: Config, checkpoints: Checkpointer) -> TrainResult | None:
+def _finished(workdir: Path, config: Config, step: int) -> TrainResult | None:
     """The result of a run that has nothing left to do."""
-    result, step = read_result(workdir), checkpoints.latest_step()
-    if result is None or step is None or result.step != step or step < config.train.steps:
+    result = read_result(workdir)
+    if result is None or result.step != step or step < config.train.steps:
         return None
     print(
         f"{workdir} has done its {config.train.steps:,} steps (its newest checkpoint is step "
@@ -171,19 +174,22 @@ def _finished(workdir: Path, config: Config, checkpoints: Checkpointer) -> Train
     return result
 
 
-def _open(config: Config, workdir: Path, trainer: Trainer, cache: Path) -> tuple[Tokenizer, Data]:
-    """The folder's own tokenizer, made at the first start, and the data that it cuts."""
-    folder = workdir / "tokenizer"
-    entry = folder / "entry.json"
-    if entry.exists():
+def _tokenizer(config: Config, workdir: Path, cache: Path, *, is_new: bool) -> Tokenizer:
+    """The folder's own tokenizer when its run goes on, else the one that the config names."""
+    entry = workdir / "tokenizer" / "entry.json"
+    if is_new or not entry.exists():
+        return build_tokenizer(config, documents(config.data, cache), cache)
+    try:
         described = json.loads(entry.read_text(encoding="utf-8"))
-        tokenizer = load_tokenizer(described, folder, allow_code=True)
-    else:
-        tokenizer = build_tokenizer(config, documents(config.data, cache), cache)
-        if jax.process_index() == 0:
-            folder.mkdir(exist_ok=True)
-            _write_json(entry, tokenizer.save(folder))
-    data = open_data(
+    except (OSError, ValueError) as error:
+        raise TokenizerError(
+            f"{entry} is damaged ({error}); delete it, and the tokenizer is made again"
+        ) from error
+    return load_tokenizer(described, entry.parent, allow_code=True)
+
+
+def _open(config: Config, tokenizer: Tokenizer, trainer: Trainer, cache: Path) -> Data:
+    return open_data(
         config,
         tokenizer,
         cache,
@@ -191,7 +197,26 @@ def _open(config: Config, workdir: Path, trainer: Trainer, cache: Path) -> tuple
         process_count=jax.process_count(),
         prepare=trainer.objective.prepare,
     )
-    return tokenizer, data
+
+
+def _claim(workdir: Path, config: Config, tokenizer: Tokenizer, *, is_new: bool) -> None:
+    """Makes the folder, and writes the config and a new run's tokenizer there."""
+    folder = workdir / "tokenizer"
+    entry = folder / "entry.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() != 0:
+            return
+        _write_json(workdir / "config.json", to_dict(config))
+        if is_new and entry.exists():  # of a run that never came to a checkpoint
+            shutil.rmtree(folder)
+        if not entry.exists():
+            folder.mkdir(exist_ok=True)
+            _write_json(entry, tokenizer.save(folder))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to the training folder {workdir} ({error}); take another --workdir"
+        ) from error
 
 
 def _speed(trainer: Trainer, data: Data) -> Speed:
@@ -215,9 +240,32 @@ def _baselines(
     config: Config, tokenizer: Tokenizer, data: Data, fitted: Fitted
 ) -> Baselines | None:
     """What counting alone reaches on the tokens of the last evaluation."""
-    if config.objective.name != "causal" or not fitted.heldout:
+    is_comparable = config.objective.name == "causal" and bool(fitted.heldout)
+    if not is_comparable or data.num_train_tokens > _COUNTED_TOKENS:
         return None
     return baselines(data, tokenizer.vocab_size, config.train.eval_batches)
+
+
+def _result(
+    workdir: Path,
+    fitted: Fitted,
+    counts: Baselines | None,
+    data: Data,
+    seconds: float,
+    sample: str | None,
+) -> TrainResult:
+    return TrainResult(
+        workdir=workdir,
+        step=fitted.step,
+        loss=fitted.values.get("loss"),
+        heldout_loss=fitted.heldout.get("heldout_loss"),
+        heldout_perplexity=fitted.heldout.get("heldout_perplexity"),
+        unigram_perplexity=None if counts is None else counts.unigram,
+        bigram_perplexity=None if counts is None else counts.bigram,
+        tokens=fitted.step * data.tokens_per_batch,
+        seconds=seconds,
+        sample=sample,
+    )
 
 
 @dataclass
