@@ -1,5 +1,7 @@
 """The command line: help, exit statuses, and one clear line for what is wrong."""
 
+import argparse
+import inspect
 import json
 import os
 import statistics
@@ -10,7 +12,9 @@ import time
 import pytest
 
 from llmasos_jax import errors
+from llmasos_jax.cli import generate
 from llmasos_jax.cli import main as cli
+from llmasos_jax.generate.model import Model
 
 
 def command(*words, **options):
@@ -93,6 +97,29 @@ def test_exit_status_follows_the_error(error, status, capsys, monkeypatch):
     assert capsys.readouterr().err.strip()
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError("96 GB"), RuntimeError("RESOURCE_EXHAUSTED: Out of memory, 96 GB")]
+)
+def test_memory_that_is_short_is_one_line(error, capsys, monkeypatch):
+    def fail(words):
+        raise error
+
+    monkeypatch.setattr(cli, "_dispatch", fail)
+    assert cli.main(["train"]) == cli.RUN_FAILED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "96 GB; take a smaller model, batch or sequence" in line
+
+
+def test_generate_has_the_defaults_of_generate_text():
+    parser = argparse.ArgumentParser()
+    generate.add_arguments(parser)
+    args = vars(parser.parse_args(["model", "prompt"]))
+    wanted = inspect.signature(Model.generate_text).parameters
+    assert len(args.keys() & wanted.keys()) == 10
+    for name in args.keys() & wanted.keys():
+        assert args[name] == wanted[name].default, name
+
+
 def test_overrides_come_with_equals_or_as_the_next_word():
     rest, overrides = cli.split_overrides(
         ["a", "--config.x.y=1=2", "--config.z", "3", "--", "--config.no=1"]
@@ -134,3 +161,18 @@ def test_inspect_says_what_it_cannot_read(capsys, tmp_path):
     assert "neither a model" in capsys.readouterr().err
     assert cli.main(["inspect", str(tmp_path / "absent")]) == 2
     assert "there is nothing at all" in capsys.readouterr().err
+
+
+def test_inspect_counts_a_model_without_weights(capsys, tmp_path):
+    path = tmp_path / "model.json"
+    smallest = {"vocab_size": 256, "embedding_dim": 64, "num_layers": 2}
+    found = {"name": "m", "version": "1.0", "architecture": "Transformer", "parameters": smallest}
+    path.write_text(json.dumps(found))
+    assert cli.main(["inspect", str(path), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["parameters"] == 123200 and answer["tensors"] is None
+
+
+def test_data_show_refuses_a_negative_number_of_rows(capsys):
+    assert cli.main(["data", "show", "--config=tiny", "--rows=-1"]) == 2
+    assert "--rows=-1 must be at least 0" in capsys.readouterr().err

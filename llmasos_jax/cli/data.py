@@ -7,6 +7,7 @@ import textwrap
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from llmasos_jax.cli.main import UsageError
 from llmasos_jax.cli.options import add_config, add_json, config_of, print_fields, print_json
 from llmasos_jax.config.schema import Config
 
@@ -44,12 +45,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `llmasos data`."""
     parser.add_argument("action", choices=["show"], help="what to do with the data")
     add_config(parser)
-    parser.add_argument("--rows", type=int, default=2, metavar="N", help="rows of text to print")
+    parser.add_argument(
+        "--rows", type=int, default=2, metavar="N", help="rows of text to print (%(default)s)"
+    )
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Reads the data as a run would, and prints what it is."""
+    if args.rows < 0:
+        raise UsageError(f"--rows={args.rows} must be at least 0")
     summary, rows = summarise(config_of(args), args.rows)
     if args.json:
         print_json(asdict(summary) | {"rows": rows})
@@ -87,21 +92,12 @@ def summarise(config: Config, num_rows: int) -> tuple[DataSummary, list[dict]]:
     ), rows
 
 
-@dataclass(frozen=True)
-class _Row:
-    tokens: int
-    segments: int
-    text: str
-
-
 def _rows(batch: Batch, tokenizer: Tokenizer, count: int) -> list[dict]:
     return [
-        asdict(
-            _Row(
-                tokens=int((segments > 0).sum()),
-                segments=int(segments.max()),
-                text=tokenizer.decode([int(t) for t in tokens[segments > 0]]),
-            )
-        )
+        {
+            "tokens": int((segments > 0).sum()),
+            "segments": int(segments.max()),
+            "text": tokenizer.decode([int(t) for t in tokens[segments > 0]]),
+        }
         for tokens, segments in zip(batch.tokens[:count], batch.segment_ids[:count], strict=True)
     ]

@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from llmasos_jax.cli.options import add_json, print_fields, print_json
+from llmasos_jax.cli.options import add_allow_code, add_json, print_fields, print_json
 from llmasos_jax.errors import FormatError
 
 
@@ -25,7 +25,7 @@ class Contents:
       parameters: numbers in the model's tensors.
       tokenizer: its kind.
       config: the fields that are not at their defaults.
-      tensors: name -> dtype and shape.
+      tensors: name -> dtype and shape; None for a model.json without weights.
     """
 
     kind: str
@@ -33,7 +33,7 @@ class Contents:
     name: str
     parameters: int
     config: dict[str, Any]
-    tensors: dict[str, str]
+    tensors: dict[str, str] | None
     architecture: str | None = None
     version: str | None = None
     step: int | None = None
@@ -45,20 +45,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path", type=Path, metavar="PATH", help="a model, a training folder or a checkpoint"
     )
+    add_allow_code(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Looks, and prints what was found."""
-    found = look(args.path)
+    found = look(args.path, allow_code=args.allow_code)
     if args.json:
         print_json(asdict(found))
     else:
         print_fields(found)
 
 
-def look(path: Path) -> Contents:
+def look(path: Path, *, allow_code: bool = False) -> Contents:
     """Finds out what stands at `path`.
+
+    Args:
+      path: a model, a training folder or a checkpoint.
+      allow_code: whether a model's parts may be called "package.module:name", which imports it.
 
     Raises:
       FormatError: nothing that this program reads.
@@ -67,7 +72,7 @@ def look(path: Path) -> Contents:
     from llmasos_jax.checkpoint import steps
 
     if path.suffix == ".json" or (path / "model.json").is_file():
-        return _model(path)
+        return _model(path, allow_code)
     if steps.is_step_folder(path) or steps.all_steps(path) or (path / steps.FOLDER).is_dir():
         return _checkpoint(steps.find_step(path))
     raise FormatError(
@@ -76,22 +81,25 @@ def look(path: Path) -> Contents:
     )
 
 
-def _model(path: Path) -> Contents:
-    from llmasos_jax.format.read import read_manifest, read_model
+def _model(path: Path, allow_code: bool) -> Contents:
+    from llmasos_jax.format.folder import find_manifest
+    from llmasos_jax.format.read import read_manifest, read_model, weight_files
+    from llmasos_jax.models.count import count_parameters
 
-    manifest = read_manifest(path)
+    manifest = read_manifest(path, allow_code=allow_code)
     # A model.json may come without weights; it is worth a look all the same.
-    files = read_model(path) if manifest.weights else None
+    has_weights = bool(weight_files(find_manifest(path).parent, manifest))
+    files = read_model(path, allow_code=allow_code) if has_weights else None
     return Contents(
         kind="model",
         path=str(path),
         name=manifest.name,
         architecture=manifest.architecture,
         version=manifest.version,
-        parameters=files.num_parameters if files else 0,
+        parameters=files.num_parameters if files else count_parameters(manifest.parameters),
         tokenizer=str(manifest.tokenizer["kind"]) if manifest.tokenizer else None,
         config=_changed(manifest.parameters),
-        tensors={name: str(tensor) for name, tensor in files.tensors.items()} if files else {},
+        tensors={name: str(tensor) for name, tensor in files.tensors.items()} if files else None,
     )
 
 

@@ -24,7 +24,8 @@ VERBS = {
 
 EPILOG = """\
 `llmasos VERB --help` lists a verb's options.
-exit status: 0 done, 1 the answer is no, 2 wrong input, 3 the run failed, 75 preempted and saved"""
+exit status: 0 done, 1 the answer is no, 2 wrong input, 3 the run failed,
+             75 preempted and saved"""
 
 RUN_FAILED = 3
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report(error, LLMasOSError.exit_status, debug)
     except Exception as error:
         # Not an error that we foresaw, so it is a fault of ours and worth a traceback.
-        return _report(error, RUN_FAILED, debug=True)
+        return _report(error, RUN_FAILED, debug or not _is_out_of_memory(error))
 
 
 def _dispatch(words: list[str]) -> int:
@@ -88,7 +89,6 @@ def _dispatch(words: list[str]) -> int:
         prog=f"llmasos {verb}",
         description=module.__doc__,
         allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -169,7 +169,16 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 def _report(error: BaseException, status: int, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    message = " ".join(str(error).split())
-    name = "" if isinstance(error, LLMasOSError | OSError) else f"{type(error).__name__}: "
-    print(f"llmasos: error: {name}{message}", file=sys.stderr)
+    # One line, and one more for each thing that the message lists (tensors, leaves, fields).
+    message, *listed = (" ".join(part.split()) for part in str(error).split("\n  "))
+    if _is_out_of_memory(error):
+        message += "; take a smaller model, batch or sequence, or more devices (config.mesh)"
+    elif not isinstance(error, LLMasOSError | OSError):
+        message = f"{type(error).__name__}: {message}"
+    print("\n  ".join([f"llmasos: error: {message}", *listed]), file=sys.stderr)
     return status
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # XLA's error is told by its words: importing JAX for its class would take a second.
+    return isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED")

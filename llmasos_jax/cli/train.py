@@ -7,7 +7,6 @@ difference is an error that lists it. Ctrl-C or SIGTERM saves and stops with sta
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 
 from llmasos_jax.cli.options import add_config, add_json, config_of, note, print_json
@@ -37,8 +36,9 @@ def run(args: argparse.Namespace) -> None:
     try:
         result = api.train(config, args.workdir)
     finally:
-        note(str(count))
+        if count.requested:
+            note(str(count))
     if args.json:
-        print_json(asdict(result))
+        print_json(result.to_dict())
     else:
         print(result)
