@@ -191,6 +191,16 @@ def test_saved_tokenizers_load_as_they_were(tmp_path: Path) -> None:
     assert fingerprint(SMALL) != fingerprint(ByteTokenizer())
 
 
+def test_a_model_says_its_ids_and_nothing_is_guessed(tmp_path: Path) -> None:
+    path = _word_level(tmp_path)
+    path.with_name("tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    entry = {"kind": "tokenizers", "file": path.name}
+    bare = load_tokenizer(entry, tmp_path)
+    assert (bare.bos_id, bare.eos_id, bare.encode("a")) == (None, None, [2])
+    said = load_tokenizer({**entry, "bos_id": 1, "adds_bos": True}, tmp_path)
+    assert (said.bos_id, said.eos_id, said.encode("a")) == (1, None, [1, 2])
+
+
 def _config(vocab_size: int, **tokenizer: object) -> Config:
     return Config(
         model=ModelConfig(vocab_size=vocab_size, embedding_dim=8, num_layers=1),

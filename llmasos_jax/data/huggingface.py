@@ -42,7 +42,10 @@ class HuggingFaceTokenizer:
 
     @classmethod
     def from_file(cls, path: Path, entry: Mapping[str, Any] | None = None) -> HuggingFaceTokenizer:
-        """Reads a `tokenizer.json`; `entry` may say `bos_id`, `eos_id` and `adds_bos`.
+        """Reads a `tokenizer.json`.
+
+        What `entry` does not say of `bos_id`, `eos_id` and `adds_bos` is taken from a
+        `tokenizer_config.json` beside the file, else from the names of the special tokens.
 
         Raises:
           TokenizerError: the file is no `tokenizer.json`, or an id of `entry` is not in it.

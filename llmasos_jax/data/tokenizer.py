@@ -133,7 +133,9 @@ def _load_sentencepiece(entry: Mapping[str, Any], folder: Path) -> Tokenizer:
 def _load_tokenizers(entry: Mapping[str, Any], folder: Path) -> Tokenizer:
     from llmasos_jax.data.huggingface import HuggingFaceTokenizer
 
-    return HuggingFaceTokenizer.from_file(entry_file(entry, folder), entry)
+    # The entry says it all: in a model's folder nothing is guessed from the names of tokens.
+    said = {"bos_id": None, "eos_id": None, "adds_bos": False, **entry}
+    return HuggingFaceTokenizer.from_file(entry_file(entry, folder), said)
 
 
 # What loads a kind: (entry, folder) -> Tokenizer. The libraries are imported only when used.
@@ -236,7 +238,13 @@ def build_tokenizer(cfg: Config, documents: Sequence[str], cache: Path) -> Token
         if file is not None and file.is_dir():
             file = file / ("tokenizer.json" if kind == "tokenizers" else "tokenizer.model")
         entry = {"kind": kind} if file is None else {"kind": kind, "file": file.name}
-        tokenizer = load_tokenizer(entry, file.parent if file else Path(), allow_code=True)
+        folder = file.parent if file else Path()
+        if kind == "tokenizers":
+            from llmasos_jax.data.huggingface import HuggingFaceTokenizer
+
+            tokenizer = HuggingFaceTokenizer.from_file(entry_file(entry, folder))
+        else:
+            tokenizer = load_tokenizer(entry, folder, allow_code=True)
     if tokenizer.vocab_size > cfg.model.vocab_size:
         raise TokenizerError(
             f'tokenizer "{path or kind}" has {tokenizer.vocab_size} ids, '
