@@ -168,6 +168,7 @@ TEXT = "--config.data.source=text --config.data.path="
         (b"", "--config.tokenizer.kind=tokenizers --config.tokenizer.path=text", "not a tokenizer"),
         (b"", "--config.mesh.data=3", "mesh data=3 x fsdp=1 x tensor=1 is 3 devices, there are 8"),
         (b"", "--config.train.batch_size=12 --config.train.accumulate_steps=4", "batch_size=12"),
+        (b"", "--config.objective.name=:x", 'objective.name=":x" is not known'),
         (b"", "--config.train.hooks=no_such:Hook", 'cannot import "no_such"'),
         (b"", "--config.model.vocab_size=99999999", "model.vocab_size = 99999999 must be at least"),
         (b"", "--config.name=", "name has 0 characters"),
@@ -205,6 +206,12 @@ def test_a_checkpoint_of_other_leaves(refuse):
 def test_a_workdir_that_is_none(workdir, refuse):
     Path("file").write_text("mine")
     refuse(f"train --config=tiny --workdir={workdir}", "take another --workdir")
+
+
+def test_a_cache_that_cannot_be_written(refuse, monkeypatch):
+    Path("file").write_text("mine")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(Path("file").absolute()))
+    refuse("train --config=tiny --workdir=run", "set XDG_CACHE_HOME to another folder")
 
 
 def test_a_folder_of_another_program_is_left_alone(refuse):

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         type=Path,
         metavar="SOURCE",
-        help="a training folder, or one step of its checkpoints",
+        help="a training folder, one step of its checkpoints, or a model",
     )
     parser.add_argument(
         "out", type=Path, metavar="OUT", help="the model's folder: new, or a model to replace"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from llmasos_jax.errors import ConfigError, did_you_mean
+
+_NAMED = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")
 
 
 def resolve(name: str, table: Mapping[str, Any], field: str) -> Any:
@@ -26,7 +29,7 @@ def resolve(name: str, table: Mapping[str, Any], field: str) -> Any:
     """
     if name in table:
         return table[name]
-    if ":" not in name:
+    if not _NAMED.fullmatch(name):
         hint = did_you_mean(name, table)
         raise ConfigError(
             f'{field}="{name}" is not known{hint} (or name your own as "package.module:name")'

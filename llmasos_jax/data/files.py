@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from llmasos_jax.errors import DataError
+
+
+@contextlib.contextmanager
+def _named_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot write to the cache {folder} ({error.strerror}); make it writable, or set "
+            "XDG_CACHE_HOME to another folder"
+        ) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -19,8 +33,9 @@ def write_atomically(path: Path, content: bytes) -> None:
       >>> path.read_bytes()
       b'abc'
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    with _named_error(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -37,8 +52,9 @@ def build_folder(path: Path, write: Callable[[Path], None]) -> None:
 
     If another process was faster, its folder is kept and this one dropped: both hold the same.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=path.name, suffix=".tmp"))
+    with _named_error(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=path.name, suffix=".tmp"))
     try:
         write(temporary)
         for file in temporary.iterdir():
