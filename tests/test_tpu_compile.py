@@ -13,11 +13,14 @@ from tolerances import PARITY
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config, DataConfig, MeshConfig, TrainConfig
+from llmasos_jax.models.definition import file_def
 from llmasos_jax.nn.kernels import dot_product, reference
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.nn.splash import splash_attention, splash_fits
 from llmasos_jax.parallel.mesh import make_mesh, platform
+from llmasos_jax.parallel.place import shardings
+from llmasos_jax.parallel.rules import serving_rules
 from llmasos_jax.plan.hlo import read_program
 from llmasos_jax.train.step import make_trainer
 
@@ -86,10 +89,8 @@ def test_the_devices_choose_the_kernel_not_the_host():
 @functools.cache
 def pod_program():
     """The step of a small decoder compiled for 16 chips: FSDP 4 x 2, tensor 2."""
-    topologies = pytest.importorskip("jax.experimental.topologies")
-    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4").devices
     mesh_cfg = MeshConfig(fsdp=(4, 2), tensor=2)
-    mesh = make_mesh(mesh_cfg, devices)
+    mesh = make_mesh(mesh_cfg, chips("v5e:4x4"))
     model = ModelConfig(
         4096,
         1024,
@@ -109,20 +110,30 @@ def pod_program():
     )
     trainer = make_trainer(cfg, mesh)
     lowered = trainer.step.lower(trainer.abstract_state, trainer.abstract_batch)
-    # What is compiled for devices that are not here cannot be read back from the cache.
-    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
-    try:
-        return mesh, read_program(lowered.compile().as_text())
-    finally:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+    return mesh, read_program(lowered.compile().as_text())
+
+
+def chips(topology: str):
+    from jax.experimental import topologies
+
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
 
 
 @pytest.fixture
-def pod(monkeypatch):
+def compiler(monkeypatch):
+    """The TPU compiler on a host without one."""
     pytest.importorskip("libtpu", reason="needs the extra `tpu`")
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # What is compiled for devices that are not here cannot be read back from the cache.
+    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+
+
+@pytest.fixture
+def pod(compiler):
     return pod_program()
 
 
@@ -130,8 +141,8 @@ def pod(monkeypatch):
 def test_mesh_axes_lie_along_the_torus(pod):
     mesh = pod[0]
     assert platform(mesh) == "tpu"
-    chips = np.vectorize(lambda d: d.coords[0] + 10 * d.coords[1])(mesh.devices)[0]
-    steps = {axis: np.unique(np.diff(chips, axis=axis)) for axis in range(3)}
+    places = np.vectorize(lambda d: d.coords[0] + 10 * d.coords[1])(mesh.devices)[0]
+    steps = {axis: np.unique(np.diff(places, axis=axis)) for axis in range(3)}
     # Each axis of the mesh moves along one axis of the torus.
     assert {axis: step.size for axis, step in steps.items()} == {0: 1, 1: 1, 2: 1}
     assert steps[0] == 10 and steps[2] == 1
@@ -166,3 +177,25 @@ def test_pod_sums_no_whole_gradient(pod):
         if collective.ways > 2:  # over `tensor` it is activations
             assert collective.num_bytes < smallest_weight / 2, collective
     assert program.endless == ()
+
+
+@pytest.mark.slow
+def test_kernel_outside_the_training_step(compiler):
+    """A loaded model on several chips: nothing is manual there but the kernel."""
+    cfg = MeshConfig(data=2, tensor=2)
+    mesh = make_mesh(cfg, chips("v5e:2x2"))
+    definition = file_def(ModelConfig(512, 256, 1, num_heads=2, context_length=128))
+    runtime = Runtime(dtype=jnp.bfloat16, act_dtype=jnp.bfloat16, platform="tpu", mesh=mesh)
+    params = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=where),
+        definition.shapes,
+        shardings(definition.axes, mesh, serving_rules(mesh)),
+    )
+
+    def logits(params, tokens):
+        model = definition.bind(params)
+        return model.logits(model.hidden(tokens, runtime=runtime).x_btd, runtime)
+
+    tokens = jax.ShapeDtypeStruct((2, 128), jnp.int32)
+    program = read_program(jax.jit(logits).lower(params, tokens).compile().as_text())
+    assert list(program.kernels.values()) == [1]

@@ -181,6 +181,7 @@ def make_runtime(placing: Placing, dtype: str) -> Runtime:
         dtype=jnp.dtype(dtype),
         act_dtype=jnp.float32 if is_cpu else jnp.dtype(dtype),
         platform=placing.platform,
+        mesh=placing.mesh,
     )
 
 

@@ -58,6 +58,7 @@ def dot_product(
             scale=scale,
             soft_cap=soft_cap,
             manual=runtime.manual,
+            mesh=runtime.mesh,
         )
     return reference(q_btnh, k_bskh, v_bskh, visible, scale=scale, soft_cap=soft_cap, slopes=slopes)
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
 
 from llmasos_jax.parallel.manual import Manual
 
@@ -56,6 +57,8 @@ class Runtime:
       remat: what the backward pass computes again: "none", "dots", "full".
       manual: sharding inside the training step; None leaves every array to the compiler.
       platform: of the devices that will run it ("cpu", "tpu", "gpu"); chooses kernels.
+      mesh: the devices, where arrays live on several and `manual` is None: kernels that the
+        compiler cannot split need to know.
     """
 
     product: Product = dot
@@ -64,6 +67,7 @@ class Runtime:
     remat: str = "none"
     manual: Manual | None = None
     platform: str = "cpu"
+    mesh: Mesh | None = None
 
     def dot(self, spec: str, x: jax.Array, w: jax.Array, *, out_dtype: Any = None) -> jax.Array:
         """The product of activations `x` and a weight `w`, in `act_dtype` unless told otherwise."""

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.parallel.manual import Manual
@@ -36,6 +36,7 @@ def splash_attention(
     scale: float,
     soft_cap: float | None = None,
     manual: Manual | None = None,
+    mesh: Mesh | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """`kernels.dot_product` for the shapes that `splash_fits` takes, with S = T and no cache.
@@ -48,6 +49,7 @@ def splash_attention(
       scale: multiplies the scores.
       soft_cap: c in c tanh(scores / c), after the scale.
       manual: the sharding around it; heads are split over `tensor`.
+      mesh: the devices where there is no such sharding, only arrays that live on several.
       interpret: run the kernel's steps as plain JAX, on any device, slowly.
 
     Returns:
@@ -56,7 +58,8 @@ def splash_attention(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
     b, t, n, _ = q_btnh.shape
-    ways = 1 if manual is None else manual.mesh.shape["tensor"]
+    mesh = mesh if manual is None else manual.mesh
+    ways = 1 if mesh is None else mesh.shape["tensor"]
     segments_bt = visible.q_segments
     if segments_bt is None:
         segments_bt = jnp.zeros((b, t), jnp.int32)
@@ -65,14 +68,15 @@ def splash_attention(
         kernel = _kernel(n // ways, t, visible.causal, visible.window, soft_cap, interpret)
         return jax.vmap(kernel)(q_bnth, k_bkth, v_bkth, splash.SegmentIds(ids, ids))
 
-    if manual is not None:
+    if mesh is not None:
         # Pallas kernels cannot be partitioned by the compiler: every axis is manual around them.
         heads = PartitionSpec(None, "tensor")
         attend = jax.shard_map(
             attend,
+            mesh=mesh if manual is None else None,  # inside another one, it is that one's
             in_specs=(heads, heads, heads, PartitionSpec()),
             out_specs=heads,
-            axis_names={"tensor"},
+            axis_names=set(mesh.axis_names) if manual is None else {"tensor"},
             check_vma=False,
         )
     # The kernel does not scale.
