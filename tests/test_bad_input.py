@@ -1,6 +1,8 @@
 """Bad input through the command line: one clear line, status 2, and the disk as it was."""
 
+import fcntl
 import json
+import os
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -212,6 +214,14 @@ def test_a_cache_that_cannot_be_written(refuse, monkeypatch):
     Path("file").write_text("mine")
     monkeypatch.setenv("XDG_CACHE_HOME", str(Path("file").absolute()))
     refuse("train --config=tiny --workdir=run", "set XDG_CACHE_HOME to another folder")
+
+
+def test_a_folder_that_another_process_trains_in(refuse):
+    Path("run").mkdir()
+    handle = os.open("run", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    refuse("train --config=tiny --workdir=run", "another process trains in run; wait for it")
+    os.close(handle)
 
 
 def test_a_folder_of_another_program_is_left_alone(refuse):

@@ -28,11 +28,12 @@ Sampler = Callable[[Any], str]
 
 @dataclass(frozen=True)
 class Fitted:
-    """How a run ended: steps done, and the newest values of training and of held-out text."""
+    """How a run ended: steps done, newest values of training and held-out text, newest sample."""
 
     step: int
     values: dict[str, float]
     heldout: dict[str, float]
+    sample: str | None
 
 
 def restore_or_start(trainer: Trainer, data: Data, checkpoints: Checkpointer) -> TrainState:
@@ -87,7 +88,7 @@ def fit(
         hooks.on_end(run.good_step, error)
         raise
     hooks.on_end(run.good_step, None)
-    return Fitted(run.good_step, run.values, run.heldout)
+    return Fitted(run.good_step, run.values, run.heldout, run.text)
 
 
 def _is_due(every_steps: int | None, step: int, is_last: bool = False) -> bool:
@@ -112,6 +113,7 @@ class _Run:
         self.good_step = info.start_step
         self.values: dict[str, float] = {}
         self.heldout: dict[str, float] = {}
+        self.text: str | None = None
 
     def steps(self, state: TrainState) -> None:
         """The loop."""
@@ -197,7 +199,8 @@ class _Run:
     def sample(self, step: int, state: TrainState) -> None:
         """Lets the model write, if there is a prompt and something to write with."""
         if self.sampler is not None and self.cfg.sample.prompt is not None:
-            self.hooks.on_sample(step, self.sampler(state.params))
+            self.text = self.sampler(state.params)
+            self.hooks.on_sample(step, self.text)
 
     def save(self, step: int, state: TrainState) -> None:
         """Saves state, data position and config together."""
