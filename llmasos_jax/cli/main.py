@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from llmasos_jax import __version__
-from llmasos_jax.errors import LLMasOSError, did_you_mean
+from llmasos_jax.errors import LLMasOSError, PreemptedError, did_you_mean
 
 # Each verb is `llmasos_jax.cli.<verb>` with `add_arguments(parser)` and `run(args) -> int | None`.
 VERBS = {
@@ -64,8 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LLMasOSError as error:
         return _report(error, error.exit_status, debug)
     except KeyboardInterrupt:
-        print("llmasos: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted(is_process=argv is None)
     except BrokenPipeError:
         # The reader (`| head`) has left. Python flushes stdout once more at exit: give it a sink.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -175,8 +174,19 @@ def _report(error: BaseException, status: int, debug: bool) -> int:
         message += "; take a smaller model, batch or sequence, or more devices (config.mesh)"
     elif not isinstance(error, LLMasOSError | OSError):
         message = f"{type(error).__name__}: {message}"
-    print("\n  ".join([f"llmasos: error: {message}", *listed]), file=sys.stderr)
+    kind = "" if isinstance(error, PreemptedError) else "error: "
+    print("\n  ".join([f"llmasos: {kind}{message}", *listed]), file=sys.stderr)
     return status
+
+
+def _interrupted(is_process: bool) -> int:
+    print("llmasos: interrupted", file=sys.stderr)
+    if is_process:
+        # XLA's threads may be at work still, and some do not survive the end of the interpreter.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
+    return INTERRUPTED
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
