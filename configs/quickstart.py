@@ -26,11 +26,11 @@ def get_config() -> ConfigDict:
     config.model.context_length = 256
 
     config.data.sequence_length = 256
-    config.train.batch_size = 16
-    config.train.steps = 500
-    config.train.eval_every_steps = 100
+    config.train.batch_size = 8
+    config.train.steps = 450
+    config.train.eval_every_steps = 150
     config.optim.learning_rate = 3e-3
     config.optim.warmup_steps = 50
-    config.checkpoint.every_steps = 250
+    config.checkpoint.every_steps = 150
     config.sample.prompt = "def "
     return config
