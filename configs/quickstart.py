@@ -27,10 +27,10 @@ def get_config() -> ConfigDict:
 
     config.data.sequence_length = 256
     config.train.batch_size = 8
-    config.train.steps = 450
-    config.train.eval_every_steps = 150
+    config.train.steps = 400
+    config.train.eval_every_steps = 100
     config.optim.learning_rate = 3e-3
     config.optim.warmup_steps = 50
-    config.checkpoint.every_steps = 150
+    config.checkpoint.every_steps = 200
     config.sample.prompt = "def "
     return config
