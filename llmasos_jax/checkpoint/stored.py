@@ -15,7 +15,7 @@ import numpy as np
 import tensorstore as ts
 
 from llmasos_jax.checkpoint import steps
-from llmasos_jax.checkpoint.leaves import Leaf, is_stacked
+from llmasos_jax.checkpoint.leaves import Leaf
 from llmasos_jax.errors import CheckpointError, did_you_mean
 
 
@@ -71,19 +71,10 @@ class StoredState:
         """The shape in which the leaf lies on disk; a stacked leaf's first axis is 1."""
         return tuple(self._store(name).chunk_layout.read_chunk.shape)
 
-    def is_stacked(self, name: str) -> bool:
-        """Whether the leaf's first axis counts layers."""
-        return is_stacked(name)
-
     @property
     def config(self) -> dict[str, Any]:
         """The resolved config that the run had, as JSON."""
         return steps.read_json(self.folder, steps.CONFIG)
-
-    @property
-    def data_state(self) -> Any:
-        """The data position, as JSON."""
-        return steps.read_json(self.folder, steps.DATA)
 
     def _store(self, name: str) -> Any:
         if name not in self._open:
