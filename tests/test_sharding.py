@@ -148,6 +148,17 @@ def test_remat_changes_no_gradient(remat):
     assert_same(loss_and_grad("alibi", MeshConfig(fsdp=(2,)), remat=remat), expected("alibi"))
 
 
+@pytest.mark.parametrize("mesh", ["fsdp 8", "data 2, fsdp 2, tensor 2"])
+def test_no_gathered_weight_is_kept_for_the_backward_pass(mesh):
+    def gathers(remat):
+        trainer = trainer_for("alibi", MESHES[mesh], remat=remat)
+        params, key = trainer.abstract_state.params, jax.random.key(0)
+        return str(jax.make_jaxpr(trainer.loss_and_grad)(params, batch(), key)).count("all_gather[")
+
+    # The table before and after the blocks, and in them seven weights, once each way.
+    assert gathers("full") == gathers("none") == 2 + 2 * 7
+
+
 def test_bfloat16_products_run_on_a_cpu_mesh():
     sums, grads = loss_and_grad("alibi", MESHES["data 2, fsdp 2, tensor 2"], dtype="bfloat16")
     np.testing.assert_allclose(sums.nll_sum, expected("alibi")[0].nll_sum, rtol=0.02)

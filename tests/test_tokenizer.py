@@ -312,3 +312,14 @@ def test_a_model_that_changes_spaces_is_left_as_it_is(settings_: dict[str, Any])
     for text in TEXTS:
         assert tokenizer.encode(text)[1:] == library.encode(text)
         assert tokenizer.decode(tokenizer.encode(text)) == library.decode(library.encode(text))
+
+
+@pytest.mark.parametrize("key", ["bos_id", "eos_id"])
+def test_a_sentencepiece_entry_may_not_contradict_its_file(
+    trained: SentencePieceTokenizer, tmp_path: Path, key: str
+) -> None:
+    entry = trained.save(tmp_path)
+    own = getattr(trained, key)
+    assert getattr(load_tokenizer({**entry, key: own}, tmp_path), key) == own
+    with pytest.raises(TokenizerError, match=f"{key}=7, but the sentencepiece file has {own}"):
+        load_tokenizer({**entry, key: 7}, tmp_path)

@@ -90,7 +90,7 @@ def main() -> None:
     result: dict = {"args": {k: v for k, v in vars(args).items() if "python" not in k}, "rows": []}
     for dtype in args.dtypes.split(","):
         for round_number in range(args.rounds):
-            more = ["--parts"] if round_number == 0 else []
+            more = ["--parts"] if not result["rows"] else []
             rows = [run_json(sys.executable, "train_ours.py", args, dtype, *more)]
             if args.torch_python:
                 rows.append(run_json(args.torch_python, "train_torch.py", args, dtype))
@@ -101,7 +101,8 @@ def main() -> None:
                 row["ratio"] = round(rows[0]["tokens_per_s"] / row["tokens_per_s"], 2)
                 print(json.dumps(row), flush=True)
             result["rows"] += rows
-    (HERE / "train_vs_peers.json").write_text(json.dumps(result, indent=1) + "\n")
+            # After each round: a run that is stopped half way leaves what it has.
+            (HERE / "train_vs_peers.json").write_text(json.dumps(result, indent=1) + "\n")
     print("\n| program | dtype | tokens/s | llmasos_jax is x times as fast | peak GB |")
     print("|---|---|---|---|---|")
     for name, dtype in dict.fromkeys((row["name"], row["dtype"]) for row in result["rows"]):

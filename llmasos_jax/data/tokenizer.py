@@ -127,7 +127,15 @@ def _load_bytes(entry: Mapping[str, Any], folder: Path) -> Tokenizer:
 def _load_sentencepiece(entry: Mapping[str, Any], folder: Path) -> Tokenizer:
     from llmasos_jax.data.sentencepiece import SentencePieceTokenizer
 
-    return SentencePieceTokenizer.from_file(entry_file(entry, folder))
+    tokenizer = SentencePieceTokenizer.from_file(entry_file(entry, folder))
+    for key in ("bos_id", "eos_id"):
+        said, own = entry.get(key), getattr(tokenizer, key)
+        if said is not None and said != own:
+            raise TokenizerError(
+                f"tokenizer.{key}={said}, but the sentencepiece file has {own}; correct it, or "
+                "leave it out: a sentencepiece model knows its own"
+            )
+    return tokenizer
 
 
 def _load_tokenizers(entry: Mapping[str, Any], folder: Path) -> Tokenizer:

@@ -25,7 +25,14 @@ from llmasos_jax.nn.rope import rotations
 from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.nn.weight import gathered
 
+
+def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+    """What `remat="none"` keeps: were gathered weights kept, each device would hold the model."""
+    return primitive.name != "all_gather"
+
+
 REMAT_POLICIES: dict[str, Callable | None] = {
+    "none": _all_but_gathered,
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
@@ -221,6 +228,7 @@ class _Run:
         return block(x_btd, self.inputs, cache, dropout, self.runtime)
 
     def _checkpointed(self, fn: Callable) -> Callable:
-        if self.runtime.remat == "none":
+        manual = self.runtime.manual
+        if self.runtime.remat == "none" and (manual is None or not manual.gathers):
             return fn
         return jax.checkpoint(fn, policy=REMAT_POLICIES[self.runtime.remat])

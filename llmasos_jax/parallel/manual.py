@@ -104,6 +104,11 @@ class Manual:
             ways *= self.mesh.shape[name]
         return ways
 
+    @property
+    def gathers(self) -> bool:
+        """Whether weights are split, so that a whole one is there only while it is used."""
+        return bool(self._cut(fsdp_axes(self.mesh)))
+
     def _cut(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Those axes that have more than one device: over the others nothing is to be done."""
         return tuple(name for name in names if self.mesh.shape[name] > 1)
