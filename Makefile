@@ -27,7 +27,7 @@ help:  ## list the targets
 quickstart: $(VENV)/installed  ## train a small model of Python, convert it, let it write
 	$(call stage,train configs/quickstart.py,$(BIN)/llmasos train --config=quickstart --workdir=$(RUN))
 	$(call stage,convert the checkpoint to $(RUN)/model,$(BIN)/llmasos convert $(RUN) $(RUN)/model)
-	$(call stage,generate,$(BIN)/llmasos generate $(RUN)/model "def " --echo --max-length=120 --temperature=0.7 --seed=0)
+	$(call stage,generate,$(BIN)/llmasos generate $(RUN)/model "def __init__(self" --echo --max-length=120 --temperature=0.5 --seed=0)
 	@echo "Go on with: $(BIN)/llmasos generate $(RUN)/model 'import '"
 
 .PHONY: test

