@@ -151,3 +151,14 @@ def test_what_is_no_model_says_what_is(tmp_path):
         load_model(3)
     with pytest.raises(GenerationError, match="seed=-1"):
         init_model(SMALL, seed=-1)
+
+
+def test_a_mesh_made_by_jax_itself_will_do(model, folder):
+    mesh = jax.make_mesh((1, 2), ("data", "tensor"), devices=jax.devices()[:2])
+    sharded = load_model(folder, mesh=mesh)
+    np.testing.assert_allclose(sharded.logits(TOKENS), model.logits(TOKENS), atol=WHOLE_MODEL)
+    assert ids_of(sharded, ["Hello"], 4, temperature=0.0) == ids_of(
+        model, ["Hello"], 4, temperature=0.0
+    )
+    with pytest.raises(GenerationError, match="tensor"):
+        load_model(folder, mesh=jax.make_mesh((2,), ("data",), devices=jax.devices()[:2]))

@@ -194,3 +194,9 @@ def test_options_out_of_range(options, words):
         Sampling(**options)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [dict(top_p=1e-50), dict(repetition_penalty=1e39)])
+def test_a_number_that_float32_cannot_hold_is_refused(options):
+    with pytest.raises(GenerationError, match=next(iter(options))):
+        Sampling(**options)

@@ -68,7 +68,9 @@ def run(args: argparse.Namespace) -> None:
     }
     if args.json:
         texts = model.generate_text(args.prompts, **options)
-        print_json({"model": args.model, "prompts": args.prompts, "texts": texts})
+        print_json(
+            {"model": args.model, "prompts": args.prompts, "texts": texts, "seed": model.last_seed}
+        )
     elif len(args.prompts) == 1:
         for piece in model.generate_text(args.prompts[0], stream=True, **options):
             sys.stdout.write(piece)
@@ -79,5 +81,7 @@ def run(args: argparse.Namespace) -> None:
         for number, (prompt, text) in enumerate(zip(args.prompts, texts, strict=True), 1):
             note(f"--- {number} of {len(texts)}: {prompt}")
             print(text, flush=True)
+    if args.seed is None and args.temperature > 0:
+        note(f"seed={model.last_seed} (--seed={model.last_seed} writes the same again)")
     if args.debug:
         note(str(count))

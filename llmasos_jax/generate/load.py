@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -38,7 +38,7 @@ def load_model(
         (the weights are read one by one, nothing is converted on disk).
       dtype: "float32", "bfloat16" or "float16". None keeps the stored type, except on CPU, where
         bfloat16 and float16 become float32 while that fits in memory (a log line says so).
-      mesh: the devices; weights are cut along `tensor`. None is one device.
+      mesh: the devices; weights are cut along its axis `tensor`. None is one device.
       quantize: None; other values are not in this version.
       allow_code: whether parts may be called "package.module:name", which imports that module. Off
         by default: opening a model runs no code.
@@ -118,7 +118,16 @@ def _check_source(source: Any) -> None:
 def _checked(mesh: Any) -> Mesh | None:
     if mesh is not None and not isinstance(mesh, Mesh):
         raise GenerationError(f"mesh is a {type(mesh).__name__}; give a jax.sharding.Mesh or None")
-    return mesh
+    if mesh is None:
+        return None
+    if "tensor" not in mesh.axis_names:
+        raise GenerationError(
+            f'mesh has the axes {mesh.axis_names}; weights are cut along "tensor", so name one so: '
+            'jax.make_mesh((2,), ("tensor",))'
+        )
+    # Whatever kind of axes the caller's mesh has, here the compiler places what is in between.
+    types = (AxisType.Auto,) * len(mesh.axis_names)
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=types)
 
 
 def _tokenizer(manifest: Manifest, folder: Path, allow_code: bool) -> Tokenizer | None:

@@ -270,7 +270,10 @@ def _require_number(name: str, value: object, rule: str, holds: Callable[[float]
     is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
         value, bool
     )
-    if not is_number or not holds(float(value)):  # pyright: ignore[reportArgumentType]
+    # As the device will hold it: 1e-50 is above 0, but not in float32.
+    with np.errstate(over="ignore", under="ignore"):
+        held = float(np.float32(value)) if is_number else math.nan  # pyright: ignore
+    if not holds(held) or 0 < held < np.finfo(np.float32).tiny:
         raise GenerationError(f"{name}={value!r} is not possible; give a number {rule}")
 
 

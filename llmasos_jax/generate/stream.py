@@ -5,11 +5,12 @@ The work is linear: a window of ids that are not settled yet is decoded, and shr
 text cannot change any more. Three properties of real tokenizers make this more than `decode(one
 id)`:
 
-    bytes, byte-level BPE    one character may be several tokens: the last U+FFFD may yet become a
-    character byte fallback (Llama)    a run of byte tokens is decoded as a whole; in `tokenizers`
-    one bad byte spoils all of it
-    sentencepiece            the first piece of a text loses its leading space: a window is decoded
-      behind an anchor
+    bytes, byte-level BPE    one character may be several tokens: the last U+FFFD may yet become
+                             a character
+    byte fallback (Llama)    a run of byte tokens is decoded as a whole; in `tokenizers` one bad
+                             byte spoils all of it
+    sentencepiece            the first piece of a text loses its leading space: a window is
+                             decoded behind an anchor
 """
 
 from __future__ import annotations

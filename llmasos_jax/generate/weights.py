@@ -58,9 +58,8 @@ class Placing:
         """Where each logical axis goes."""
         return Rules() if self.mesh is None else serving_rules(self.mesh)
 
-    def turned(self, name: str, array: Any, num_in: int, *, back: bool = False) -> Any:
+    def turned(self, array: Any, num_in: int, *, back: bool = False) -> Any:
         """The weight as products read it, or back as files have it."""
-        del name
         if not self.is_out_first or not num_in:
             return array
         split = array.ndim - num_in if back else num_in
@@ -112,10 +111,10 @@ class Weights:
         dtype = str(array.dtype) if self.file_dtypes is None else self.file_dtypes[name]
 
         def read() -> np.ndarray:
-            held = self.placing.turned(name, np.asarray(array), num_in, back=True)
+            held = self.placing.turned(np.asarray(array), num_in, back=True)
             return np.ascontiguousarray(held.astype(jnp.dtype(dtype)))
 
-        shape = jax.eval_shape(lambda a: self.placing.turned(name, a, num_in, back=True), array)
+        shape = jax.eval_shape(lambda a: self.placing.turned(a, num_in, back=True), array)
         return StoredTensor(tuple(shape.shape), dtype, read)
 
 
@@ -140,7 +139,7 @@ def place_tensors(
     where = _shardings(placing)
     arrays = {}
     for name, tensor in tensors.items():
-        array = placing.turned(name, tensor.read(), num_in[name])
+        array = placing.turned(tensor.read(), num_in[name])
         array = np.ascontiguousarray(array.astype(jnp.dtype(wanted)))
         arrays[name] = jax.device_put(array, where[name])
     file_dtypes = None if dtype else {name: t.dtype for name, t in tensors.items()}
@@ -167,7 +166,7 @@ def place_random(placing: Placing, key: jax.Array, dtype: str) -> Weights:
 
     def make(key: jax.Array) -> dict[str, jax.Array]:
         named = flatten(init_params(definition, key))
-        return {n: placing.turned(n, a, num_in[n]).astype(wanted) for n, a in named.items()}
+        return {n: placing.turned(a, num_in[n]).astype(wanted) for n, a in named.items()}
 
     arrays = jax.jit(make, out_shardings=_shardings(placing))(key)
     return Weights(placing, unflatten(arrays), make_runtime(placing, wanted), None)

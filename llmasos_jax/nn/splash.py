@@ -79,8 +79,8 @@ def splash_attention(
             axis_names=set(mesh.axis_names) if manual is None else {"tensor"},
             check_vma=False,
         )
-    # The kernel does not scale.
-    scaled = q_btnh * jnp.asarray(scale, q_btnh.dtype)
+    # The kernel does not scale; the scale itself must not be rounded to the queries' type.
+    scaled = (q_btnh.astype(jnp.float32) * scale).astype(q_btnh.dtype)
     q, k, v = (x.swapaxes(1, 2) for x in (scaled, k_bskh, v_bskh))
     return attend(q, k, v, segments_bt).swapaxes(1, 2)
 
