@@ -204,6 +204,8 @@ def check_dtype(dtype: Any) -> str | None:
 def _own_dtype(placing: Placing, tensors: Mapping[str, StoredTensor]) -> str:
     dtypes = {tensor.dtype for tensor in tensors.values()}
     widest = "float32" if "float32" in dtypes or len(dtypes) > 1 else dtypes.pop()
+    if len(dtypes) > 1:
+        _LOG.info("stored as %s, runs as float32, the widest of them", ", ".join(sorted(dtypes)))
     if widest == "float32" or placing.platform != "cpu":
         return widest
     needed = sum(
