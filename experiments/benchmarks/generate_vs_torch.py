@@ -104,16 +104,15 @@ def main() -> None:
 
 
 def print_table(rows: list[dict]) -> None:
-    """Best of the rounds, and the median of the paired ratios."""
+    """Medians of the rounds; a ratio is taken inside its round."""
     print("\n| program | batch | prefill tok/s | decode tok/s | prefill ratio | decode ratio |")
     print("|---|---|---|---|---|---|")
     for name, batch in dict.fromkeys((row["name"], row["batch"]) for row in rows):
         own = [row for row in rows if (row["name"], row["batch"]) == (name, batch)]
-        best = [max(row[key] for row in own) for key in ("prefill_tok_s", "decode_tok_s")]
-        ratios = [
-            statistics.median(row[key] for row in own) for key in ("prefill_ratio", "decode_ratio")
-        ]
-        print(f"| {name} | {batch} | {best[0]} | {best[1]} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
+        median = lambda key, own=own: statistics.median(row[key] for row in own)
+        speeds = f"{median('prefill_tok_s'):.1f} | {median('decode_tok_s'):.1f}"
+        ratios = f"{median('prefill_ratio'):.2f} | {median('decode_ratio'):.2f}"
+        print(f"| {name} | {batch} | {speeds} | {ratios} |")
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ class Programs:
           ends: where texts end.
         """
         b, v = logits_bv.shape
-        s = jax.tree.leaves(cache.layers)[0].shape[-1]
+        s = cache.num_slots
         index_b = jnp.arange(b, dtype=jnp.int32)
         seen_bv = jnp.zeros((b, v), bool).at[index_b[:, None], prompt_bp].set(True, mode="drop")
         state = State(

@@ -144,8 +144,7 @@ class Transformer(nnx.Module):
         k_index, k_segments, slot = q_index, segments_bt, None
         if cache is not None:
             slot = cache.slot
-            num_slots = jax.tree.leaves(cache.layers)[0].shape[-1]
-            q_index, k_index = q_index + slot, jnp.arange(num_slots, dtype=jnp.int32)[None]
+            q_index, k_index = q_index + slot, jnp.arange(cache.num_slots, dtype=jnp.int32)[None]
             # Slots before a row's start hold padding: segment 0, which no query of segment 1 sees.
             segments_bt = jnp.ones_like(tokens_bt)
             k_segments = (k_index >= cache.start_b[:, None]).astype(jnp.int32)

@@ -74,3 +74,8 @@ class Cache:
     layers: dict[str, dict[str, LayerCache]]
     start_b: jax.Array
     slot: jax.Array
+
+    @property
+    def num_slots(self) -> int:
+        """S, the same in every layer."""
+        return next(iter(next(iter(self.layers.values())).values())).num_slots

@@ -20,11 +20,6 @@ def is_axes(node: Any) -> bool:
     return isinstance(node, tuple)
 
 
-def specs(axes: Tree, rules: Rules) -> Tree:
-    """The tree of PartitionSpecs of a tree of logical axes."""
-    return jax.tree.map(lambda leaf: rules.spec(*leaf), axes, is_leaf=is_axes)
-
-
 def shardings(axes: Tree, mesh: Mesh, rules: Rules) -> Tree:
     """The tree of NamedShardings of a tree of logical axes."""
     return jax.tree.map(lambda leaf: NamedSharding(mesh, rules.spec(*leaf)), axes, is_leaf=is_axes)
