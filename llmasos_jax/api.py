@@ -80,9 +80,11 @@ def convert(
       CheckpointError: `source` holds no whole checkpoint.
       FormatError: `out` cannot be written.
     """
-    from llmasos_jax.format.convert import convert as convert_checkpoint
+    from llmasos_jax.format.convert import convert_files
+    from llmasos_jax.hub.open import open_model
 
-    return convert_checkpoint(source, out, step=step, allow_code=allow_code)
+    files = open_model(source, step, allow_code=allow_code)
+    return convert_files(files, out, source=source)
 
 
 def _sampler() -> Callable[[Config, Tokenizer, Any], str] | None:

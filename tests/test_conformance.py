@@ -140,12 +140,17 @@ def test_check_is_short_enough_to_imitate() -> None:
 def test_the_document_lists_every_key_with_its_default() -> None:
     text = (ROOT / "docs" / "format.md").read_text()
     parameters = schema()["properties"]["parameters"]
-    scaling = parameters["properties"]["rope_scaling"]["properties"]
-    for name, rule in {**parameters["properties"], **scaling}.items():
-        default = f"`{json.dumps(rule['default'])}`" if "default" in rule else "required"
-        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
-        cells = row.split(" | ")
-        assert cells[2] == default, row
-        assert rule["description"] in row
+    groups = {
+        name: parameters["properties"][name] for name in ("rope_scaling", "latent", "experts")
+    }
+    for title, group in {"## 2. `parameters`": parameters, **groups}.items():
+        heading = title if title.startswith("#") else f"`{title}`:"
+        table = text.split(f"\n{heading}\n")[1]
+        for name, rule in group["properties"].items():
+            default = f"`{json.dumps(rule['default'])}`" if "default" in rule else "required"
+            row = next(line for line in table.splitlines() if line.startswith(f"| `{name}` |"))
+            cells = row.split(" | ")
+            assert cells[2] == default, row
+            assert rule["description"] in row
     smallest = text.split("```json\n")[1].split("```")[0]
     assert parse_manifest(smallest.encode()).parameters.num_layers == 12

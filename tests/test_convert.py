@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import llmasos_jax
+from llmasos_jax.api import convert
 from llmasos_jax.checkpoint.orbax import Checkpointer
 from llmasos_jax.config.build import to_dict
 from llmasos_jax.config.model import ModelConfig
@@ -20,9 +21,10 @@ from llmasos_jax.config.schema import Config, DataConfig
 from llmasos_jax.data.tokenizer import ByteTokenizer
 from llmasos_jax.errors import CheckpointError, FormatError
 from llmasos_jax.format import names
-from llmasos_jax.format.convert import convert, open_model
+from llmasos_jax.format.convert import convert_files
 from llmasos_jax.format.read import read_model
 from llmasos_jax.format.validate import validate
+from llmasos_jax.hub.open import open_model
 from llmasos_jax.models.definition import ModelDef, file_def, init_params, relayout
 from llmasos_jax.models.layout import Layout, scan_layout
 
@@ -116,14 +118,14 @@ def test_bfloat16_and_shards(tmp_path: pathlib.Path) -> None:
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     expected = make_run(tmp_path / "run", **params)
     assert expected["embed.table"].dtype == ml_dtypes.bfloat16
-    convert(tmp_path / "run", tmp_path / "model", shard_bytes=10_000)
+    convert_files(open_model(tmp_path / "run"), tmp_path / "model", shard_bytes=10_000)
     assert len(list((tmp_path / "model").glob("*.safetensors"))) > 2
     assert_same(tmp_path / "model", expected)
 
 
 def test_model_to_model(tmp_path: pathlib.Path) -> None:
     expected = make_run(tmp_path / "run")
-    convert(tmp_path / "run", tmp_path / "a", shard_bytes=10_000)
+    convert_files(open_model(tmp_path / "run"), tmp_path / "a", shard_bytes=10_000)
     convert(tmp_path / "a" / "model.json", tmp_path / "b")
     assert_same(tmp_path / "b", expected)
     before, after = read_model(tmp_path / "a").manifest, read_model(tmp_path / "b").manifest
@@ -171,7 +173,7 @@ def test_what_is_no_source(tmp_path: pathlib.Path) -> None:
 
 MEASURE = """
     import re, sys
-    from llmasos_jax.format.convert import convert
+    from llmasos_jax.api import convert
 
     def peak_mb():
         # Not getrusage: its peak is that of the parent process, carried over by exec.

@@ -8,43 +8,19 @@ SwiGLU.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 
-from llmasos_jax.errors import ConfigError, did_you_mean
+from llmasos_jax.config.experts import Experts, check_experts
+from llmasos_jax.config.latent import LatentAttention, check_latent
+from llmasos_jax.config.require import require_finite, require_one_of, require_positive
+from llmasos_jax.config.rope import RopeScaling, check_rope_scaling
+from llmasos_jax.errors import ConfigError
 
 POSITIONS = ("rope", "learned", "alibi", "none")
 BLOCKS = ("sequential", "parallel", "parallel_two_norms")
 NORM_PLACEMENTS = ("pre", "post", "sandwich", "output")
 QK_NORMS = (None, "head", "full")
-ROPE_SCALINGS = (None, "linear", "llama3", "yarn")
 GATED_MLPS = ("swiglu", "geglu", "geglu_tanh", "reglu")
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Stretches rotary positions past the length that a model was trained on.
-
-    Attributes:
-      kind: None, "linear" (positions divided by `factor`; Chen et al., 2023, arXiv 2306.15595),
-        "llama3" (Llama Team, 2024, arXiv 2407.21783, as in its released code) or "yarn" (Peng et
-        al., 2023, arXiv 2309.00071).
-      factor: how much longer the new context is.
-      original_length: context of the first training, in tokens ("llama3", "yarn").
-      low_frequency, high_frequency: bounds of the blend, in turns over `original_length`
-        ("llama3").
-      beta_fast, beta_slow: bounds of the blend, in turns over `original_length` ("yarn").
-      attention_factor: multiplies sine and cosine ("yarn"); None means 0.1 ln(factor) + 1.
-    """
-
-    kind: str | None = None
-    factor: float = 1.0
-    original_length: int | None = None
-    low_frequency: float = 1.0
-    high_frequency: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +51,8 @@ class ModelConfig:
         (GPT-NeoX).
       final_norm: whether a norm follows the last block.
       embedding_norm: whether a norm follows the embedding (BERT).
+      token_types: rows of a table that is added to the embedding by each token's type (2 in BERT,
+        Devlin et al., 2018, arXiv 1810.04805: the first and the second sentence); 0 for none.
       position: "rope" (Su et al., 2021, arXiv 2104.09864), "learned", "alibi" (Press et al., 2021,
         arXiv 2108.12409), "none".
       rope_theta: base of the rotary frequencies.
@@ -91,10 +69,12 @@ class ModelConfig:
       attention_soft_cap: c in c tanh(scores / c).
       qk_norm: None, "head" (over each head's width, Qwen 3) or "full" (over all heads together,
         OLMo 2).
+      latent: see `LatentAttention`.
       qkv_bias, attention_out_bias, mlp_bias: whether these products have a bias.
       mlp: gated "swiglu", "geglu" (exact GELU), "geglu_tanh", "reglu" (Shazeer, 2020, arXiv
         2002.05202); plain "gelu", "gelu_tanh", "relu", "silu"; or "package.module:name" of a plain
         activation function.
+      experts: see `Experts`.
       tie_embeddings: whether the output layer is the embedding table.
       embedding_scale: multiplies the embeddings (sqrt(D) in Gemma).
       logit_scale: multiplies the logits.
@@ -118,6 +98,7 @@ class ModelConfig:
     block: str = "sequential"
     final_norm: bool = True
     embedding_norm: bool = False
+    token_types: int = 0
     position: str = "rope"
     rope_theta: float = 10000.0
     rope_theta_local: float | None = None
@@ -129,10 +110,12 @@ class ModelConfig:
     attention_scale: float | None = None
     attention_soft_cap: float | None = None
     qk_norm: str | None = None
+    latent: LatentAttention = field(default_factory=LatentAttention)
     qkv_bias: bool = False
     attention_out_bias: bool = False
     mlp: str = "swiglu"
     mlp_bias: bool = False
+    experts: Experts = field(default_factory=Experts)
     tie_embeddings: bool = True
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
@@ -175,7 +158,23 @@ class ModelConfig:
     @property
     def rope_width(self) -> int:
         """How many of the H numbers of a head are rotated."""
+        if self.latent.kv_rank:
+            return self.latent.rope_dim
         return int(self.head_width * self.rope_fraction) // 2 * 2
+
+    @property
+    def value_width(self) -> int:
+        """Width of one head's value: H, unless latent attention says otherwise."""
+        return self.latent.value_dim or self.head_width
+
+    @property
+    def expert_width(self) -> int:
+        """Width inside one expert, with the default filled in."""
+        return self.experts.ffn_dim if self.experts.ffn_dim is not None else self.ffn_width
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer has a mixture of experts in place of the MLP."""
+        return self.experts.count > 0 and layer not in self.experts.dense_layers
 
     def layer_window(self, layer: int) -> int | None:
         """The attention window of one layer, in tokens; None sees everything."""
@@ -189,7 +188,6 @@ class ModelConfig:
 def check_model(cfg: ModelConfig) -> None:
     """Raises ConfigError for the first field that breaks a rule."""
     require_finite("model", cfg)
-    require_finite("model.rope_scaling", cfg.rope_scaling)
     for name in (
         *("vocab_size", "embedding_dim", "num_layers", "context_length"),
         *("num_heads", "num_kv_heads", "head_dim", "ffn_dim"),
@@ -204,9 +202,14 @@ def check_model(cfg: ModelConfig) -> None:
         ("qk_norm", QK_NORMS),
     ):
         require_one_of(f"model.{name}", getattr(cfg, name), known)
-    require_one_of("model.rope_scaling.kind", cfg.rope_scaling.kind, ROPE_SCALINGS)
+    if cfg.token_types < 0:
+        raise ConfigError(f"model.token_types={cfg.token_types} must be 0 or more")
     _check_heads(cfg)
     _check_attention(cfg)
+    check_rope_scaling(cfg.rope_scaling, cfg.rope_theta, cfg.rope_width // 2)
+    check_experts(cfg.experts, cfg.num_layers)
+    check_latent(cfg.latent, cfg.head_width)
+    _check_latent_model(cfg)
 
 
 def _check_heads(cfg: ModelConfig) -> None:
@@ -248,45 +251,22 @@ def _check_attention(cfg: ModelConfig) -> None:
             f'model.norm_placement="{cfg.norm_placement}" goes with '
             f'block="sequential" only; a parallel block is "pre"'
         )
-    if cfg.rope_scaling.kind in ("llama3", "yarn") and not cfg.rope_scaling.original_length:
-        raise ConfigError(
-            f'model.rope_scaling.kind="{cfg.rope_scaling.kind}" needs '
-            "rope_scaling.original_length, the context length of the first training in tokens"
-        )
-    _check_rope_scaling(cfg)
 
 
-def _check_rope_scaling(cfg: ModelConfig) -> None:
-    scaling = cfg.rope_scaling
-    if scaling.kind is not None:
-        require_positive("model.rope_scaling.factor", scaling.factor)
-    if scaling.kind == "llama3" and scaling.high_frequency <= scaling.low_frequency:
-        raise ConfigError(
-            f"model.rope_scaling.high_frequency={scaling.high_frequency} must be above "
-            f"low_frequency={scaling.low_frequency}: the blend lies between them"
-        )
-    if scaling.kind == "yarn" and cfg.rope_theta <= 1:
-        raise ConfigError(f"model.rope_theta={cfg.rope_theta} must be above 1 for yarn scaling")
-
-
-def require_finite(path: str, group: object) -> None:
-    """Raises ConfigError if a field of the dataclass `group` is NaN or infinite."""
-    for name, value in vars(group).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{path}.{name}={value} must be a finite number")
-
-
-def require_positive(path: str, value: float) -> None:
-    """Raises ConfigError unless `value` is above zero."""
-    if value <= 0:
-        raise ConfigError(f"{path}={value} must be above 0")
-
-
-def require_one_of(path: str, value: object, known: tuple[object, ...]) -> None:
-    """Raises ConfigError unless `value` is one of `known`."""
-    if value not in known:
-        hint = did_you_mean(str(value), [str(k) for k in known])
-        raise ConfigError(f"{path}={value!r} is not known{hint}")
+def _check_latent_model(cfg: ModelConfig) -> None:
+    if not cfg.latent.kv_rank:
+        return
+    for name, value, wanted in (
+        ("position", cfg.position, "rope"),
+        ("num_kv_heads", cfg.kv_heads, cfg.query_heads),
+        ("rope_fraction", cfg.rope_fraction, 1.0),
+        ("qk_norm", cfg.qk_norm, None),
+        ("qkv_bias", cfg.qkv_bias, False),
+    ):
+        if value != wanted:
+            raise ConfigError(
+                f"model.{name}={value!r} does not go with model.latent; it needs {wanted!r}"
+            )
 
 
 def _nearest_divisor(number: int, near: int) -> int:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llmasos_jax.config.model import (
-    ModelConfig,
-    require_finite,
-    require_one_of,
-    require_positive,
-)
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.config.require import require_finite, require_one_of, require_positive
 from llmasos_jax.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16")

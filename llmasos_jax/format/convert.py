@@ -1,4 +1,4 @@
-"""Anything readable into an LLMasOS model, one tensor at a time."""
+"""An opened model, of whatever kind, into an LLMasOS model: one tensor at a time."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmasos_jax.checkpoint import steps
 from llmasos_jax.errors import FormatError
-from llmasos_jax.format.folder import MANIFEST
-from llmasos_jax.format.read import ModelFiles, read_model
-from llmasos_jax.format.training import copied_tokenizer, open_training
+from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.format.write import SHARD_BYTES, write_model
 from llmasos_jax.progress import Progress
 
@@ -48,64 +45,27 @@ class ConvertResult:
         )
 
 
-def open_model(
-    source: str | os.PathLike[str], step: int | None = None, *, allow_code: bool = False
-) -> ModelFiles:
-    """Opens whatever on this disk holds a model, and reads no tensor.
-
-    Args:
-      source: a `model.json` or its folder; a training folder, its `checkpoints`, or a step folder.
-      step: of a training run; None takes the newest.
-      allow_code: whether parts may be called "package.module:name", which imports that module. Off
-        by default: opening a model runs no code.
-
-    Raises:
-      FormatError: it is none of these, or not right.
-      CheckpointError: a training run has no checkpoint, or a damaged one.
-    """
-    path = Path(source)
-    if path.is_dir() and not (path / MANIFEST).exists() and _is_training(path):
-        return open_training(path, step, allow_code=allow_code)
-    if step is not None:
-        raise FormatError(f'"{source}" is a model, which has no steps; leave out step={step}')
-    if path.is_dir() and not os.path.lexists(path / MANIFEST):
-        raise FormatError(
-            f'"{source}" holds no model: expected a {MANIFEST}, or the "{steps.FOLDER}" folder of '
-            "a training run"
-        )
-    return read_model(path, allow_code=allow_code)
-
-
-def _is_training(path: Path) -> bool:
-    named = (path / steps.FOLDER).is_dir() or path.name == steps.FOLDER
-    return named or steps.is_step_folder(path) or bool(steps.all_steps(path))
-
-
-def convert(
-    source: str | os.PathLike[str],
+def convert_files(
+    files: ModelFiles,
     out: str | os.PathLike[str],
     *,
-    step: int | None = None,
+    source: str | os.PathLike[str] | None = None,
     shard_bytes: int = SHARD_BYTES,
-    allow_code: bool = False,
 ) -> ConvertResult:
-    """Writes a model that is on this disk as an LLMasOS model; every tensor stays bit-identical.
+    """Writes an opened model as an LLMasOS model; every tensor stays bit-identical.
 
     Its memory is the largest tensor (one layer's), not the model.
 
     Args:
-      source: as `open_model` takes it.
+      files: the model, of whatever kind (`hub.open.open_model`).
       out: a new or empty folder, or a model's folder, which is replaced in one step.
-      step: of a training run; None takes the newest.
+      source: what the user called it, for the result; None is the model's own path.
       shard_bytes: weights above this go to several files with an index.
-      allow_code: as `open_model` takes it.
 
     Raises:
-      FormatError: `source` is no model, or `out` cannot be written; nothing on disk was changed.
-      CheckpointError: a training run has no checkpoint, or a damaged one.
+      FormatError: a tensor cannot be read, or `out` cannot be written; nothing on disk was changed.
     """
     start = time.monotonic()
-    files = open_model(source, step, allow_code=allow_code)
     if Path(os.path.realpath(out)) == Path(os.path.realpath(files.path)):
         raise FormatError(f'"{out}" is the model to convert; name another folder')
     total = sum(tensor.nbytes for tensor in files.tensors.values())
@@ -114,13 +74,13 @@ def convert(
             out,
             files.manifest,
             files.tensors,
-            copied_tokenizer(files),
+            files.tokenizer,
             shard_bytes=shard_bytes,
             on_tensor=lambda name, size: progress.advance(size, name),
         )
     return ConvertResult(
         path=path,
-        source=Path(source),
+        source=Path(files.path if source is None else source),
         name=files.manifest.name,
         step=files.manifest.metadata.get("step"),
         num_tensors=len(files.tensors),

@@ -9,12 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmasos_jax.config.model import ModelConfig, RopeScaling
+from llmasos_jax.config.experts import Experts
+from llmasos_jax.config.latent import LatentAttention
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.config.rope import RopeScaling
 from llmasos_jax.errors import ConfigError, FormatError, did_you_mean
 from llmasos_jax.format.strict import check, parse_json, schema, shown
 
 FORMAT_VERSION = "1"
 MAX_BYTES = 16 * 2**20  # of model.json
+_GROUPS = {"rope_scaling": RopeScaling, "latent": LatentAttention, "experts": Experts}
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,17 @@ class Weights:
 
 @dataclass(frozen=True)
 class Generation:
-    """Where generated text ends: after one of `eos_ids`, before one of the strings in `stop`."""
+    """How text is generated.
+
+    Attributes:
+      eos_ids: ids that end a text.
+      stop: strings before which a text ends.
+      chat_template: Jinja template that makes one prompt of messages; None if there is none.
+    """
 
     eos_ids: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
+    chat_template: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +124,9 @@ def parse_manifest(raw: bytes, where: str = "model.json") -> Manifest:
         format_version=found.get("format_version", FORMAT_VERSION),
         weights=None if weights is None else _weights(weights, where),
         tokenizer=found.get("tokenizer"),
-        generation=Generation(eos_ids, tuple(generation.get("stop", ()))),
+        generation=Generation(
+            eos_ids, tuple(generation.get("stop", ())), generation.get("chat_template")
+        ),
         metadata=found.get("metadata", {}),
     )
 
@@ -146,10 +159,9 @@ def _check_tokenizer(entry: dict[str, Any] | None, where: str) -> None:
 
 
 def _parameters(found: dict[str, Any], where: str) -> ModelConfig:
-    values = _as_floats(found, ModelConfig)
-    values["rope_scaling"] = RopeScaling(**_as_floats(found.get("rope_scaling", {}), RopeScaling))
-    if "attention_windows" in values:
-        values["attention_windows"] = tuple(values["attention_windows"])
+    values = _as_fields(found, ModelConfig)
+    for name, kind in _GROUPS.items():
+        values[name] = kind(**_as_fields(found.get(name, {}), kind))
     try:
         return ModelConfig(**values)
     except ConfigError as error:
@@ -157,10 +169,13 @@ def _parameters(found: dict[str, Any], where: str) -> ModelConfig:
         raise FormatError(f"{where}: {text}") from error
 
 
-def _as_floats(found: dict[str, Any], kind: type) -> dict[str, Any]:
-    """JSON writes 10000.0 as 10000; where the field is a float, make it one."""
-    floats = {f.name for f in dataclasses.fields(kind) if "float" in str(f.type)}
-    return {k: float(v) if k in floats and v is not None else v for k, v in found.items()}
+def _as_fields(found: dict[str, Any], kind: type) -> dict[str, Any]:
+    """JSON values as a dataclass holds them: 10000 is 10000.0 where it is a float, lists tuples."""
+    floats = {f.name for f in dataclasses.fields(kind) if str(f.type).startswith("float")}
+    return {
+        k: float(v) if k in floats and v is not None else tuple(v) if isinstance(v, list) else v
+        for k, v in found.items()
+    }
 
 
 def _weights(found: dict[str, Any], where: str) -> Weights:

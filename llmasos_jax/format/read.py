@@ -22,6 +22,7 @@ from llmasos_jax.format.manifest import (
 from llmasos_jax.format.names import check_tensors, expected, unflatten
 from llmasos_jax.format.strict import parse_json, shown
 from llmasos_jax.format.tensorfile import StoredTensor, open_tensors
+from llmasos_jax.format.tokenizerfiles import TokenizerFiles, folder_tokenizer
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,14 @@ class ModelFiles:
       path: its folder.
       manifest: what `model.json` says.
       tensors: name in the file -> tensor; exactly those of the model, in the order of the format.
-      tokenizer_folder: where the files that `manifest.tokenizer` names are.
+      tokenizer: opens the tokenizer of `manifest.tokenizer`, or copies it; None if the model has
+        none.
     """
 
     path: Path
     manifest: Manifest
     tensors: Mapping[str, StoredTensor]
-    tokenizer_folder: Path
+    tokenizer: TokenizerFiles | None
 
     def params(self) -> dict[str, Any]:
         """The tree of parameters in the unrolled layout; each leaf a view of the mapped file."""
@@ -94,7 +96,8 @@ def read_model(source: str | os.PathLike[str], *, allow_code: bool = False) -> M
     tensors = _open_all(folder, manifest, names)
     check_tensors(manifest.parameters, tensors, str(folder))
     in_order = {name: tensors[name] for name in expected(manifest.parameters)}
-    return ModelFiles(folder, manifest, MappingProxyType(in_order), folder)
+    tokenizer = folder_tokenizer(manifest.tokenizer, folder, is_shared=True)
+    return ModelFiles(folder, manifest, MappingProxyType(in_order), tokenizer)
 
 
 def weight_files(folder: Path, manifest: Manifest) -> list[str]:

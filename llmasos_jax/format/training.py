@@ -6,9 +6,7 @@ import functools
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,14 +17,14 @@ from llmasos_jax.checkpoint.leaves import Leaf
 from llmasos_jax.checkpoint.stored import StoredState
 from llmasos_jax.config.build import from_dict
 from llmasos_jax.config.schema import Config
-from llmasos_jax.data.tokenizer import load_tokenizer
 from llmasos_jax.errors import CheckpointError, FormatError
-from llmasos_jax.format.folder import MANIFEST, read_bytes
+from llmasos_jax.format.folder import read_bytes
 from llmasos_jax.format.manifest import MAX_BYTES, Generation, Manifest, refuse_code
 from llmasos_jax.format.names import check_tensors, expected, place_of
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.format.strict import parse_json
 from llmasos_jax.format.tensorfile import CODES, StoredTensor
+from llmasos_jax.format.tokenizerfiles import folder_tokenizer
 from llmasos_jax.models.layout import Layout
 
 TOKENIZER = "tokenizer"  # folder of a training run that holds its tokenizer's files
@@ -72,11 +70,11 @@ def open_training(
     layout = layout_of(leaves, str(state.folder))
     tensors = _tensors(state, leaves, config, layout)
     check_tensors(config.model, tensors, str(state.folder))
-    if manifest.tokenizer is not None:
-        tokenizer = load_tokenizer(manifest.tokenizer, run / TOKENIZER, allow_code=allow_code)
-        eos_ids = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-        manifest = manifest.replace(generation=Generation(eos_ids))
-    return ModelFiles(state.folder, manifest, MappingProxyType(tensors), run / TOKENIZER)
+    files = folder_tokenizer(manifest.tokenizer, run / TOKENIZER, leave_out=(ENTRY,))
+    if files is not None:
+        eos_id = files.load(allow_code=allow_code).eos_id
+        manifest = manifest.replace(generation=Generation(() if eos_id is None else (eos_id,)))
+    return ModelFiles(state.folder, manifest, MappingProxyType(tensors), files)
 
 
 def layout_of(leaves: Mapping[str, Leaf], where: str) -> Layout:
@@ -159,32 +157,3 @@ def _tokenizer_entry(run: Path) -> dict[str, Any] | None:
     if not isinstance(entry, dict):
         raise FormatError(f"{path} must hold a JSON object")
     return entry
-
-
-@dataclass(frozen=True)
-class CopiedTokenizer:
-    """Saves a tokenizer by copying its files, without opening it."""
-
-    entry: Mapping[str, Any]
-    folder: Path
-    files: tuple[str, ...]
-
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Copies the files into `folder` and returns the entry."""
-        for name in self.files:
-            shutil.copyfile(self.folder / name, folder / name)
-        return dict(self.entry)
-
-
-def copied_tokenizer(files: ModelFiles) -> CopiedTokenizer | None:
-    """The tokenizer of a model on disk, to be saved with another; None if it has none."""
-    entry = files.manifest.tokenizer
-    if entry is None:
-        return None
-    folder = files.tokenizer_folder
-    if folder == files.path:  # a model's folder holds more than the tokenizer's files
-        named = {v for v in entry.values() if isinstance(v, str)}
-        names = [n for n in sorted(named - {MANIFEST}) if (folder / n).is_file()]
-    else:
-        names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != ENTRY)
-    return CopiedTokenizer(entry, folder, tuple(names))

@@ -10,14 +10,15 @@ import jax
 from jax.sharding import AxisType, Mesh
 
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.data.tokenizer import Tokenizer, load_tokenizer
+from llmasos_jax.data.tokenizer import Tokenizer
 from llmasos_jax.errors import FormatError, GenerationError
-from llmasos_jax.format.convert import open_model
 from llmasos_jax.format.folder import find_manifest
 from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.format.read import read_manifest
+from llmasos_jax.format.tokenizerfiles import TokenizerFiles, folder_tokenizer
 from llmasos_jax.generate.model import Model
 from llmasos_jax.generate.weights import Placing, check_dtype, place_random, place_tensors
+from llmasos_jax.hub.open import open_model
 from llmasos_jax.models.definition import file_def
 
 Source = str | os.PathLike[str]
@@ -55,7 +56,7 @@ def load_model(
     check_dtype(dtype)
     _check_source(source)
     files = open_model(source, allow_code=allow_code)
-    tokenizer = _tokenizer(files.manifest, files.tokenizer_folder, allow_code)
+    tokenizer = _tokenizer(files.manifest, files.tokenizer, allow_code)
     placing = Placing(file_def(files.manifest.parameters), _checked(mesh))
     return Model(files.manifest, place_tensors(placing, files.tensors, dtype), tokenizer)
 
@@ -100,7 +101,8 @@ def init_model(
         _check_source(source)
         manifest = read_manifest(source, allow_code=allow_code)
         folder = find_manifest(source).parent
-    tokenizer = _tokenizer(manifest, folder, allow_code)
+    files = folder_tokenizer(manifest.tokenizer, folder, is_shared=True)
+    tokenizer = _tokenizer(manifest, files, allow_code)
     placing = Placing(file_def(manifest.parameters), _checked(mesh))
     return Model(manifest, place_random(placing, jax.random.key(seed), dtype), tokenizer)
 
@@ -130,10 +132,12 @@ def _checked(mesh: Any) -> Mesh | None:
     return Mesh(mesh.devices, mesh.axis_names, axis_types=types)
 
 
-def _tokenizer(manifest: Manifest, folder: Path, allow_code: bool) -> Tokenizer | None:
-    if manifest.tokenizer is None:
+def _tokenizer(
+    manifest: Manifest, files: TokenizerFiles | None, allow_code: bool
+) -> Tokenizer | None:
+    if files is None:
         return None
-    tokenizer = load_tokenizer(manifest.tokenizer, folder, allow_code=allow_code)
+    tokenizer = files.load(allow_code=allow_code)
     if tokenizer.vocab_size > manifest.parameters.vocab_size:
         raise FormatError(
             f"the tokenizer has {tokenizer.vocab_size} ids, the model only "
