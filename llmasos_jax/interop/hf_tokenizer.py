@@ -1,0 +1,207 @@
+"""The tokenizer and the chat template of a Hugging Face folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.errors import FormatError, TokenizerError
+from llmasos_jax.format.strict import parse_json, shown
+from llmasos_jax.format.tokenizerfiles import TokenizerFiles
+from llmasos_jax.interop.built import BuiltTokenizer
+
+CONFIG = "tokenizer_config.json"
+MAX_CONFIG_BYTES = 16 * 2**20
+MAX_TOKENIZER_BYTES = 256 * 2**20
+# Looked for, in this order, where no file says which tokens begin and end a text.
+_BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[CLS]")
+_EOS_NAMES = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "[SEP]")
+
+
+def folder_tokenizer_files(folder: Path) -> TokenizerFiles | None:
+    """The tokenizer of a Hugging Face folder, made only when it is loaded; None if there is none.
+
+    Args:
+      folder: holds a `tokenizer.json`. What begins and ends a text is taken from its
+        `tokenizer_config.json` and `special_tokens_map.json`, and from the file itself.
+
+    Raises:
+      TokenizerError: the folder has a tokenizer of a kind that is not read here.
+    """
+    if (folder / "tokenizer.json").is_file():
+        return BuiltTokenizer(partial(_from_json, folder))
+    for name in ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json"):
+        if (folder / name).is_file():
+            raise TokenizerError(
+                f"{folder} has a {name} and no tokenizer.json; make one with transformers: "
+                "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            )
+    return None
+
+
+def chat_template(folder: Path) -> str | None:
+    """The chat template of a Hugging Face folder: Jinja text; None if it has none.
+
+    `chat_template.jinja` goes before the one in `tokenizer_config.json`; of several the one that is
+    called "default".
+
+    Raises:
+      FormatError: a file is too large, is not JSON, or the template is no text.
+    """
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return read_bounded(path, MAX_CONFIG_BYTES).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{path} is not UTF-8 text; repair it or take it away") from error
+    found = read_object(folder / CONFIG).get("chat_template")
+    if isinstance(found, list):
+        named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
+        if len(named) != len(found):
+            raise FormatError(
+                f"{folder / CONFIG}: chat_template is a list of other things than templates with "
+                "different names"
+            )
+        found = named.get("default")
+        if found is None and named:
+            names = ", ".join(shown(str(name)) for name in named)
+            raise FormatError(
+                f'{folder / CONFIG}: no chat template is called "default" (there are {names}); '
+                'call one so, or put it into "chat_template.jinja"'
+            )
+    if found is not None and not isinstance(found, str):
+        raise FormatError(f"{folder / CONFIG}: chat_template = {shown(found)} must be a string")
+    return found
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The bytes of a file of at most `most` bytes.
+
+    Raises:
+      FormatError: it is larger, or cannot be read.
+    """
+    try:
+        size = os.path.getsize(path)
+        if size > most:
+            raise FormatError(f"{path} has {size} bytes; expected at most {most}")
+        return path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; an empty one if there is no file.
+
+    Raises:
+      FormatError: the file is too large, is not JSON or no object.
+    """
+    if not path.is_file():
+        return {}
+    found = parse_json(read_bounded(path, MAX_CONFIG_BYTES), str(path))
+    if not isinstance(found, dict):
+        raise FormatError(f"{path} holds {shown(found)}; expected an object")
+    return found
+
+
+def _from_json(folder: Path) -> Tokenizer:
+    import tokenizers
+
+    path = folder / "tokenizer.json"
+    raw = read_bounded(path, MAX_TOKENIZER_BYTES)
+    try:
+        text = raw.decode("utf-8")
+        tokenizer = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception
+        raise TokenizerError(
+            f"{path} is not a tokenizer.json ({shown(str(error))}); expected one of the Hugging "
+            "Face tokenizers library"
+        ) from error
+    if not tokenizer.get_vocab(with_added_tokens=True):
+        raise TokenizerError(f"{path} has no tokens; expected a trained tokenizer.json")
+    return finished(tokenizer, text, folder)
+
+
+def finished(tokenizer: Any, text: str | None, folder: Path) -> Tokenizer:
+    """Adds what the files beside a tokenizer say of it.
+
+    Args:
+      tokenizer: a `tokenizers.Tokenizer`.
+      text: its JSON if that is known already.
+      folder: has `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`, or
+        some of them.
+
+    Raises:
+      FormatError: one of these files cannot be read.
+      TokenizerError: they contradict the tokenizer.
+    """
+    from llmasos_jax.data.huggingface import HuggingFaceTokenizer
+
+    config = read_object(folder / CONFIG)
+    if _add_tokens(tokenizer, config, folder) or text is None:
+        text = tokenizer.to_str()
+    said = {**read_object(folder / "special_tokens_map.json"), **config}
+    bos_id = _special_id(tokenizer, said, "bos_token", _BOS_NAMES)
+    eos_id = _special_id(tokenizer, said, "eos_token", _EOS_NAMES)
+    # As transformers has it: where one of the two flags is given, the file's template is not used.
+    if any(isinstance(said.get(key), bool) for key in ("add_bos_token", "add_eos_token")):
+        adds_bos = said.get("add_bos_token") is True and bos_id is not None
+    else:
+        begins = _beginning(tokenizer)
+        adds_bos = begins is not None
+        bos_id = begins if begins is not None else bos_id
+    return HuggingFaceTokenizer(text, bos_id=bos_id, eos_id=eos_id, adds_bos=adds_bos)
+
+
+def _add_tokens(tokenizer: Any, config: Mapping[str, Any], folder: Path) -> bool:
+    """Adds the tokens that only the files beside know; returns whether there were any."""
+    import tokenizers
+
+    listed: dict[int, tokenizers.AddedToken] = {}
+    for name, number in read_object(folder / "added_tokens.json").items():
+        if isinstance(number, int):
+            listed[number] = tokenizers.AddedToken(name, normalized=False)
+    decoder = config.get("added_tokens_decoder") or {}
+    for key, token in decoder.items() if isinstance(decoder, dict) else ():
+        content = token.get("content") if isinstance(token, dict) else token
+        if not key.isdecimal() or len(key) > 8 or not isinstance(content, str) or not content:
+            raise TokenizerError(
+                f"{folder / CONFIG}: added_tokens_decoder[{shown(key)!r}] is no token with an id"
+            )
+        flags = ("special", "single_word", "lstrip", "rstrip", "normalized")
+        given = {f: token[f] for f in flags if isinstance(token, dict) and f in token}
+        listed[int(key)] = tokenizers.AddedToken(
+            content, **{f: v is True for f, v in given.items()}
+        )
+    missing = [i for i in sorted(listed) if tokenizer.token_to_id(listed[i].content) != i]
+    for number in missing:
+        content = listed[number].content
+        tokenizer.add_tokens([listed[number]])
+        if tokenizer.token_to_id(content) != number:
+            raise TokenizerError(
+                f'{folder}: the added token "{shown(content)}" should have id {number}, but the '
+                f"tokenizer gives it {tokenizer.token_to_id(content)}; correct its id"
+            )
+    return bool(missing)
+
+
+def _special_id(
+    tokenizer: Any, said: Mapping[str, Any], key: str, usual: Sequence[str]
+) -> int | None:
+    """The id of a special token: what the files say; where they say nothing, a usual name."""
+    if key in said:
+        named = said[key].get("content") if isinstance(said[key], dict) else said[key]
+        return tokenizer.token_to_id(named) if isinstance(named, str) else None
+    special = {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}
+    return next((tokenizer.token_to_id(n) for n in usual if n in special), None)
+
+
+def _beginning(tokenizer: Any) -> int | None:
+    """The special id that the tokenizer's own template puts first, if there is one."""
+    encoded = tokenizer.encode("a", add_special_tokens=True)
+    if encoded.ids and encoded.special_tokens_mask[0] == 1:
+        return encoded.ids[0]
+    return None
