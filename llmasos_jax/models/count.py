@@ -16,6 +16,7 @@ def count_parameters(cfg: ModelConfig) -> int:
     embed = cfg.vocab_size * d
     if cfg.position == "learned":
         embed += cfg.context_length * d
+    embed += cfg.token_types * d
     if cfg.embedding_norm:
         embed += _norm(cfg, d)
     head = 0 if cfg.tie_embeddings else cfg.vocab_size * d
@@ -34,6 +35,8 @@ def layer_parameters(cfg: ModelConfig) -> int:
         total += d
     if cfg.mlp_bias:
         total += (2 if cfg.is_gated else 1) * f + d
+    if cfg.latent.kv_rank:
+        total += cfg.latent.kv_rank + (cfg.latent.q_rank or 0)  # their norms
     # Norms of queries and keys have a scale only.
     return total + {None: 0, "head": 2 * h, "full": q + kv}[cfg.qk_norm]
 
@@ -46,9 +49,20 @@ def norms_per_layer(cfg: ModelConfig) -> int:
 
 def layer_matmul_parameters(cfg: ModelConfig) -> int:
     """Numbers in one block that a product multiplies each token by."""
-    d, h = cfg.embedding_dim, cfg.head_width
-    attention = 2 * d * h * (cfg.query_heads + cfg.kv_heads)
-    return attention + (3 if cfg.is_gated else 2) * d * cfg.ffn_width
+    d = cfg.embedding_dim
+    return attention_matmul_parameters(cfg) + (3 if cfg.is_gated else 2) * d * cfg.ffn_width
+
+
+def attention_matmul_parameters(cfg: ModelConfig) -> int:
+    """Numbers in the attention of one block that a product multiplies each token by."""
+    d, n, h = cfg.embedding_dim, cfg.query_heads, cfg.head_width
+    latent = cfg.latent
+    if not latent.kv_rank:
+        return 2 * d * h * (n + cfg.kv_heads)
+    queries = latent.q_rank * (d + n * h) if latent.q_rank else d * n * h
+    expanded = n * (h - latent.rope_dim + cfg.value_width)
+    keys_values = latent.kv_rank * (d + expanded) + d * latent.rope_dim
+    return queries + keys_values + n * cfg.value_width * d
 
 
 def count_matmul_parameters(cfg: ModelConfig) -> int:
@@ -82,9 +96,9 @@ def visible_keys(cfg: ModelConfig, layer: int, sequence_length: int) -> float:
 
 def forward_flops_per_token(cfg: ModelConfig, sequence_length: int) -> float:
     """Floating-point operations of one forward pass, per token. See `flops_per_token`."""
-    width = cfg.query_heads * cfg.head_width
+    width = cfg.query_heads * (cfg.head_width + cfg.value_width)
     keys = sum(visible_keys(cfg, layer, sequence_length) for layer in range(cfg.num_layers))
-    return 2.0 * count_matmul_parameters(cfg) + 4.0 * width * keys
+    return 2.0 * count_matmul_parameters(cfg) + 2.0 * width * keys
 
 
 def flops_per_token(cfg: ModelConfig, sequence_length: int) -> float:
@@ -96,7 +110,8 @@ def flops_per_token(cfg: ModelConfig, sequence_length: int) -> float:
         + sum over layers of 12 * N * H * (mean keys that a token sees)
 
     A product takes 2 operations per number forward and 4 backward. Scores and the sum over values
-    take 2 N H each per query and key, so 4 forward and 12 in all. This is appendix B of
+    take 2 N H each per query and key, so 4 forward and 12 in all (where a value is wider or
+    narrower than a key, its own width counts in the sum). This is appendix B of
     Chowdhery et al., 2022, arXiv 2204.02311 (6 P + 12 L N H T), except that a token is charged only
     with the keys that causality and windows let it see (half of T, about, where they count T), and
     that look-ups, which multiply nothing, are not in P. Element-wise work is left out: below one
@@ -121,7 +136,7 @@ def parameter_bytes(cfg: ModelConfig, itemsize: int = 4) -> int:
 
 def cache_bytes(cfg: ModelConfig, batch_size: int, num_slots: int, itemsize: int = 4) -> int:
     """Bytes of the keys and values of `num_slots` tokens in each row."""
-    per_token = 2 * cfg.num_layers * cfg.kv_heads * cfg.head_width
+    per_token = cfg.num_layers * cfg.kv_heads * (cfg.head_width + cfg.value_width)
     return batch_size * num_slots * per_token * itemsize
 
 

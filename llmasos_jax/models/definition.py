@@ -144,13 +144,14 @@ def empty_cache(
 ) -> Cache:
     """A cache with room for `num_slots` tokens in each of `batch_size` rows, at slot 0.
 
-    Its bytes are 2 L B S K H times the width of `dtype`.
+    Its bytes are L B S K times the widths of a key and a value times the width of `dtype`.
     """
     cfg, layout = definition.cfg, definition.layout
-    k, h = cfg.kv_heads, cfg.head_width
+    rows = cfg.kv_heads * batch_size
 
     def make(num: int, lead: tuple[int, ...] = ()) -> dict[str, LayerCache]:
-        shapes = ((*lead, k * batch_size, h, num_slots), (*lead, k * batch_size, num_slots, h))
+        keys, values = (rows, cfg.head_width, num_slots), (rows, num_slots, cfg.value_width)
+        shapes = ((*lead, *keys), (*lead, *values))
         return {str(i): LayerCache(*(jnp.zeros(s, dtype) for s in shapes)) for i in range(num)}
 
     parts = {

@@ -76,6 +76,7 @@ class Transformer(nnx.Module):
         *,
         positions_bt: jax.Array | None = None,
         segment_ids_bt: jax.Array | None = None,
+        token_types_bt: jax.Array | None = None,
         cache: Cache | None = None,
         runtime: Runtime,
         dropout: Dropout | None = None,
@@ -88,15 +89,19 @@ class Transformer(nnx.Module):
           positions_bt: int32 [B, T]; default counts from 0, or with a cache from each row's start.
           segment_ids_bt: int32 [B, T]; tokens attend within their segment, 0 is padding. Not with a
             cache.
+          token_types_bt: int32 [B, T], for a model that has them; None is type 0 everywhere.
           cache: keys and values so far; T more are written.
           runtime: how to run.
           dropout: noise of this step; None for none.
           all_layers: whether to return the residual stream after each block.
         """
+        if token_types_bt is not None and not self.cfg.token_types:
+            raise ValueError("token_types_bt was given to a model without token types")
         positions_bt = _positions(tokens_bt, cache) if positions_bt is None else positions_bt
         inputs = self._inputs(tokens_bt, positions_bt, segment_ids_bt, cache)
         with jax.named_scope("embed"):
-            x_btd = gathered(self.embed, runtime)(tokens_bt, positions_bt, runtime)
+            embed = gathered(self.embed, runtime)
+            x_btd = embed(tokens_bt, positions_bt, token_types_bt, runtime)
         x_btd = x_btd if dropout is None else dropout.at(self.cfg.num_layers)(x_btd)
         run = _Run(inputs, dropout, runtime, [x_btd] if all_layers else None)
         caches = {} if cache is None else cache.layers

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 from flax import nnx
@@ -72,24 +74,51 @@ class Attention(nnx.Module):
             with jax.named_scope("rope"):
                 q_btnh = rotate(q_btnh, rotation, interleaved=self.interleaved)
                 k_bskh = rotate(k_bskh, rotation, interleaved=self.interleaved)
-        q_btnh = runtime.place(q_btnh, None, None, "heads", None)
-        k_bskh = runtime.place(k_bskh, None, None, "kv_heads", None)
-        v_bskh = runtime.place(v_bskh, None, None, "kv_heads", None)
-        options = {
-            "scale": self.scale,
-            "soft_cap": self.soft_cap,
-            "slopes": None if self.alibi_heads is None else alibi.slopes(self.alibi_heads),
-        }
-        if cache is not None and slot is not None:
-            cache = cache.write(k_bskh, v_bskh, slot)
-        with jax.named_scope("attention"):
-            if cache is not None and self.attend_fn is dot_product:
-                out_btnh = cached(q_btnh, cache, visible, **options)
-            else:
-                if cache is not None:
-                    views = cache.views(q_btnh.shape[0])
-                    k_bskh, v_bskh = (x.astype(q_btnh.dtype) for x in views)
-                out_btnh = self.attend_fn(
-                    q_btnh, k_bskh, v_bskh, visible, runtime=runtime, **options
-                )
+        out_btnh, cache = attend(
+            self.attend_fn,
+            (q_btnh, k_bskh, v_bskh),
+            visible,
+            cache,
+            slot,
+            runtime,
+            scale=self.scale,
+            soft_cap=self.soft_cap,
+            slopes=None if self.alibi_heads is None else alibi.slopes(self.alibi_heads),
+        )
         return add_bias(runtime.dot("btnh,nhd->btd", out_btnh, self.o[...]), self.o_bias), cache
+
+
+def attend(
+    attend_fn: Callable[..., jax.Array],
+    qkv: tuple[jax.Array, jax.Array, jax.Array],
+    visible: Visibility,
+    cache: LayerCache | None,
+    slot: jax.Array | None,
+    runtime: Runtime,
+    **options: Any,
+) -> tuple[jax.Array, LayerCache | None]:
+    """Attends among the tokens, or with a cache to all its slots after writing them there.
+
+    Args:
+      attend_fn: of the signature of `kernels.dot_product`.
+      qkv: queries [B, T, N, H], keys [B, T, K, H] and values [B, T, K, Z], rotated already.
+      visible: who sees whom.
+      cache: keys and values so far.
+      slot: int32 scalar, where the T tokens are written.
+      runtime: how to run.
+      **options: `scale`, `soft_cap` and `slopes` of `kernels.dot_product`.
+
+    Returns:
+      [B, T, N, Z] and the cache's next state.
+    """
+    q_btnh = runtime.place(qkv[0], None, None, "heads", None)
+    k_bskh, v_bskz = (runtime.place(x, None, None, "kv_heads", None) for x in qkv[1:])
+    if cache is not None and slot is not None:
+        cache = cache.write(k_bskh, v_bskz, slot)
+    with jax.named_scope("attention"):
+        if cache is not None and attend_fn is dot_product:
+            return cached(q_btnh, cache, visible, **options), cache
+        if cache is not None:
+            views = cache.views(q_btnh.shape[0])
+            k_bskh, v_bskz = (x.astype(q_btnh.dtype) for x in views)
+        return attend_fn(q_btnh, k_bskh, v_bskz, visible, runtime=runtime, **options), cache

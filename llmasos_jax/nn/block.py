@@ -12,6 +12,7 @@ from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.nn.attention import Attention
 from llmasos_jax.nn.cache import LayerCache
 from llmasos_jax.nn.dropout import Dropout
+from llmasos_jax.nn.latent import MultiHeadLatentAttention
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.mlp import MLP
 from llmasos_jax.nn.norm import Norm
@@ -53,7 +54,8 @@ class Block(nnx.Module):
         norm = partial(Norm, cfg, (cfg.embedding_dim,), (None,), stack=stack)
         before, after = self.placement in ("pre", "sandwich"), self.placement != "pre"
         self.attn_norm = norm() if before else None
-        self.attn = Attention(cfg, stack=stack)
+        attention = MultiHeadLatentAttention if cfg.latent.kv_rank else Attention
+        self.attn = attention(cfg, stack=stack)
         self.attn_post_norm = norm() if after else None
         self.mlp_norm = norm() if before and cfg.block != "parallel" else None
         self.mlp = MLP(cfg, stack=stack)

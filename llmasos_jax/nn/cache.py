@@ -30,7 +30,7 @@ class LayerCache:
 
     Attributes:
       k_rhs: keys [R, H, S].
-      v_rsh: values [R, S, H].
+      v_rsh: values [R, S, H]; their H may be another than the keys' (latent attention).
     """
 
     k_rhs: jax.Array
@@ -43,10 +43,10 @@ class LayerCache:
 
     def write(self, k_btkh: jax.Array, v_btkh: jax.Array, slot: jax.Array) -> LayerCache:
         """Writes T tokens from `slot` on."""
-        b, t, k, h = k_btkh.shape
+        b, t, k, _ = k_btkh.shape
         zero = jnp.zeros_like(slot)
-        k_rht = k_btkh.transpose(2, 0, 3, 1).reshape(k * b, h, t).astype(self.k_rhs.dtype)
-        v_rth = v_btkh.transpose(2, 0, 1, 3).reshape(k * b, t, h).astype(self.v_rsh.dtype)
+        k_rht = k_btkh.transpose(2, 0, 3, 1).reshape(k * b, -1, t).astype(self.k_rhs.dtype)
+        v_rth = v_btkh.transpose(2, 0, 1, 3).reshape(k * b, t, -1).astype(self.v_rsh.dtype)
         return LayerCache(
             lax.dynamic_update_slice(self.k_rhs, k_rht, (zero, zero, slot)),
             lax.dynamic_update_slice(self.v_rsh, v_rth, (zero, slot, zero)),
@@ -54,9 +54,8 @@ class LayerCache:
 
     def views(self, batch_size: int) -> tuple[jax.Array, jax.Array]:
         """Keys and values as attention functions take them, [B, S, K, H]."""
-        _, h, s = self.k_rhs.shape
-        k_kbhs = self.k_rhs.reshape(-1, batch_size, h, s)
-        v_kbsh = self.v_rsh.reshape(-1, batch_size, s, h)
+        k_kbhs = self.k_rhs.reshape(-1, batch_size, *self.k_rhs.shape[1:])
+        v_kbsh = self.v_rsh.reshape(-1, batch_size, *self.v_rsh.shape[1:])
         return k_kbhs.transpose(1, 3, 0, 2), v_kbsh.transpose(1, 2, 0, 3)
 
 

@@ -13,7 +13,7 @@ from llmasos_jax.nn.weight import weight
 
 
 class Embed(nnx.Module):
-    """The embedding table, learned positions where there are any, and the norm after it."""
+    """The embedding table, positions and token types where they are learned, the norm after."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         d = cfg.embedding_dim
@@ -21,17 +21,25 @@ class Embed(nnx.Module):
         self.table = weight((cfg.vocab_size, d), ("vocab", "embed"))
         learned = cfg.position == "learned"
         self.positions = weight((cfg.context_length, d), (None, "embed")) if learned else None
+        self.types = weight((cfg.token_types, d), (None, "embed")) if cfg.token_types else None
         self.norm = Norm(cfg, (d,), (None,)) if cfg.embedding_norm else None
 
     def __call__(
-        self, tokens_bt: jax.Array, positions_bt: jax.Array, runtime: Runtime
+        self,
+        tokens_bt: jax.Array,
+        positions_bt: jax.Array,
+        token_types_bt: jax.Array | None,
+        runtime: Runtime,
     ) -> jax.Array:
-        """Embeds ids int32 [B, T] as `act_dtype` [B, T, D]."""
+        """Embeds ids int32 [B, T] as `act_dtype` [B, T, D]; without types all are of type 0."""
         x_btd = self.table[...][tokens_bt].astype(runtime.act_dtype)
         if self.scale != 1.0:
             x_btd = x_btd * jnp.asarray(self.scale, x_btd.dtype)
         if self.positions is not None:
             x_btd = x_btd + self.positions[...][positions_bt].astype(x_btd.dtype)
+        if self.types is not None:
+            types_bt = jnp.zeros_like(tokens_bt) if token_types_bt is None else token_types_bt
+            x_btd = x_btd + self.types[...][types_bt].astype(x_btd.dtype)
         return x_btd if self.norm is None else self.norm(x_btd)
 
     def attend(self, x_btd: jax.Array, runtime: Runtime) -> jax.Array:

@@ -39,7 +39,7 @@ def dot_product(
     Args:
       q_btnh: queries [B, T, N, H].
       k_bskh: keys [B, S, K, H], K a divisor of N; query head n reads key head n // (N / K).
-      v_bskh: values [B, S, K, H].
+      v_bskh: values [B, S, K, H]; their H may be another one, which is then the result's.
       visible: who sees whom.
       scale: multiplies the scores.
       soft_cap: c in c tanh(scores / c), after the scale.
@@ -85,7 +85,7 @@ def reference(
     )
     weights = _weights(scores, visible, soft_cap, slopes, head_axis=1).astype(v_bskh.dtype)
     out = jnp.einsum("bkgts,bskh->btkgh", weights, v_bskh, preferred_element_type=jnp.float32)
-    return out.reshape(b, t, n, h).astype(q_btnh.dtype)
+    return out.reshape(b, t, n, -1).astype(q_btnh.dtype)
 
 
 def cached(
@@ -109,8 +109,8 @@ def cached(
     scores_kbgts = scores_rms.reshape(k, b, g, t, s)
     weights = _weights(scores_kbgts, visible, soft_cap, slopes, head_axis=0)
     out_rmh = product("rms,rsh->rmh", weights.reshape(r, g * t, s).astype(values.dtype), values)
-    out_btkgh = out_rmh.reshape(k, b, g, t, h).transpose(1, 3, 0, 2, 4)
-    return out_btkgh.reshape(b, t, n, h).astype(q_btnh.dtype)
+    out_btkgh = out_rmh.reshape(k, b, g, t, -1).transpose(1, 3, 0, 2, 4)
+    return out_btkgh.reshape(b, t, n, -1).astype(q_btnh.dtype)
 
 
 def _weights(

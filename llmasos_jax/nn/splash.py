@@ -44,7 +44,7 @@ def splash_attention(
     Args:
       q_btnh: queries [B, T, N, H].
       k_bskh: keys [B, T, K, H].
-      v_bskh: values [B, T, K, H].
+      v_bskh: values [B, T, K, H]; their H may be another one, which is then the result's.
       visible: who sees whom; places count from 0.
       scale: multiplies the scores.
       soft_cap: c in c tanh(scores / c), after the scale.

@@ -21,13 +21,16 @@ _IN_OUT: dict[str, tuple[int, int]] = {
     "k": (1, 2),
     "v": (1, 2),
     "o": (2, 1),
+    "q_down": (1, 1),
+    "kv_down": (1, 1),
+    "k_rope": (1, 1),
     "gate": (1, 1),
     "up": (1, 1),
     "down": (1, 1),
     "w": (1, 1),
     "table": (1, 1),
 }
-_VECTORS = ("scale", "bias", "positions")
+_VECTORS = ("scale", "bias", "positions", "types")
 _BLOCKS = ("prefix", "periods", "suffix", "layers")
 
 
@@ -39,7 +42,7 @@ class Matrix(NamedTuple):
 
 
 def matrix(path: Path) -> Matrix | None:
-    """Which dimensions of a leaf make a matrix; None for scales, biases and learned positions.
+    """Which dimensions of a leaf make a matrix; None for scales, biases and rows that are added.
 
     Args:
       path: keys from the root of the parameter tree.
@@ -91,7 +94,7 @@ def decay_mask(params: Any) -> Any:
     A table that is only looked up: no. A row that seldom occurs gets hardly any gradient, so decay
     alone would shrink it, and the norm behind it would then enlarge its gradients
     (OLMo Team, 2025, arXiv 2501.00656, section 3, takes it away for that reason).
-    Scales, biases, learned positions: no.
+    Scales, biases, learned positions, token types: no.
     """
     is_tied = "head" not in params
 
