@@ -23,6 +23,7 @@ DEFAULTS = {
     **{"rope_scaling": {}, "attention": "dot_product", "attention_windows": [None]},
     **{"attention_scale": None, "attention_soft_cap": None, "qk_norm": None, "qkv_bias": False},
     **{"attention_out_bias": False, "mlp": "swiglu", "mlp_bias": False, "tie_embeddings": True},
+    "head_bias": False,
     **{"embedding_scale": 1.0, "logit_scale": 1.0, "logit_soft_cap": None},
 }
 SCALING = {
@@ -278,7 +279,8 @@ class Model:
             x = self.block(x, i)
         if p["final_norm"]:
             x = self.norm(x, "final_norm", d)
-        y = x @ (table.T if p["tie_embeddings"] else self.get("head.w", d, v)) * p["logit_scale"]
+        y = x @ (table.T if p["tie_embeddings"] else self.get("head.w", d, v))
+        y = (y + self.get("head.bias", v) if p["head_bias"] else y) * p["logit_scale"]
         cap = p["logit_soft_cap"]
         return y if cap is None else cap * np.tanh(y / cap)
 

@@ -175,6 +175,7 @@ SHAPES = [
 @st.composite
 def model_configs(draw: st.DrawFn) -> ModelConfig:
     options = {name: draw(st.sampled_from(values)) for name, values in OPTIONS.items()}
+    options["head_bias"] = not options["tie_embeddings"] and draw(st.booleans())
     return dataclasses.replace(SMALL, **options, **draw(st.sampled_from(SHAPES)))
 
 

@@ -76,6 +76,7 @@ class ModelConfig:
         activation function.
       experts: see `Experts`.
       tie_embeddings: whether the output layer is the embedding table.
+      head_bias: whether an output layer of its own has a bias (GPT-J).
       embedding_scale: multiplies the embeddings (sqrt(D) in Gemma).
       logit_scale: multiplies the logits.
       logit_soft_cap: c in c tanh(logits / c).
@@ -117,6 +118,7 @@ class ModelConfig:
     mlp_bias: bool = False
     experts: Experts = field(default_factory=Experts)
     tie_embeddings: bool = True
+    head_bias: bool = False
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     logit_soft_cap: float | None = None
@@ -204,6 +206,10 @@ def check_model(cfg: ModelConfig) -> None:
         require_one_of(f"model.{name}", getattr(cfg, name), known)
     if cfg.token_types < 0:
         raise ConfigError(f"model.token_types={cfg.token_types} must be 0 or more")
+    if cfg.head_bias and cfg.tie_embeddings:
+        raise ConfigError(
+            "model.head_bias needs an output layer of its own; set model.tie_embeddings=False"
+        )
     _check_heads(cfg)
     _check_attention(cfg)
     check_rope_scaling(cfg.rope_scaling, cfg.rope_theta, cfg.rope_width // 2)

@@ -20,6 +20,7 @@ def count_parameters(cfg: ModelConfig) -> int:
     if cfg.embedding_norm:
         embed += _norm(cfg, d)
     head = 0 if cfg.tie_embeddings else cfg.vocab_size * d
+    head += cfg.vocab_size if cfg.head_bias else 0
     final_norm = _norm(cfg, d) if cfg.final_norm else 0
     return embed + cfg.num_layers * layer_parameters(cfg) + final_norm + head
 

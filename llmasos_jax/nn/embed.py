@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.nn.mlp import add_bias
 from llmasos_jax.nn.norm import Norm
 from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.nn.weight import weight
@@ -51,8 +52,11 @@ class Head(nnx.Module):
     """An output layer of its own."""
 
     def __init__(self, cfg: ModelConfig) -> None:
-        self.w = weight((cfg.embedding_dim, cfg.vocab_size), ("embed", "vocab"), num_in=1)
+        d, v = cfg.embedding_dim, cfg.vocab_size
+        self.w = weight((d, v), ("embed", "vocab"), num_in=1)
+        self.bias = weight((v,), ("vocab",), init="zeros") if cfg.head_bias else None
 
     def __call__(self, x_btd: jax.Array, runtime: Runtime) -> jax.Array:
         """Scores, float32 [B, T, V]."""
-        return runtime.dot("btd,dv->btv", x_btd, self.w[...], out_dtype=jnp.float32)
+        scores = runtime.dot("btd,dv->btv", x_btd, self.w[...], out_dtype=jnp.float32)
+        return add_bias(scores, self.bias)
