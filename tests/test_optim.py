@@ -250,8 +250,11 @@ def test_matrices_by_name():
     assert matrix(("suffix", "1", "attn", "q")) == Matrix((0,), (1, 2))
     assert matrix(("periods", "1", "attn", "q_norm", "scale")) is None
     assert matrix(("embed", "positions")) is None
-    with pytest.raises(ConfigError, match='the weight "periods.0.moe.router"'):
-        matrix(("periods", "0", "moe", "router"))
+    assert matrix(("periods", "1", "moe", "up")) == Matrix((2,), (3,))
+    assert matrix(("prefix", "1", "moe", "shared", "up")) == Matrix((0,), (1,))
+    assert matrix(("prefix", "1", "moe", "router_bias")) is None
+    with pytest.raises(ConfigError, match='the weight "periods.0.moe.other"'):
+        matrix(("periods", "0", "moe", "other"))
 
 
 def plain(cfg, schedule):

@@ -7,6 +7,7 @@ layers.5.attn.q     prefix / 5 / attn / q               periods / 0 / attn / q, 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,21 +51,35 @@ def expected(cfg: ModelConfig) -> Mapping[str, TensorSpec]:
       >>> list(specs)[:2], specs["layers.1.attn.q"].shape
       (['embed.table', 'layers.0.attn.k'], (64, 1, 64))
     """
-    # One layer stands for all: what differs between layers (windows) has no weights.
-    definition = file_def(cfg.replace(num_layers=1, attention_windows=(None,)))
+    # One layer of each kind stands for all of it: windows have no weights, experts have.
+    kinds = sorted({cfg.has_experts(i) for i in range(cfg.num_layers)})
+    definition = file_def(_with_layers(cfg, kinds))
     try:
         shapes, axes = flatten(definition.shapes), flatten(definition.axes)
     except ConfigError as error:  # a part that is code and cannot be found
         raise FormatError(str(error).replace("model.", "parameters.")) from error
     one = {name: TensorSpec(tuple(shapes[name].shape), tuple(axes[name])) for name in shapes}
-    stem = f"{LAYERS}.0."
-    block = {name.removeprefix(stem): spec for name, spec in one.items() if name.startswith(stem)}
+    blocks: dict[bool, dict[str, TensorSpec]] = {}
+    for number, kind in enumerate(kinds):
+        stem = f"{LAYERS}.{number}."
+        blocks[kind] = {n.removeprefix(stem): s for n, s in one.items() if n.startswith(stem)}
     head = {name: spec for name, spec in one.items() if name.startswith("embed.")}
     layers = {
-        f"{LAYERS}.{i}.{name}": spec for i in range(cfg.num_layers) for name, spec in block.items()
+        f"{LAYERS}.{i}.{name}": spec
+        for i in range(cfg.num_layers)
+        for name, spec in blocks[cfg.has_experts(i)].items()
     }
-    tail = {n: s for n, s in one.items() if n not in head and not n.startswith(stem)}
+    tail = {n: s for n, s in one.items() if n not in head and not n.startswith(f"{LAYERS}.")}
     return MappingProxyType({**head, **layers, **tail})
+
+
+def _with_layers(cfg: ModelConfig, kinds: list[bool]) -> ModelConfig:
+    """The model with one layer for each of these, which say whether it has experts."""
+    experts = cfg.experts
+    if experts.count:
+        dense = tuple(i for i, has_experts in enumerate(kinds) if not has_experts)
+        experts = dataclasses.replace(experts, dense_layers=dense)
+    return cfg.replace(num_layers=len(kinds), attention_windows=(None,), experts=experts)
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:

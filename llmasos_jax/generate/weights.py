@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +18,8 @@ from llmasos_jax.errors import GenerationError, did_you_mean
 from llmasos_jax.format.names import flatten, unflatten
 from llmasos_jax.format.tensorfile import StoredTensor
 from llmasos_jax.models.count import count_parameters
-from llmasos_jax.models.definition import ModelDef
+from llmasos_jax.models.definition import ModelDef, turned
+from llmasos_jax.nn.experts import dot_experts
 from llmasos_jax.nn.runtime import Runtime, dot, dot_out_first
 from llmasos_jax.parallel.mesh import platform
 from llmasos_jax.parallel.place import check_divisible, shardings
@@ -58,12 +60,12 @@ class Placing:
         """Where each logical axis goes."""
         return Rules() if self.mesh is None else serving_rules(self.mesh)
 
-    def turned(self, array: Any, num_in: int, *, back: bool = False) -> Any:
-        """The weight as products read it, or back as files have it."""
-        if not self.is_out_first or not num_in:
-            return array
-        split = array.ndim - num_in if back else num_in
-        return array.transpose(*range(split, array.ndim), *range(split))
+    def turns(self) -> dict[str, Any]:
+        """By each weight's name in files, how it becomes what products read (`back`: again)."""
+        if not self.is_out_first:
+            return dict.fromkeys(flatten(self.definition.shapes), lambda array, back=False: array)
+        num_in, num_lead = flatten(self.definition.contractions), flatten(self.definition.leads)
+        return {n: partial(turned, num_in=num_in[n], num_lead=num_lead[n]) for n in num_in}
 
 
 @dataclass(frozen=True)
@@ -104,17 +106,17 @@ class Weights:
 
     def stored(self) -> dict[str, StoredTensor]:
         """The tensors as files have them, each read when asked for."""
-        num_in = flatten(self.definition.contractions)
-        return {n: self._stored(n, a, num_in[n]) for n, a in flatten(self.params).items()}
+        turns = self.placing.turns()
+        return {n: self._stored(n, a, turns[n]) for n, a in flatten(self.params).items()}
 
-    def _stored(self, name: str, array: jax.Array, num_in: int) -> StoredTensor:
+    def _stored(self, name: str, array: jax.Array, turn: Any) -> StoredTensor:
         dtype = str(array.dtype) if self.file_dtypes is None else self.file_dtypes[name]
 
         def read() -> np.ndarray:
-            held = self.placing.turned(np.asarray(array), num_in, back=True)
+            held = turn(np.asarray(array), back=True)
             return np.ascontiguousarray(held.astype(jnp.dtype(dtype)))
 
-        shape = jax.eval_shape(lambda a: self.placing.turned(a, num_in, back=True), array)
+        shape = jax.eval_shape(partial(turn, back=True), array)
         return StoredTensor(tuple(shape.shape), dtype, read)
 
 
@@ -133,13 +135,11 @@ def place_tensors(
       GenerationError: an unknown dtype.
       ConfigError: the mesh does not cut a weight into equal parts.
     """
-    definition = placing.definition
     wanted = check_dtype(dtype) or _own_dtype(placing, tensors)
-    num_in = flatten(definition.contractions)
-    where = _shardings(placing)
+    turns, where = placing.turns(), _shardings(placing)
     arrays = {}
     for name, tensor in tensors.items():
-        array = placing.turned(tensor.read(), num_in[name])
+        array = turns[name](tensor.read())
         array = np.ascontiguousarray(array.astype(jnp.dtype(wanted)))
         arrays[name] = jax.device_put(array, where[name])
     file_dtypes = None if dtype else {name: t.dtype for name, t in tensors.items()}
@@ -162,11 +162,11 @@ def place_random(placing: Placing, key: jax.Array, dtype: str) -> Weights:
             f"the weights take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB of memory are free; take "
             "a smaller model or a narrower dtype"
         )
-    num_in = flatten(definition.contractions)
+    turns = placing.turns()
 
     def make(key: jax.Array) -> dict[str, jax.Array]:
         named = flatten(init_params(definition, key))
-        return {n: placing.turned(a, num_in[n]).astype(wanted) for n, a in named.items()}
+        return {n: turns[n](a).astype(wanted) for n, a in named.items()}
 
     arrays = jax.jit(make, out_shardings=_shardings(placing))(key)
     return Weights(placing, unflatten(arrays), make_runtime(placing, wanted), None)
@@ -177,6 +177,7 @@ def make_runtime(placing: Placing, dtype: str) -> Runtime:
     is_cpu = placing.platform == "cpu"
     return Runtime(
         product=dot_out_first if placing.is_out_first else dot,
+        expert_product=partial(dot_experts, out_first=placing.is_out_first),
         dtype=jnp.dtype(dtype),
         act_dtype=jnp.float32 if is_cpu else jnp.dtype(dtype),
         platform=placing.platform,

@@ -52,8 +52,13 @@ class ModelDef:
 
     @cached_property
     def contractions(self) -> Tree:
-        """Tree of how many leading dimensions (after the stacked one) a product contracts."""
+        """Tree of how many dimensions (after the stacked one and `leads`) a product contracts."""
         return self._metadata(lambda v: v.num_in)
+
+    @cached_property
+    def leads(self) -> Tree:
+        """Tree of how many dimensions (after the stacked one) number matrices: 1 for experts."""
+        return self._metadata(lambda v: v.num_lead)
 
     def bind(self, params: Tree) -> Transformer:
         """The model with these weights. Cheap: call it inside a jitted function."""
@@ -85,15 +90,23 @@ def init_params(definition: ModelDef, key: jax.Array, *, std: float = 0.02) -> T
       Tree of float32 arrays. Jit it with `out_shardings` to start where the weights live.
     """
     cfg, layout = definition.cfg, definition.layout
-    layers = jnp.arange(cfg.num_layers)
     drawn: dict[tuple[str, ...], jax.Array] = {}
+    having = {
+        name: [i for i in range(cfg.num_layers) if cfg.has_experts(i) == (name == "moe")]
+        for name in ("mlp", "moe")
+    }
 
-    def draw(names: tuple[str, ...], shape: tuple[int, ...]) -> jax.Array:
-        """One weight of all layers, [L, *shape]: a draw for each would compile for minutes."""
+    def draw(names: tuple[str, ...], shape: tuple[int, ...], wanted: range) -> jax.Array:
+        """One weight of some layers: drawn for all at once, for each would compile for minutes."""
+        layers = having.get(names[0], list(range(cfg.num_layers)))
         if names not in drawn:
-            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(_named(key, names), layers)
+            fold_in = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+            keys = fold_in(_named(key, names), jnp.array(layers))
             drawn[names] = jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
-        return drawn[names]
+        rows = [layers.index(layer) for layer in wanted]
+        # Evenly apart, since each period has as many such layers. A slice is cut up like the rest.
+        step = rows[1] - rows[0] if len(rows) > 1 else 1
+        return drawn[names][rows[0] : rows[-1] + 1 : step]
 
     def make(path: tuple, shape: jax.ShapeDtypeStruct, init: str) -> jax.Array:
         if init in ("zeros", "ones"):
@@ -104,9 +117,9 @@ def init_params(definition: ModelDef, key: jax.Array, *, std: float = 0.02) -> T
             return scale * jax.random.normal(_named(key, (part, *names)), shape.shape)
         first = layout.first_layer(part) + int(names[0])
         if part != "periods":
-            return scale * draw(tuple(names[1:]), shape.shape)[first]
-        every_layer = draw(tuple(names[1:]), shape.shape[1:])
-        return scale * every_layer[first :: layout.period][: layout.count]
+            return scale * draw(tuple(names[1:]), shape.shape, range(first, first + 1))[0]
+        end = first + layout.period * layout.count
+        return scale * draw(tuple(names[1:]), shape.shape[1:], range(first, end, layout.period))
 
     return jax.tree_util.tree_map_with_path(make, definition.shapes, definition.inits)
 
@@ -132,11 +145,26 @@ def relayout(params: Tree, source: Layout, target: Layout) -> Tree:
 
 def out_first(definition: ModelDef, params: Tree) -> Tree:
     """Weights with output axes first, for `nn.runtime.dot_out_first`. Unstacked layouts only."""
+    return jax.tree.map(turned, params, definition.contractions, definition.leads)
 
-    def move(w: jax.Array, num_in: int) -> jax.Array:
-        return jnp.transpose(w, (*range(num_in, w.ndim), *range(num_in))) if num_in else w
 
-    return jax.tree.map(move, params, definition.contractions)
+def turned(w: Any, num_in: int, num_lead: int = 0, *, back: bool = False) -> Any:
+    """One weight with its output axes first; with `back`, the inverse.
+
+    Args:
+      w: array of NumPy or JAX.
+      num_in: dimensions that a product contracts; 0 leaves the weight as it is.
+      num_lead: dimensions before these, which stay.
+      back: whether the output axes are first now.
+
+    Example:
+      >>> turned(jnp.zeros((8, 2, 3)), 1, 1).shape
+      (8, 3, 2)
+    """
+    if not num_in:
+        return w
+    split = w.ndim - num_in if back else num_lead + num_in
+    return w.transpose(*range(num_lead), *range(split, w.ndim), *range(num_lead, split))
 
 
 def empty_cache(
@@ -160,7 +188,8 @@ def empty_cache(
         "suffix": make(layout.suffix),
     }
     layers = {name: part for name, part in parts.items() if part}
-    return Cache(layers, jnp.zeros(batch_size, jnp.int32), jnp.int32(0))
+    starts_b, lengths_b = (jnp.zeros(batch_size, jnp.int32) for _ in range(2))
+    return Cache(layers, starts_b, jnp.int32(0), lengths_b)
 
 
 @functools.lru_cache(maxsize=64)

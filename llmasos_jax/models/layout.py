@@ -1,7 +1,8 @@
 """How the layers of a model are stored: prefix, scanned periods, suffix.
 
-Kernel masks are compiled in, so layers with different windows cannot share one scan step. The scan
-goes over the smallest repeating period; what does not fit stands before or after::
+Kernel masks are compiled in, so layers with different windows cannot share one scan step, nor can a
+layer with experts and one without. The scan goes over the smallest repeating period; what does not
+fit stands before or after::
 
     windows  . | w w w . | w w w . | w w        prefix 1, period 4, count 2, suffix 2
 """
@@ -51,7 +52,10 @@ class Layout:
 
 def layer_specs(cfg: ModelConfig) -> tuple[LayerSpec, ...]:
     """What is compiled into each layer."""
-    return tuple(LayerSpec(window=cfg.layer_window(i)) for i in range(cfg.num_layers))
+    return tuple(
+        LayerSpec(window=cfg.layer_window(i), has_experts=cfg.has_experts(i))
+        for i in range(cfg.num_layers)
+    )
 
 
 def unrolled_layout(cfg: ModelConfig) -> Layout:

@@ -20,8 +20,9 @@ from llmasos_jax.nn.cache import Cache, LayerCache
 from llmasos_jax.nn.dropout import Dropout
 from llmasos_jax.nn.embed import Embed, Head
 from llmasos_jax.nn.mask import Visibility
+from llmasos_jax.nn.moe import Routing
 from llmasos_jax.nn.norm import Norm
-from llmasos_jax.nn.rope import rotations
+from llmasos_jax.nn.rope import document_lengths, rotations
 from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.nn.weight import gathered
 
@@ -47,11 +48,14 @@ class Hidden:
       cache: the next state of the cache, if one was given.
       layers: L + 1 arrays [B, T, D] (the embedding, then after each block, the last after the final
         norm), if asked for.
+      routing: what the routers did, each sum with a leading axis over the layers that have experts;
+        None without experts.
     """
 
     x_btd: jax.Array
     cache: Cache | None = None
     layers: tuple[jax.Array, ...] | None = None
+    routing: Routing | None = None
 
 
 class Transformer(nnx.Module):
@@ -103,7 +107,7 @@ class Transformer(nnx.Module):
             embed = gathered(self.embed, runtime)
             x_btd = embed(tokens_bt, positions_bt, token_types_bt, runtime)
         x_btd = x_btd if dropout is None else dropout.at(self.cfg.num_layers)(x_btd)
-        run = _Run(inputs, dropout, runtime, [x_btd] if all_layers else None)
+        run = _Run(inputs, dropout, runtime, [x_btd] if all_layers else None, [])
         caches = {} if cache is None else cache.layers
         new: dict[str, dict[str, LayerCache]] = {}
         x_btd = run.each(self.prefix, x_btd, caches, new, "prefix", first=0)
@@ -121,7 +125,7 @@ class Transformer(nnx.Module):
         if cache is not None:
             cache = dataclasses.replace(cache, layers=new, slot=cache.slot + tokens_bt.shape[1])
         layers = None if run.outputs is None else (*run.outputs[:-1], x_btd)
-        return Hidden(x_btd, cache, layers)
+        return Hidden(x_btd, cache, layers, run.routing())
 
     def logits(self, x_btd: jax.Array, runtime: Runtime) -> jax.Array:
         """Scores of the next token, float32 [B, T, V], from the last hidden state."""
@@ -156,7 +160,14 @@ class Transformer(nnx.Module):
         whole = Visibility(q_index, k_index, segments_bt, k_segments, causal=self.cfg.causal)
         windows = {spec.window for spec in layer_specs(self.cfg)}
         visible = {window: dataclasses.replace(whole, window=window) for window in windows}
-        return BlockInputs(visible, rotations(self.cfg, positions_bt), slot)
+        counted_bt = jnp.ones(tokens_bt.shape, bool) if segments_bt is None else segments_bt > 0
+        lengths_bt = None
+        if self.cfg.rope_scaling.kind == "longrope" and cache is not None:
+            lengths_bt = jnp.maximum(cache.length_b[:, None], positions_bt + 1)
+        elif self.cfg.rope_scaling.kind == "longrope" and segments_bt is not None:
+            lengths_bt = document_lengths(positions_bt, segments_bt)
+        turns = rotations(self.cfg, positions_bt, lengths_bt)
+        return BlockInputs(visible, turns, slot, counted_bt)
 
 
 def _blocks(cfg: ModelConfig, specs: tuple, stack: int | None) -> nnx.Dict:
@@ -170,6 +181,11 @@ def _positions(tokens_bt: jax.Array, cache: Cache | None) -> jax.Array:
     return jnp.maximum(counted + cache.slot - cache.start_b[:, None], 0)
 
 
+def _in_layer_order(*stacks: jax.Array) -> jax.Array:
+    """One array over layers from one over periods for each layer of a period."""
+    return jnp.stack(stacks, axis=1).reshape(-1, *stacks[0].shape[1:])
+
+
 @dataclass
 class _Run:
     """The two drivers over blocks, one by one and scanned, with what they share."""
@@ -178,6 +194,7 @@ class _Run:
     dropout: Dropout | None
     runtime: Runtime
     outputs: list[jax.Array] | None
+    routings: list[Routing]  # each with a leading axis over layers
 
     def each(
         self, blocks: nnx.Dict, x_btd: jax.Array, caches: dict, new: dict, part: str, first: int
@@ -187,7 +204,9 @@ class _Run:
             graphdef, params = nnx.split(block)
             layer_cache = caches.get(part, {}).get(name)
             run = self._checkpointed(partial(self._block, graphdef))
-            x_btd, layer_cache = run(params, x_btd, layer_cache, first + int(name))
+            x_btd, layer_cache, routing = run(params, x_btd, layer_cache, first + int(name))
+            if routing is not None:
+                self.routings.append(jax.tree.map(lambda x: x[None], routing))
             if layer_cache is not None:
                 new.setdefault(part, {})[name] = layer_cache
             if self.outputs is not None:
@@ -208,16 +227,19 @@ class _Run:
 
         def step(x_btd: jax.Array, row: Any) -> tuple[jax.Array, Any]:
             weights, layer_caches, layer = row
-            next_caches, outputs = {}, []
+            next_caches, outputs, routings = {}, [], []
             for name, (graphdef, _) in split.items():
                 layer_cache = None if layer_caches is None else layer_caches[name]
-                x_btd, next_caches[name] = self._block(
+                x_btd, next_caches[name], routing = self._block(
                     graphdef, weights[name], x_btd, layer_cache, layer + int(name)
                 )
                 outputs.append(x_btd)
-            return x_btd, (next_caches, outputs if self.outputs is not None else None)
+                routings += [] if routing is None else [routing]
+            return x_btd, (next_caches, outputs if self.outputs is not None else None, routings)
 
-        x_btd, (next_caches, outputs) = lax.scan(self._checkpointed(step), x_btd, rows)
+        x_btd, (next_caches, outputs, routings) = lax.scan(self._checkpointed(step), x_btd, rows)
+        if routings:
+            self.routings.append(jax.tree.map(_in_layer_order, *routings))
         if caches.get("periods") is not None:
             new["periods"] = next_caches
         if self.outputs is not None:
@@ -226,10 +248,16 @@ class _Run:
 
     def _block(
         self, graphdef: Any, params: Any, x_btd: jax.Array, cache: Any, layer: Any
-    ) -> tuple[jax.Array, Any]:
+    ) -> tuple[jax.Array, Any, Routing | None]:
         block = gathered(nnx.merge(graphdef, params), self.runtime)
         dropout = None if self.dropout is None else self.dropout.at(layer)
         return block(x_btd, self.inputs, cache, dropout, self.runtime)
+
+    def routing(self) -> Routing | None:
+        """What the routers did, of all layers."""
+        if not self.routings:
+            return None
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *self.routings)
 
     def _checkpointed(self, fn: Callable) -> Callable:
         manual = self.runtime.manual

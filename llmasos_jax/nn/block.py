@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 from flax import nnx
@@ -15,6 +16,7 @@ from llmasos_jax.nn.dropout import Dropout
 from llmasos_jax.nn.latent import MultiHeadLatentAttention
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.mlp import MLP
+from llmasos_jax.nn.moe import MoE, Routing
 from llmasos_jax.nn.norm import Norm
 from llmasos_jax.nn.rope import Rotation
 from llmasos_jax.nn.runtime import Runtime
@@ -25,6 +27,7 @@ class LayerSpec:
     """What may differ from layer to layer. Compiled in: such layers share no scan step."""
 
     window: int | None = None
+    has_experts: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,13 @@ class BlockInputs:
       visible: for each window that the model has (None included), who sees whom.
       rotations: rotary angles by name ("global", "local"); empty without rotary positions.
       slot: int32 scalar, where a cache is written; None without a cache.
+      counted_bt: bool [B, T], which tokens sums over a batch are over: not padding.
     """
 
     visible: dict[int | None, Visibility]
     rotations: dict[str, Rotation]
     slot: jax.Array | None
+    counted_bt: jax.Array
 
 
 class Block(nnx.Module):
@@ -58,7 +63,8 @@ class Block(nnx.Module):
         self.attn = attention(cfg, stack=stack)
         self.attn_post_norm = norm() if after else None
         self.mlp_norm = norm() if before and cfg.block != "parallel" else None
-        self.mlp = MLP(cfg, stack=stack)
+        self.mlp = None if spec.has_experts else MLP(cfg, stack=stack)
+        self.moe: Any = MoE(cfg, stack=stack) if spec.has_experts else None
         self.mlp_post_norm = norm() if after else None
 
     def __call__(
@@ -68,8 +74,11 @@ class Block(nnx.Module):
         cache: LayerCache | None,
         dropout: Dropout | None,
         runtime: Runtime,
-    ) -> tuple[jax.Array, LayerCache | None]:
-        """Maps the residual stream [B, T, D] to the next one, and the cache to its next state."""
+    ) -> tuple[jax.Array, LayerCache | None, Routing | None]:
+        """Maps the residual stream [B, T, D] to the next one, and the cache to its next state.
+
+        The third result is what a router did, where the layer has one.
+        """
         attend = partial(
             self.attn,
             visible=inputs.visible[self.window],
@@ -82,15 +91,22 @@ class Block(nnx.Module):
         attn_out, cache = attend(attn_in)
         if self.parallel:
             mlp_in = attn_in if self.mlp_norm is None else self.mlp_norm(x_btd)
-            both = attn_out + self._mlp(mlp_in, runtime)
-            return self._add(x_btd, both, None, _drop_at(dropout, 0)), cache
+            mlp_out, routing = self._mlp(mlp_in, inputs, runtime)
+            both = attn_out + mlp_out
+            return self._add(x_btd, both, None, _drop_at(dropout, 0)), cache, routing
         x_btd = self._add(x_btd, attn_out, self.attn_post_norm, _drop_at(dropout, 0))
-        mlp_out = self._mlp(_apply(self.mlp_norm, x_btd), runtime)
-        return self._add(x_btd, mlp_out, self.mlp_post_norm, _drop_at(dropout, 1)), cache
+        mlp_out, routing = self._mlp(_apply(self.mlp_norm, x_btd), inputs, runtime)
+        x_btd = self._add(x_btd, mlp_out, self.mlp_post_norm, _drop_at(dropout, 1))
+        return x_btd, cache, routing
 
-    def _mlp(self, x_btd: jax.Array, runtime: Runtime) -> jax.Array:
+    def _mlp(
+        self, x_btd: jax.Array, inputs: BlockInputs, runtime: Runtime
+    ) -> tuple[jax.Array, Routing | None]:
+        if self.mlp is None:
+            with jax.named_scope("moe"):
+                return self.moe(x_btd, inputs.counted_bt, runtime)
         with jax.named_scope("mlp"):
-            return self.mlp(x_btd, runtime)
+            return self.mlp(x_btd, runtime), None
 
     def _add(
         self, x_btd: jax.Array, y_btd: jax.Array, norm: Norm | None, dropout: Dropout | None

@@ -28,17 +28,25 @@ ACTIVATIONS = {
 class MLP(nnx.Module):
     """down(act(up(x))), or gated: down(act(gate(x)) * up(x)) (Shazeer, 2020, arXiv 2002.05202)."""
 
-    def __init__(self, cfg: ModelConfig, *, stack: int | None = None) -> None:
-        d, f = cfg.embedding_dim, cfg.ffn_width
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        *,
+        width: int | None = None,
+        has_bias: bool | None = None,
+        stack: int | None = None,
+    ) -> None:
+        d, f = cfg.embedding_dim, cfg.ffn_width if width is None else width
+        has_bias = cfg.mlp_bias if has_bias is None else has_bias
         self.act_fn = resolve(cfg.mlp, ACTIVATIONS, "model.mlp")
         make = partial(weight, stack=stack)
         gated = cfg.is_gated
         self.gate = make((d, f), ("embed", "ffn"), num_in=1) if gated else None
         self.up = make((d, f), ("embed", "ffn"), num_in=1)
         self.down = make((f, d), ("ffn", "embed"), num_in=1, init="residual")
-        self.gate_bias = make((f,), ("ffn",), init="zeros") if gated and cfg.mlp_bias else None
-        self.up_bias = make((f,), ("ffn",), init="zeros") if cfg.mlp_bias else None
-        self.down_bias = make((d,), (None,), init="zeros") if cfg.mlp_bias else None
+        self.gate_bias = make((f,), ("ffn",), init="zeros") if gated and has_bias else None
+        self.up_bias = make((f,), ("ffn",), init="zeros") if has_bias else None
+        self.down_bias = make((d,), (None,), init="zeros") if has_bias else None
 
     def __call__(self, x_btd: jax.Array, runtime: Runtime) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]."""

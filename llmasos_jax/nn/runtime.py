@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 
+from llmasos_jax.nn.experts import Assigned, dot_experts
 from llmasos_jax.parallel.manual import Manual
 
 Product = Callable[..., jax.Array]
@@ -52,6 +53,9 @@ class Runtime:
     Attributes:
       product: every product of activations and weights goes through this one function: precision,
         quantisation and adapters plug in here.
+      expert_product: its sibling, for rows that each have their own expert's weights.
+      expert_capacity: training only: an expert takes so many times its even share of a row's
+        tokens, and drops later ones; None never drops.
       dtype: of the weights in products.
       act_dtype: of activations between products. Norms, softmax and loss are float32 in any case.
       remat: what the backward pass computes again: "none", "dots", "full".
@@ -62,6 +66,8 @@ class Runtime:
     """
 
     product: Product = dot
+    expert_product: Product = dot_experts
+    expert_capacity: float | None = None
     dtype: Any = jnp.float32
     act_dtype: Any = jnp.float32
     remat: str = "none"
@@ -69,13 +75,28 @@ class Runtime:
     platform: str = "cpu"
     mesh: Mesh | None = None
 
-    def dot(self, spec: str, x: jax.Array, w: jax.Array, *, out_dtype: Any = None) -> jax.Array:
-        """The product of activations `x` and a weight `w`, in `act_dtype` unless told otherwise."""
+    def dot(
+        self, spec: str, x: jax.Array, w: jax.Array, *, dtype: Any = None, out_dtype: Any = None
+    ) -> jax.Array:
+        """The product of activations `x` and a weight `w`.
+
+        In `self.dtype`, and rounded to `act_dtype`, unless told otherwise.
+        """
         return self.product(
             spec,
             x,
-            w.astype(self.dtype),
+            w.astype(self.dtype if dtype is None else dtype),
             out_dtype=self.act_dtype if out_dtype is None else out_dtype,
+        )
+
+    def dot_experts(self, x: jax.Array, w: jax.Array, assigned: Assigned) -> jax.Array:
+        """Rows [R, I] times their experts' weights [E, I, O], [R, O]; see `nn.experts`."""
+        return self.expert_product(
+            x,
+            w.astype(self.dtype),
+            assigned,
+            out_dtype=self.act_dtype,
+            platform=self.platform,
         )
 
     def place(self, x: jax.Array, *axes: str | None) -> jax.Array:

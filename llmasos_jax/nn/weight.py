@@ -22,6 +22,8 @@ def weight(
     *,
     init: str = "normal",
     num_in: int = 0,
+    num_lead: int = 0,
+    is_float32: bool = False,
     stack: int | None = None,
 ) -> Any:
     """A parameter of a module, float32 and zero until `init_params` or a file fills it.
@@ -34,11 +36,19 @@ def weight(
       init: "normal", "residual" (normal, smaller by sqrt(2 L)), "zeros" or "ones".
       num_in: how many leading dimensions a product contracts; 0 for what is not a product's weight,
         or has its output axis first already.
+      num_lead: dimensions before these that number matrices of their own: 1 for experts.
+      is_float32: whether the product is float32 whatever the others are.
       stack: layers in one scanned array; adds a leading dimension.
     """
     full = shape if stack is None else (stack, *shape)
     return nnx.Param(
-        jnp.zeros(full, jnp.float32), axes=axes, init=init, num_in=num_in, eager_sharding=False
+        jnp.zeros(full, jnp.float32),
+        axes=axes,
+        init=init,
+        num_in=num_in,
+        num_lead=num_lead,
+        is_float32=is_float32,
+        eager_sharding=False,
     )
 
 
@@ -53,7 +63,7 @@ def gathered(module: ModuleT, runtime: Runtime) -> ModuleT:
         return module
     graphdef, state = nnx.split(module)
     whole = jax.tree.map(
-        lambda v: v.replace(runtime.gather(v[...], v.axes, v.init in RANDOM)),
+        lambda v: v.replace(runtime.gather(v[...], v.axes, v.init in RANDOM and not v.is_float32)),
         state,
         is_leaf=is_weight,
     )

@@ -23,6 +23,7 @@ class Rules:
       heads, kv_heads: query heads N and key/value heads K, of weights and activations.
       ffn: width F of the MLP, of weights and activations.
       vocab: V, of the embedding table and the logits.
+      experts: E; replicated, each device has a part of every expert.
     """
 
     batch: MeshAxes = None
@@ -31,6 +32,7 @@ class Rules:
     kv_heads: MeshAxes = None
     ffn: MeshAxes = None
     vocab: MeshAxes = None
+    experts: MeshAxes = None
 
     def spec(self, *axes: str | None) -> PartitionSpec:
         """The PartitionSpec of an array whose dimensions have these names; None is replicated.

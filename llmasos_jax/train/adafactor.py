@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from llmasos_jax.train.weights import Matrix, Path, is_stacked, map_named, matrix
+from llmasos_jax.train.weights import Matrix, Path, map_named, matrix, num_lead
 
 # Names and values as in the paper's algorithm 4.
 _DECAY_POWER = 0.8
@@ -31,8 +31,8 @@ def scale_by_adafactor() -> optax.GradientTransformation:
     `optax.adafactor` factors the two largest dimensions of an array and takes one RMS over all
     of it; with [L, D, N, H] in one array these would mix layers, heads and widths. Here the rows
     are the dimensions that a product contracts, the columns those that it gives, and each layer
-    of a stack has its own RMS. On plain matrices both agree. The learning rate is relative to
-    each weight's RMS, as in the paper; 1e-2 is a usual peak.
+    of a stack and each expert has its own RMS. On plain matrices both agree. The learning rate is
+    relative to each weight's RMS, as in the paper; 1e-2 is a usual peak.
 
     Returns:
       A transformation whose `update` needs `params`.
@@ -81,7 +81,7 @@ def _step(
 
 
 def _rms(path: Path, x: jax.Array) -> jax.Array:
-    dims = tuple(range(int(is_stacked(path)), x.ndim))
+    dims = tuple(range(num_lead(path), x.ndim))
     return jnp.sqrt(jnp.mean(jnp.square(x), axis=dims, keepdims=True))
 
 

@@ -90,7 +90,8 @@ def sgd(cfg: OptimConfig) -> optax.GradientTransformation:
 def muon(cfg: OptimConfig) -> optax.GradientTransformation:
     """Orthogonalised momentum for the matrices of the blocks, Adam for all other weights.
 
-    A weight [D, N, H] is one D x NH matrix, and each layer of a stack a matrix of its own.
+    A weight [D, N, H] is one D x NH matrix; each layer of a stack, and each expert, is a matrix of
+    its own.
     `momentum` is the matrices', `beta1`, `beta2` and `eps` are Adam's. Updates have Adam's RMS.
 
     References:

@@ -27,9 +27,13 @@ _IN_OUT: dict[str, tuple[int, int]] = {
     "gate": (1, 1),
     "up": (1, 1),
     "down": (1, 1),
+    "router": (1, 1),
+    "shared_gate": (1, 1),
     "w": (1, 1),
     "table": (1, 1),
 }
+# Below "moe", these are one matrix for each expert.
+_EXPERTS = ("gate", "up", "down")
 _VECTORS = ("scale", "bias", "positions", "types")
 _BLOCKS = ("prefix", "periods", "suffix", "layers")
 
@@ -65,7 +69,7 @@ def matrix(path: Path) -> Matrix | None:
             "in llmasos_jax/train/weights.py, with the dimensions that its product contracts"
         )
     num_in, num_out = _IN_OUT[name]
-    start = int(is_stacked(path))
+    start = num_lead(path)
     middle = start + num_in
     return Matrix(tuple(range(start, middle)), tuple(range(middle, middle + num_out)))
 
@@ -73,6 +77,16 @@ def matrix(path: Path) -> Matrix | None:
 def is_stacked(path: Path) -> bool:
     """Whether dimension 0 counts layers: each of them is a weight of its own."""
     return path[0] == "periods"
+
+
+def num_lead(path: Path) -> int:
+    """How many leading dimensions number weights of their own: of layers, of experts.
+
+    Example:
+      >>> num_lead(("periods", "0", "moe", "up")), num_lead(("periods", "0", "moe", "shared", "up"))
+      (2, 1)
+    """
+    return int(is_stacked(path)) + int(path[-2:-1] == ("moe",) and path[-1] in _EXPERTS)
 
 
 def is_in_block(path: Path) -> bool:
