@@ -20,7 +20,7 @@ from llmasos_jax.models import zoo
 def get_config(variant: str = "") -> ConfigDict:
     """The preset `llama-VARIANT` at full size; without a variant the tiny twin of `llama-7b`."""
     config = default_config()
-    config.name = f"llama-{variant}" if variant else "llama-tiny"
+    config.name = f"llama-{variant}" if variant else "llama"
     return _full(config, variant) if variant else _tiny(config)
 
 
