@@ -1,0 +1,50 @@
+"""What a family of models is to a reader of other people's files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.interop.hf_config import Keys
+from llmasos_jax.interop.tables import Table
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family as transformers has it.
+
+    Attributes:
+      name: the `architecture` of our `model.json`.
+      model_type: in `config.json`.
+      architectures: classes in transformers that are read whole: the first is taken where
+        `config.json` names none.
+      read_config: `config.json` -> our config; the caller finishes the keys.
+      table: weight names, written for the first class.
+      base_prefix: what names begin with in the first class and not in the base class ("model.").
+      outside: beginnings of names that have no such prefix in the first class.
+      renames: (beginning, what takes its place), the first that fits: other spellings of names.
+    """
+
+    name: str
+    model_type: str
+    architectures: tuple[str, ...]
+    read_config: Callable[[Keys], ModelConfig]
+    table: Callable[[ModelConfig], Table]
+    base_prefix: str = "model."
+    outside: tuple[str, ...] = ("lm_head.",)
+    renames: tuple[tuple[str, str], ...] = ()
+
+    def rename(self, names: list[str]) -> list[str]:
+        """Names as the table spells them, in the same order."""
+        spelled = [self._renamed(name) for name in names]
+        inner = [name for name in spelled if not name.startswith(self.outside)]
+        if any(name.startswith(self.base_prefix) for name in inner):
+            return spelled
+        return [n if n.startswith(self.outside) else self.base_prefix + n for n in spelled]
+
+    def _renamed(self, name: str) -> str:
+        for begin, other in self.renames:
+            if name.startswith(begin):
+                return other + name.removeprefix(begin)
+        return name

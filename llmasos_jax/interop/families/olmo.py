@@ -1,0 +1,31 @@
+"""OLMo 2: norms after attention and MLP, queries and keys normalised over all heads."""
+
+from __future__ import annotations
+
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.interop.families.decoder import (
+    ATTENTION,
+    ENDS,
+    IGNORED,
+    MLP,
+    OUTPUT_NORMS,
+    read_biases,
+    read_decoder,
+)
+from llmasos_jax.interop.families.family import Family
+from llmasos_jax.interop.families.llama import LLAMA
+from llmasos_jax.interop.hf_config import Keys
+from llmasos_jax.interop.tables import Table
+
+# The defaults of transformers' Olmo2Config.
+_OLMO2 = LLAMA | {"vocab_size": 50304, "rms_norm_eps": 1e-5}
+_TABLE = Table((*ENDS, *ATTENTION, *MLP, *OUTPUT_NORMS), IGNORED)
+
+
+def _read(keys: Keys) -> ModelConfig:
+    return ModelConfig(
+        **read_decoder(keys, _OLMO2), **read_biases(keys), norm_placement="output", qk_norm="full"
+    )
+
+
+FAMILIES = (Family("OLMo", "olmo2", ("Olmo2ForCausalLM", "Olmo2Model"), _read, lambda _: _TABLE),)

@@ -1,0 +1,65 @@
+"""Phi-3 and Phi-4: fused products, a part of each head rotated, longrope."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.interop.families.decoder import (
+    ENDS,
+    IGNORED,
+    LAYER,
+    MLP,
+    NORMS,
+    OURS,
+    OUT,
+    read_decoder,
+)
+from llmasos_jax.interop.families.family import Family
+from llmasos_jax.interop.hf_config import Keys
+from llmasos_jax.interop.rows import PRODUCT
+from llmasos_jax.interop.tables import Table, row
+
+# The defaults of transformers' Phi3Config.
+_PHI3: dict[str, Any] = {
+    "vocab_size": 32064,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+_TABLE = Table(
+    (
+        *ENDS,
+        *NORMS,
+        row(
+            f"{OURS}attn.q {OURS}attn.k {OURS}attn.v", f"{LAYER}self_attn.qkv_proj.weight", PRODUCT
+        ),
+        row(f"{OURS}mlp.gate {OURS}mlp.up", f"{LAYER}mlp.gate_up_proj.weight", PRODUCT),
+        *OUT,
+        *MLP,
+    ),
+    IGNORED,
+)
+
+
+def _read(keys: Keys) -> ModelConfig:
+    # "su" and "yarn" are what early files call longrope.
+    fields = read_decoder(
+        keys,
+        _PHI3,
+        has_fraction=True,
+        original=4096,
+        aliases={"su": "longrope", "yarn": "longrope"},
+    )
+    keys.only("attention_bias", False, why="its products have no biases")
+    return ModelConfig(**fields, attention_windows=(keys.integer("sliding_window", None),))
+
+
+FAMILIES = (Family("Phi", "phi3", ("Phi3ForCausalLM", "Phi3Model"), _read, lambda _: _TABLE),)
