@@ -64,26 +64,32 @@ def convert(
     *,
     step: int | None = None,
     allow_code: bool = False,
+    revision: str | None = None,
+    ignore: Sequence[str] = (),
 ) -> ConvertResult:
-    """Writes an LLMasOS model from a training folder, or from one step of its checkpoints.
+    """Writes an LLMasOS model from anything that `load_model` reads.
 
     Args:
-      source: the training folder, a checkpoint's folder, or a model.
+      source: a training folder or a checkpoint's, a Hugging Face folder, a .gguf file, a model, or
+        a name in the library or on the hub.
       out: a new folder, or a model's folder, which is replaced in one step.
       step: which checkpoint of a training folder; None takes the newest.
       allow_code: whether parts may be called "package.module:name", which imports that module.
+      revision: a branch, tag or commit of a name on the hub.
+      ignore: keys of a foreign config and tensors of foreign files that may get lost.
 
     Returns:
       What was written.
 
     Raises:
       CheckpointError: `source` holds no whole checkpoint.
-      FormatError: `out` cannot be written.
+      HubError: a name that is not known, or whose files cannot be had.
+      FormatError: `source` cannot be read, or `out` cannot be written.
     """
     from llmasos_jax.format.convert import convert_files
     from llmasos_jax.hub.open import open_model
 
-    files = open_model(source, step, allow_code=allow_code)
+    files = open_model(source, step, allow_code=allow_code, revision=revision, ignore=ignore)
     return convert_files(files, out, source=source)
 
 

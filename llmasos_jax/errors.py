@@ -31,6 +31,10 @@ class FormatError(LLMasOSError):
     """A model folder does not follow the LLMasOS format. The only error that reading one raises."""
 
 
+class HubError(LLMasOSError):
+    """A name is in no library, or the files of a published model cannot be had."""
+
+
 class CheckpointError(LLMasOSError):
     """A checkpoint is absent, damaged or belongs to another config."""
 

@@ -143,8 +143,8 @@ def test_arguments_out_of_range(folder, options, error, words):
 
 
 def test_what_is_no_model_says_what_is(tmp_path):
-    with pytest.raises(FormatError, match='"llama-7b" is not there; give a model.json'):
-        load_model("llama-7b")
+    with pytest.raises(FormatError, match='"./llama-7b" is not there; give a model.json'):
+        load_model("./llama-7b")
     with pytest.raises(FormatError, match="holds no model"):
         load_model(tmp_path)
     with pytest.raises(GenerationError, match="give a path"):

@@ -1,4 +1,4 @@
-"""Makes an LLMasOS model (model.json, weights, tokenizer) of a training folder or checkpoint."""
+"""Makes an LLMasOS model (model.json, weights, tokenizer) of anything that can be read."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from llmasos_jax.cli.options import add_allow_code, add_json, print_json
+from llmasos_jax.cli.options import add_allow_code, add_json, add_source, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `llmasos convert`."""
     parser.add_argument(
         "source",
-        type=Path,
         metavar="SOURCE",
-        help="a training folder, one step of its checkpoints, or a model",
+        help="a training folder or one step of its checkpoints, a Hugging Face folder, a .gguf "
+        "file, a model, or a name (see `llmasos models`)",
     )
     parser.add_argument(
         "out", type=Path, metavar="OUT", help="the model's folder: new, or a model to replace"
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step", type=int, metavar="N", help="which checkpoint; default the newest"
     )
+    add_source(parser)
     add_allow_code(parser)
     add_json(parser)
 
@@ -31,7 +32,14 @@ def run(args: argparse.Namespace) -> None:
     """Converts, then says what was written."""
     from llmasos_jax import api
 
-    result = api.convert(args.source, args.out, step=args.step, allow_code=args.allow_code)
+    result = api.convert(
+        args.source,
+        args.out,
+        step=args.step,
+        allow_code=args.allow_code,
+        revision=args.revision,
+        ignore=args.ignore,
+    )
     if args.json:
         print_json(asdict(result))
     else:

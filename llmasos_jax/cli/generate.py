@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 
-from llmasos_jax.cli.options import add_allow_code, add_json, note, print_json
+from llmasos_jax.cli.options import add_allow_code, add_json, add_source, note, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `llmasos generate`: those of `generate_text`."""
     parser.add_argument(
-        "model", metavar="MODEL", help="a model.json, its folder, or a training folder"
+        "model",
+        metavar="MODEL",
+        help="a model.json or its folder, a training folder, a Hugging Face folder, a .gguf file, "
+        "or a name (see `llmasos models`)",
     )
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to continue")
     parser.add_argument(
@@ -42,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="one compiled shape for all: exact whatever the neighbours, and slower",
     )
+    add_source(parser)
     add_allow_code(parser)
     add_json(parser)
 
@@ -53,7 +57,9 @@ def run(args: argparse.Namespace) -> None:
     count = use_compile_cache()
     from llmasos_jax.generate.load import load_model
 
-    model = load_model(args.model, allow_code=args.allow_code)
+    model = load_model(
+        args.model, allow_code=args.allow_code, revision=args.revision, ignore=args.ignore
+    )
     options = {
         "max_length": args.max_length,
         "temperature": args.temperature,

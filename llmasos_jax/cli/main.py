@@ -16,9 +16,10 @@ from llmasos_jax.errors import LLMasOSError, PreemptedError, did_you_mean
 # Each verb is `llmasos_jax.cli.<verb>` with `add_arguments(parser)` and `run(args) -> int | None`.
 VERBS = {
     "train": "trains a config, or goes on where its folder stopped",
-    "convert": "makes an LLMasOS model of a training folder or checkpoint",
+    "convert": "makes an LLMasOS model of anything that can be read",
     "generate": "continues prompts, streamed to a terminal",
     "data": "shows what a config reads and how it is cut",
+    "models": "lists the models that have a name: licence, size, where they are",
     "inspect": "says what is inside a model, a training folder or a checkpoint",
 }
 

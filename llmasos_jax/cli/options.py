@@ -38,6 +38,20 @@ def add_allow_code(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Adds `--revision` and `--ignore`: where a foreign model comes from, and what of it may go."""
+    parser.add_argument(
+        "--revision", metavar="R", help="a branch, tag or commit of a name on the hub"
+    )
+    parser.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a key or tensor of a foreign model that may get lost; may be repeated",
+    )
+
+
 def config_of(args: argparse.Namespace) -> Config:
     """The config that `--config` and its overrides describe.
 

@@ -36,7 +36,7 @@ def file_in(folder: Path, name: str) -> Path:
     path = folder / name
     try:
         real = path.resolve(strict=True)
-        if real.parent != folder.resolve(strict=True):
+        if real.parent not in _homes(folder.resolve(strict=True)):
             raise FormatError(
                 f'"{path}" is a link that leaves the model\'s folder; copy the file in'
             )
@@ -46,6 +46,13 @@ def file_in(folder: Path, name: str) -> Path:
         reason = getattr(error, "strerror", None) or error
         raise FormatError(f'cannot read "{path}": {reason}; the model is incomplete') from error
     return real
+
+
+def _homes(folder: Path) -> tuple[Path, ...]:
+    """Where the files of a model's folder may be: in it, or where the hub's cache keeps contents."""
+    if folder.parent.name == "snapshots":
+        return folder, folder.parent.parent / "blobs"
+    return (folder,)
 
 
 def read_bytes(path: Path, limit: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from jax.sharding import AxisType, Mesh
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.data.tokenizer import Tokenizer
-from llmasos_jax.errors import FormatError, GenerationError
+from llmasos_jax.errors import FormatError, GenerationError, did_you_mean
 from llmasos_jax.format.folder import find_manifest
 from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.format.read import read_manifest
@@ -19,6 +20,7 @@ from llmasos_jax.format.tokenizerfiles import TokenizerFiles, folder_tokenizer
 from llmasos_jax.generate.model import Model
 from llmasos_jax.generate.weights import Placing, check_dtype, place_random, place_tensors
 from llmasos_jax.hub.open import open_model
+from llmasos_jax.models import zoo
 from llmasos_jax.models.definition import file_def
 
 Source = str | os.PathLike[str]
@@ -31,21 +33,28 @@ def load_model(
     mesh: Mesh | None = None,
     quantize: str | None = None,
     allow_code: bool = False,
+    revision: str | None = None,
+    ignore: Sequence[str] = (),
 ) -> Model:
-    """Loads a model and its tokenizer.
+    """Loads a model and its tokenizer. A path that is there wins over a name.
 
     Args:
-      source: a `model.json` or its folder; a training folder, its `checkpoints`, or one step of it
-        (the weights are read one by one, nothing is converted on disk).
+      source: a `model.json` or its folder; a training folder, its `checkpoints`, or one step of it;
+        a Hugging Face folder (`config.json` and safetensors); a .gguf file; a name in the library
+        (`llmasos models` lists them), or "org/name" on the Hugging Face hub. Weights are read one
+        by one, nothing is converted on disk.
       dtype: "float32", "bfloat16" or "float16". None keeps the stored type, except on CPU, where
         bfloat16 and float16 become float32 while that fits in memory (a log line says so).
       mesh: the devices; weights are cut along its axis `tensor`. None is one device.
       quantize: None; other values are not in this version.
       allow_code: whether parts may be called "package.module:name", which imports that module. Off
         by default: opening a model runs no code.
+      revision: a branch, tag or commit of a name on the hub; "name@revision" says the same.
+      ignore: keys of a foreign config and tensors of foreign files that may get lost.
 
     Raises:
       FormatError: there is no model, or it does not follow the format.
+      HubError: a name that is not known, or whose files cannot be had.
       CheckpointError: a training run has no whole checkpoint.
       TokenizerError: its tokenizer cannot be read.
       GenerationError: an argument is out of range.
@@ -55,7 +64,7 @@ def load_model(
         raise GenerationError(f"quantize={quantize!r} is not in this version; leave it out")
     check_dtype(dtype)
     _check_source(source)
-    files = open_model(source, allow_code=allow_code)
+    files = open_model(source, allow_code=allow_code, revision=revision, ignore=ignore)
     tokenizer = _tokenizer(files.manifest, files.tokenizer, allow_code)
     placing = Placing(file_def(files.manifest.parameters), _checked(mesh))
     return Model(files.manifest, place_tensors(placing, files.tensors, dtype), tokenizer)
@@ -72,8 +81,8 @@ def init_model(
     """The model of a `model.json` with random weights, the same for one seed on every mesh.
 
     Args:
-      source: a `model.json`, its folder, a `Manifest`, or the parameters alone. Weights that are
-        there are not read.
+      source: a `model.json`, its folder, a `Manifest`, the parameters alone, or the name of a
+        preset (`models/zoo`: "palm-8b"). Weights that are there are not read.
       seed: of the weights, a whole number from 0 to 2^32 - 1.
       dtype: "float32", "bfloat16" or "float16".
       mesh: as in `load_model`.
@@ -99,22 +108,28 @@ def init_model(
         manifest = source
     else:
         _check_source(source)
-        manifest = read_manifest(source, allow_code=allow_code)
-        folder = find_manifest(source).parent
+        preset = zoo.find(source) if isinstance(source, str) else None
+        if preset is not None and not os.path.lexists(source):
+            manifest = Manifest(source.lower(), preset)
+        else:
+            manifest, folder = _manifest_of(source, allow_code)
     files = folder_tokenizer(manifest.tokenizer, folder, is_shared=True)
     tokenizer = _tokenizer(manifest, files, allow_code)
     placing = Placing(file_def(manifest.parameters), _checked(mesh))
     return Model(manifest, place_random(placing, jax.random.key(seed), dtype), tokenizer)
 
 
+def _manifest_of(source: Source, allow_code: bool) -> tuple[Manifest, Path]:
+    """What a path or a name says of its model, and the folder of its tokenizer."""
+    if not os.path.lexists(source) and isinstance(source, str) and "/" not in source:
+        near = did_you_mean(source.lower(), zoo.names())
+        raise FormatError(f'"{source}" is not there, and no preset is called so{near}')
+    return read_manifest(source, allow_code=allow_code), find_manifest(source).parent
+
+
 def _check_source(source: Any) -> None:
     if not isinstance(source, (str, os.PathLike)):
-        raise GenerationError(f"source is a {type(source).__name__}; give a path")
-    if not os.path.lexists(source):
-        raise FormatError(
-            f'"{os.fspath(source)}" is not there; give a model.json, the folder that has one, or a '
-            "training folder or one step of its checkpoints"
-        )
+        raise GenerationError(f"source is a {type(source).__name__}; give a path or a name")
 
 
 def _checked(mesh: Any) -> Mesh | None:

@@ -1,8 +1,9 @@
-"""Opens whatever holds a model."""
+"""A name or a path -> a model on this disk, of whatever kind, opened."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from llmasos_jax.checkpoint import steps
@@ -10,36 +11,120 @@ from llmasos_jax.errors import FormatError
 from llmasos_jax.format.folder import MANIFEST
 from llmasos_jax.format.read import ModelFiles, read_model
 from llmasos_jax.format.training import open_training
+from llmasos_jax.hub.resolve import resolve
+
+_HF_CONFIG = "config.json"
+_GGUF = b"GGUF"
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
 
 
 def open_model(
-    source: str | os.PathLike[str], step: int | None = None, *, allow_code: bool = False
+    source: str | os.PathLike[str],
+    step: int | None = None,
+    *,
+    allow_code: bool = False,
+    revision: str | None = None,
+    ignore: Sequence[str] = (),
 ) -> ModelFiles:
-    """Opens whatever on this disk holds a model, and reads no tensor.
+    """Opens whatever holds a model, and reads no tensor. A path that is there wins over a name.
 
     Args:
-      source: a `model.json` or its folder; a training folder, its `checkpoints`, or a step folder.
+      source: a `model.json` or its folder; a training folder, its `checkpoints`, or a step folder;
+        a Hugging Face folder; a .gguf file, or a folder with one; a name in the library, or
+        "org/name" on the Hugging Face hub, which is downloaded once.
       step: of a training run; None takes the newest.
       allow_code: whether parts may be called "package.module:name", which imports that module. Off
         by default: opening a model runs no code.
+      revision: a branch, tag or commit of a name on the hub.
+      ignore: keys of a `config.json` and tensors of foreign files that may get lost.
 
     Raises:
       FormatError: it is none of these, or not right.
       CheckpointError: a training run has no checkpoint, or a damaged one.
+      HubError: a name that is not known, or whose files cannot be had.
     """
-    path = Path(source)
-    if path.is_dir() and not (path / MANIFEST).exists() and _is_training(path):
+    path = resolve(source, revision)
+    kind = kind_of(path)
+    if kind == "training":
         return open_training(path, step, allow_code=allow_code)
     if step is not None:
         raise FormatError(f'"{source}" is a model, which has no steps; leave out step={step}')
-    if path.is_dir() and not os.path.lexists(path / MANIFEST):
+    if kind == "huggingface":
+        from llmasos_jax.interop.hf import open_hf
+
+        return open_hf(path.parent if path.is_file() else path, ignore=ignore)
+    if kind == "gguf":
+        from llmasos_jax.interop.gguf import open_gguf
+
+        return open_gguf(_gguf_file(path), ignore=ignore)
+    if ignore:
         raise FormatError(
-            f'"{source}" holds no model: expected a {MANIFEST}, or the "{steps.FOLDER}" folder of '
-            "a training run"
+            f'ignore={list(ignore)!r} is for what other programs wrote; "{source}" is an LLMasOS '
+            "model, of which everything is read; leave it out"
         )
     return read_model(path, allow_code=allow_code)
+
+
+def kind_of(path: Path) -> str:
+    """What stands at a path: "llmasos", "training", "huggingface" or "gguf".
+
+    Raises:
+      FormatError: none of these; the message names what is there.
+    """
+    if path.is_dir():
+        return _kind_of_folder(path)
+    if path.suffix.lower() == ".gguf" or _begins_with(path, _GGUF):
+        return "gguf"
+    if path.name == _HF_CONFIG and not (path.parent / MANIFEST).exists():
+        return "huggingface"
+    if path.suffix in _WEIGHTS:
+        raise FormatError(f'"{path}" is a file of weights; give the folder that it is in')
+    return "llmasos"
+
+
+def _kind_of_folder(path: Path) -> str:
+    # The link may be broken: then the reader says what is wrong with it.
+    if os.path.lexists(path / MANIFEST):
+        return "llmasos"
+    if _is_training(path):
+        return "training"
+    if (path / _HF_CONFIG).is_file():
+        return "huggingface"
+    if len(_ggufs(path)) == 1:
+        return "gguf"
+    raise FormatError(
+        f'"{path}" holds no model: expected a {MANIFEST}, a {_HF_CONFIG} with safetensors, one '
+        f'.gguf file, or the "{steps.FOLDER}" folder of a training run; {_found(path)}'
+    )
 
 
 def _is_training(path: Path) -> bool:
     named = (path / steps.FOLDER).is_dir() or path.name == steps.FOLDER
     return named or steps.is_step_folder(path) or bool(steps.all_steps(path))
+
+
+def _ggufs(path: Path) -> list[Path]:
+    return sorted(p for p in path.iterdir() if p.suffix.lower() == ".gguf" and p.is_file())
+
+
+def _gguf_file(path: Path) -> Path:
+    return _ggufs(path)[0] if path.is_dir() else path
+
+
+def _begins_with(path: Path, magic: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(magic)) == magic
+    except OSError:
+        return False  # whoever reads it says why
+
+
+def _found(path: Path) -> str:
+    ggufs = _ggufs(path)
+    if ggufs:
+        return f"it has {len(ggufs)} .gguf files, give one: {', '.join(p.name for p in ggufs[:5])}"
+    names = sorted(p.name for p in path.iterdir())
+    if not names:
+        return "it is empty"
+    more = "" if len(names) <= 5 else f" and {len(names) - 5} more"
+    return f"it has {', '.join(names[:5])}{more}"
