@@ -28,6 +28,22 @@ DTYPES = {
     "F16": np.dtype(np.float16),
 }
 CODES = {str(dtype): code for code, dtype in DTYPES.items()}
+# Types that safetensors has and weights of ours have not: by code, name and bytes of one number.
+_OTHERS = {
+    **{
+        f"{kind}{8 * size}": (f"{name}{8 * size}", size)
+        for kind, name in (("I", "int"), ("U", "uint"))
+        for size in (1, 2, 4, 8)
+    },
+    "F64": ("float64", 8),
+    "BOOL": ("bool", 1),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "F8_E8M0": ("float8_e8m0fnu", 1),
+}
+_SIZES = {name: size for name, size in _OTHERS.values()} | {
+    str(dtype): dtype.itemsize for dtype in DTYPES.values()
+}
 MAX_HEADER = 2**25  # bytes; a model of 4096 layers needs half
 MAX_RANK = 8
 # Tensors start on this boundary, so that a mapped file can be used without a copy.
@@ -40,7 +56,7 @@ class StoredTensor:
 
     Attributes:
       shape: sizes of its axes.
-      dtype: "float32", "bfloat16" or "float16".
+      dtype: "float32", "bfloat16" or "float16"; another one only from `open_tensors(others=True)`.
       read: gives the array; a view of the mapped file where there is one, so copy it to change it.
     """
 
@@ -51,7 +67,7 @@ class StoredTensor:
     @property
     def nbytes(self) -> int:
         """Its size in bytes."""
-        return math.prod(self.shape) * DTYPES[CODES[self.dtype]].itemsize
+        return math.prod(self.shape) * _SIZES[self.dtype]
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(str(size) for size in self.shape)}]"
@@ -68,11 +84,13 @@ def stored(array: Any) -> StoredTensor:
     return StoredTensor(tuple(array.shape), str(array.dtype), lambda: np.asarray(array))
 
 
-def open_tensors(path: Path) -> dict[str, StoredTensor]:
+def open_tensors(path: Path, *, others: bool = False) -> dict[str, StoredTensor]:
     """Maps a safetensors file and checks its header; reads no tensor.
 
     Args:
       path: a regular file.
+      others: whether it may hold tensors of types that weights of ours have not, such as integers;
+        to read one is an error.
 
     Returns:
       Its tensors by name, in the order of the file.
@@ -94,7 +112,7 @@ def open_tensors(path: Path) -> dict[str, StoredTensor]:
                     f"at most {MAX_HEADER}. It is cut off, or not a safetensors file"
                 )
             raw = file.read(length)
-        entries = parse_header(raw, size - 8 - length, where)
+        entries = parse_header(raw, size - 8 - length, where, others=others)
         if size == 8 + length:
             return {n: StoredTensor(e.shape, e.dtype, _empty(e)) for n, e in entries.items()}
         data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length)
@@ -114,17 +132,30 @@ class Entry:
 
 
 def _slice(data: np.ndarray, entry: Entry) -> Callable[[], np.ndarray]:
+    if entry.dtype not in CODES:
+        return _unreadable(entry)
     dtype = DTYPES[CODES[entry.dtype]]
     if entry.begin == entry.end:
         return _empty(entry)
     return lambda: data[entry.begin : entry.end].view(np.ndarray).view(dtype).reshape(entry.shape)
 
 
+def _unreadable(entry: Entry) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        raise FormatError(f"a tensor of {entry.dtype} is not read; known: {', '.join(CODES)}")
+
+    return read
+
+
 def _empty(entry: Entry) -> Callable[[], np.ndarray]:
+    if entry.dtype not in CODES:
+        return _unreadable(entry)
     return lambda: np.zeros(entry.shape, DTYPES[CODES[entry.dtype]])
 
 
-def parse_header(raw: bytes, data_size: int, where: str) -> dict[str, Entry]:
+def parse_header(
+    raw: bytes, data_size: int, where: str, *, others: bool = False
+) -> dict[str, Entry]:
     """Checks a safetensors header against the number of bytes that follow it.
 
     Raises:
@@ -137,7 +168,7 @@ def parse_header(raw: bytes, data_size: int, where: str) -> dict[str, Entry]:
     notes = header.pop("__metadata__", {})
     if not isinstance(notes, dict) or not all(isinstance(v, str) for v in notes.values()):
         raise FormatError(f"{where}: __metadata__ must map strings to strings")
-    entries = {name: _entry(name, value, where) for name, value in header.items()}
+    entries = {name: _entry(name, value, where, others) for name, value in header.items()}
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != end:
@@ -155,13 +186,13 @@ def parse_header(raw: bytes, data_size: int, where: str) -> dict[str, Entry]:
     return entries
 
 
-def _entry(name: str, value: Any, where: str) -> Entry:
+def _entry(name: str, value: Any, where: str, others: bool) -> Entry:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise FormatError(
             f"{where}: {shown(name)} must have exactly the keys dtype, shape and data_offsets"
         )
     code, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(code, str) or code not in DTYPES:
+    if not isinstance(code, str) or code not in DTYPES and not (others and code in _OTHERS):
         raise FormatError(
             f"{where}: {shown(name)} has dtype {shown(code)}; the format stores {', '.join(DTYPES)}"
         )
@@ -169,13 +200,14 @@ def _entry(name: str, value: Any, where: str) -> Entry:
         raise FormatError(f"{where}: {shown(name)} has shape {shown(shape)}, which no tensor has")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FormatError(f"{where}: {shown(name)} has data_offsets {shown(offsets)}")
-    expected = math.prod(shape) * DTYPES[code].itemsize
+    dtype = str(DTYPES[code]) if code in DTYPES else _OTHERS[code][0]
+    expected = math.prod(shape) * _SIZES[dtype]
     if offsets[1] - offsets[0] != expected:
         raise FormatError(
             f"{where}: {shown(name)} takes {offsets[1] - offsets[0]} bytes, {code} of shape "
             f"{shown(shape)} takes {expected}"
         )
-    return Entry(tuple(shape), str(DTYPES[code]), offsets[0], offsets[1])
+    return Entry(tuple(shape), dtype, offsets[0], offsets[1])
 
 
 def _are_sizes(values: Any) -> bool:

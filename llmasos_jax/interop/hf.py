@@ -1,0 +1,224 @@
+"""Hugging Face folders: `config.json` and safetensors, read as a model of ours. No torch needed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.errors import ConfigError, FormatError, did_you_mean
+from llmasos_jax.format import folder as folders
+from llmasos_jax.format.manifest import Generation, Manifest, to_json
+from llmasos_jax.format.read import ModelFiles
+from llmasos_jax.format.strict import parse_json, shown
+from llmasos_jax.format.tensorfile import StoredTensor, open_tensors
+from llmasos_jax.interop.families import FAMILIES
+from llmasos_jax.interop.families.family import Family
+from llmasos_jax.interop.hf_config import Keys
+from llmasos_jax.interop.hf_tokenizer import chat_template, folder_tokenizer_files
+from llmasos_jax.interop.tables import bind
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+ADAPTER = "adapter_config.json"
+MAX_CONFIG = 16 * 2**20  # bytes
+MAX_INDEX = 64 * 2**20  # bytes
+# Formats of weights that are programs, or that are not read here.
+_OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.ot")
+_QUANTISED = ("quantization_config", "compression_config")
+_LOG = logging.getLogger(__name__)
+
+
+def open_hf(folder: str | os.PathLike[str], *, ignore: Sequence[str] = ()) -> ModelFiles:
+    """Opens a Hugging Face folder: checks everything, reads no tensor that is used.
+
+    Args:
+      folder: with a `config.json`, and its weights as safetensors in one file or several.
+      ignore: keys of `config.json` that are taken as absent, and tensors that may get lost ("*"
+        stands for anything); a line in the log says each.
+
+    Returns:
+      The model. Its tensors are views of the mapped files where that is possible.
+
+    Raises:
+      FormatError: anything is wrong with it, or it asks for what is not computed here.
+      TokenizerError: its tokenizer is of a kind that is not read here.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    family = _family(config)
+    cfg = _read_parameters(family, config, ignore)
+    manifest = Manifest(
+        name=_name(folder),
+        parameters=cfg,
+        architecture=family.name,
+        generation=_generation(folder, config, cfg),
+        metadata={
+            "source_format": "huggingface",
+            "source_class": (config.get("architectures") or family.architectures)[0],
+        },
+    )
+    _check(manifest)
+    stored = _open_weights(folder)
+    spelled = family.rename(list(stored))
+    if len(set(spelled)) != len(spelled):
+        twice = next(name for name in spelled if spelled.count(name) > 1)
+        raise FormatError(f"{folder}: {shown(twice)} is there twice, with and without a prefix")
+    theirs = dict(zip(spelled, stored.values(), strict=True))
+    tensors = bind(family.table(cfg), cfg, theirs, str(folder), ignore=ignore)
+    return ModelFiles(folder, manifest, MappingProxyType(tensors), folder_tokenizer_files(folder))
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not os.path.lexists(folder / CONFIG):
+        if os.path.lexists(folder / ADAPTER):
+            raise FormatError(
+                f'"{folder}" is an adapter ({ADAPTER}), a change to another model; merge it into '
+                "that one first: with peft, merge_and_unload() and save_pretrained()"
+            )
+        raise FormatError(f'"{folder}" is no Hugging Face folder: it has no {CONFIG}')
+    config = _read_object(folder, CONFIG)
+    for key in _QUANTISED:
+        if config.get(key):
+            method = config[key].get("quant_method") if isinstance(config[key], dict) else None
+            raise FormatError(
+                f"{CONFIG}: the weights are quantised ({shown(str(method or key))}), which is not "
+                "read; take the model's float16 or bfloat16 release, or a GGUF of it"
+            )
+    return config
+
+
+def _read_object(folder: Path, name: str, limit: int = MAX_CONFIG) -> dict[str, Any]:
+    found = parse_json(folders.read_bytes(folders.file_in(folder, name), limit), name)
+    if not isinstance(found, dict):
+        raise FormatError(f"{name} is not a JSON object")
+    return found
+
+
+def _family(config: Mapping[str, Any]) -> Family:
+    """The family by the class that wrote the file, else by its `model_type`."""
+    classes, kind = config.get("architectures"), config.get("model_type")
+    if classes is None or classes == []:
+        by_type = {family.model_type: family for family in FAMILIES}
+        if isinstance(kind, str) and kind in by_type:
+            return by_type[kind]
+        raise FormatError(
+            f'{CONFIG} names no "architectures", and its "model_type" = {shown(str(kind))} is not '
+            f"read here{did_you_mean(shown(str(kind)), by_type)}"
+        )
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise FormatError(f'{CONFIG}: "architectures" = {shown(classes)} must be a list of names')
+    by_class = {name: family for family in FAMILIES for name in family.architectures}
+    name = classes[0]
+    if name in by_class:
+        return by_class[name]
+    stem = next((f for f in FAMILIES if f.model_type == kind), None)
+    if stem is not None:
+        raise FormatError(
+            f"{CONFIG}: {shown(name)} is a {stem.name} with another task's head, which is not "
+            f"read; known for it: {', '.join(stem.architectures)}"
+        )
+    raise FormatError(
+        f"{CONFIG}: the class {shown(name)} is not read here{did_you_mean(shown(name), by_class)}"
+    )
+
+
+def _read_parameters(
+    family: Family, config: Mapping[str, Any], ignore: Sequence[str]
+) -> ModelConfig:
+    keys = Keys(config, CONFIG, ignore)
+    try:
+        cfg = family.read_config(keys)
+    except ConfigError as error:
+        raise FormatError(f"{CONFIG}: as a {family.name}, {error}") from error
+    keys.finish()
+    return cfg
+
+
+def _check(manifest: Manifest) -> None:
+    """The bounds of the format hold here too: a config from a stranger may ask for anything."""
+    try:
+        to_json(manifest)
+    except FormatError as error:
+        raise FormatError(
+            f"{CONFIG} gives a model that the format does not allow: {error}"
+        ) from error
+
+
+def _name(folder: Path) -> str:
+    """The model's name: the folder's, and in the hub's own cache the repository's."""
+    path = Path(os.path.abspath(folder))
+    if path.parent.name == "snapshots":
+        return path.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return path.name or "model"
+
+
+def _generation(folder: Path, config: Mapping[str, Any], cfg: ModelConfig) -> Generation:
+    """Where a text ends, and the chat template."""
+    found: Any = None
+    text = config.get("text_config")
+    sources = [config, text if isinstance(text, dict) else {}]
+    if os.path.lexists(folder / GENERATION):
+        sources.insert(0, _read_object(folder, GENERATION))
+    for source in sources:
+        if found is None:
+            found = source.get("eos_token_id")
+    ids = [] if found is None else found if isinstance(found, list) else [found]
+    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        raise FormatError(f'{CONFIG}: "eos_token_id" = {shown(found)} must be ids of tokens')
+    inside = tuple(i for i in ids if i < cfg.vocab_size)
+    if len(inside) < len(ids):
+        _LOG.warning(
+            "eos_token_id %s is beyond the model's %d ids and ends no text", ids, cfg.vocab_size
+        )
+    return Generation(eos_ids=inside, chat_template=chat_template(folder))
+
+
+def _open_weights(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of the folder's safetensors, by their own names."""
+    if os.path.lexists(folder / folders.WEIGHTS):
+        return open_tensors(folders.file_in(folder, folders.WEIGHTS), others=True)
+    if os.path.lexists(folder / folders.INDEX):
+        return _open_sharded(folder)
+    others = sorted(path.name for kind in _OTHER_WEIGHTS for path in folder.glob(kind))
+    if others:
+        raise FormatError(
+            f'"{folder}" has {others[0]} and no {folders.WEIGHTS}; such files are programs, which '
+            "are not run. Convert it where you trust it: "
+            "transformers.AutoModel.from_pretrained(FOLDER).save_pretrained(OUT), with the class "
+            f"that {CONFIG} names in place of AutoModel"
+        )
+    found = sorted(path.name for path in folder.glob("*.safetensors"))
+    hint = f" (there is {', '.join(found[:3])})" if found else ""
+    raise FormatError(
+        f'"{folder}" has a {CONFIG} and no weights: put {folders.WEIGHTS}, or {folders.INDEX} and '
+        f"its files, beside it{hint}"
+    )
+
+
+def _open_sharded(folder: Path) -> dict[str, StoredTensor]:
+    index = _read_object(folder, folders.INDEX, MAX_INDEX)
+    homes = index.get("weight_map")
+    if not isinstance(homes, dict) or not all(isinstance(v, str) for v in homes.values()):
+        raise FormatError(f'{folders.INDEX}: "weight_map" must say which tensor is in which file')
+    tensors: dict[str, StoredTensor] = {}
+    for file in sorted(set(homes.values())):
+        for name, tensor in open_tensors(folders.file_in(folder, file), others=True).items():
+            if homes.get(name) != file:
+                says = f"in {shown(homes[name])}" if name in homes else "nowhere"
+                raise FormatError(
+                    f"{shown(name)} is in {file}, and {folders.INDEX} says {says}; the files do "
+                    "not belong together"
+                )
+            tensors[name] = tensor
+    missing = [name for name in homes if name not in tensors]
+    if missing:
+        raise FormatError(
+            f"{shown(missing[0])} is not in {shown(homes[missing[0]])}, where {folders.INDEX} says "
+            f"it is ({len(missing)} are not); the files do not belong together"
+        )
+    return tensors
