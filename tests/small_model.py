@@ -1,6 +1,7 @@
 """Models small enough to generate with in a test."""
 
 import numpy as np
+from jax.sharding import Mesh
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.format.manifest import Generation, Manifest
@@ -38,6 +39,15 @@ def scaled(model: Model, factor: float) -> Model:
     placing = Placing(file_def(model.config), model._weights.placing.mesh)
     weights = place_tensors(placing, {**tensors, "embed.table": stored(table)}, None)
     return Model(model.manifest, weights, model.tokenizer)
+
+
+def loud(model: Model, mesh: Mesh | None = None) -> Model:
+    """The model with matrices six times as large: attention then looks at few tokens."""
+    tensors = {}
+    for name, tensor in model._weights.stored().items():
+        tensors[name] = stored(tensor.read() * np.float32(6 if len(tensor.shape) > 1 else 1))
+    placing = Placing(file_def(model.config), mesh)
+    return Model(model.manifest, place_tensors(placing, tensors, None), model.tokenizer)
 
 
 def broken_model() -> Model:

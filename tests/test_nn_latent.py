@@ -9,17 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_sharding
-from jax.sharding import Mesh
-from small_model import SMALL, greedy_by_forward, ids_of, small_model
+from small_model import SMALL, greedy_by_forward, ids_of, loud, small_model
 from tolerances import PARITY, SIMPLE, WHOLE_MODEL
 
 from llmasos_jax.config.latent import LatentAttention
 from llmasos_jax.config.model import ModelConfig, RopeScaling
 from llmasos_jax.config.schema import MeshConfig
 from llmasos_jax.errors import ConfigError
-from llmasos_jax.format.tensorfile import stored
-from llmasos_jax.generate.model import Model
-from llmasos_jax.generate.weights import Placing, place_tensors
 from llmasos_jax.models.count import cache_bytes, count_parameters, forward_flops_per_token
 from llmasos_jax.models.definition import empty_cache, file_def, init_params
 from llmasos_jax.nn.kernels import reference
@@ -204,18 +200,6 @@ def test_counts_and_cache_equal_the_shapes() -> None:
     # Twice the tokens seen: the scores' 12 and the values' 8 numbers of each head, a product each.
     more = forward_flops_per_token(WHOLE, 33) - forward_flops_per_token(WHOLE, 1)
     assert more == 2 * 2 * 4 * (12 + 8) * 16
-
-
-def loud(model: Model, mesh: Mesh | None = None) -> Model:
-    """The model with matrices six times as large: attention then looks at few tokens."""
-    tensors = {}
-    for name, tensor in model._weights.stored().items():
-        tensors[name] = stored(tensor.read() * np.float32(6 if len(tensor.shape) > 1 else 1))
-    return Model(
-        model.manifest,
-        place_tensors(Placing(file_def(model.config), mesh), tensors, None),
-        model.tokenizer,
-    )
 
 
 def test_cached_logits_equal_one_forward() -> None:

@@ -27,7 +27,9 @@ class RopeScaling:
         0.1 ln(factor) + 1 for "yarn" and sqrt(1 + ln(factor) / ln(original_length)) for
         "longrope".
       short_factors, long_factors: one divisor per rotated pair ("longrope"): the short ones for
-        sequences of up to `original_length` tokens, the long ones for longer sequences.
+        sequences of up to `original_length` tokens, the long ones for longer sequences. In writing,
+        a prompt's length chooses for its tokens, its own position for each token after; the keys
+        of tokens before keep the rotation that they had.
     """
 
     kind: str | None = None
@@ -59,6 +61,10 @@ def check_rope_scaling(scaling: RopeScaling, theta: float, pairs: int) -> None:
         raise ConfigError(
             f'{path}.kind="{scaling.kind}" needs '
             "rope_scaling.original_length, the context length of the first training in tokens"
+        )
+    if scaling.kind == "longrope" and scaling.original_length == 1:
+        raise ConfigError(
+            f"{path}.original_length=1 must be above 1: its logarithm divides the factor's"
         )
     if scaling.kind == "llama3" and scaling.high_frequency <= scaling.low_frequency:
         raise ConfigError(

@@ -148,7 +148,8 @@ class Session:
         shape = self.shape_of(requests, deterministic=deterministic)
         tokens_bp, start_b, lengths_b = _padded(requests, shape, on_left=not deterministic)
         cache = self._call("cache", shape, self._empty_cache(shape), ())
-        cache = dataclasses.replace(cache, start_b=self.put(start_b))
+        starts = {"start_b": self.put(start_b), "length_b": self.put(lengths_b.copy())}
+        cache = dataclasses.replace(cache, **starts)
         last = shape.prompt - 1 if not deterministic else len(requests[0].ids) - 1
         logits_bv = None
         for begin in range(0, shape.prompt, shape.chunk):
@@ -204,7 +205,7 @@ class Session:
         whole = self._whole
         if whole is None:
             return {}
-        cache: Any = Cache(self._cache_sharding, whole, whole)  # pyright: ignore[reportArgumentType]
+        cache: Any = Cache(self._cache_sharding, whole, whole, whole)  # pyright: ignore[reportArgumentType]
         state: Any = State(cache, *[whole] * 6)  # pyright: ignore[reportArgumentType]
         outs = {"cache": cache, "prefill": (whole, cache), "begin": state, "decode": state}
         return {"out_shardings": outs[name]}

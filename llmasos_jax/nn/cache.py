@@ -68,11 +68,14 @@ class Cache:
       layers: a tree like the model's layers (`prefix`, `periods`, `suffix`) of LayerCache.
       start_b: int32 [B], each row's first slot that holds a token.
       slot: int32 scalar, where the next token goes.
+      length_b: int32 [B], tokens that each row is known to have, the prompt's: where angles depend
+        on a sequence's length ("longrope"), the first piece of a long prompt must know it.
     """
 
     layers: dict[str, dict[str, LayerCache]]
     start_b: jax.Array
     slot: jax.Array
+    length_b: jax.Array
 
     @property
     def num_slots(self) -> int:

@@ -21,21 +21,36 @@ class Rotation:
     cos: jax.Array
 
 
-def rotations(cfg: ModelConfig, positions_bt: jax.Array) -> dict[str, Rotation]:
+def rotations(
+    cfg: ModelConfig, positions_bt: jax.Array, lengths_bt: jax.Array | None = None
+) -> dict[str, Rotation]:
     """The rotations that the layers of a model need, by name.
 
     "global", and "local" where layers with a window have a base of their own.
+
+    Args:
+      cfg: the model.
+      positions_bt: int32 [B, T].
+      lengths_bt: int32 [B, T], how long the sequence is that each token belongs to, in tokens:
+        "longrope" chooses its factors by it. None: a row's greatest position, and 1.
     """
     if cfg.position != "rope":
         return {}
-    table = {
-        "global": _rotation(
-            positions_bt, *frequencies(cfg.rope_width, cfg.rope_theta, cfg.rope_scaling)
-        )
-    }
+    width, theta, scaling = cfg.rope_width, cfg.rope_theta, cfg.rope_scaling
+    if scaling.kind == "longrope":
+        if lengths_bt is None:
+            lengths_bt = jnp.max(positions_bt, axis=1, keepdims=True) + 1
+        is_long_bt1 = (lengths_bt > (scaling.original_length or 0))[:, :, None]
+        short, multiplier = frequencies(width, theta, scaling)
+        long, _ = frequencies(width, theta, scaling, is_long=True)
+        inverse_btr = jnp.where(is_long_bt1, long[None, None], short[None, None])
+        table = {"global": _rotation(positions_bt, inverse_btr, multiplier)}
+    else:
+        inverse, multiplier = frequencies(width, theta, scaling)
+        table = {"global": _rotation(positions_bt, inverse[None, None], multiplier)}
     if cfg.rope_theta_local is not None:
-        local = frequencies(cfg.rope_width, cfg.rope_theta_local, RopeScaling())
-        table["local"] = _rotation(positions_bt, *local)
+        local, _ = frequencies(width, cfg.rope_theta_local, RopeScaling())
+        table["local"] = _rotation(positions_bt, local[None, None], 1.0)
     return table
 
 
@@ -71,8 +86,30 @@ def rotate(x_btnh: jax.Array, rotation: Rotation, *, interleaved: bool = False) 
     )
 
 
-def frequencies(width: int, theta: float, scaling: RopeScaling) -> tuple[np.ndarray, float]:
+def document_lengths(positions_bt: jax.Array, segment_ids_bt: jax.Array) -> jax.Array:
+    """How long the document of each token is: its greatest position, and 1; int32 [B, T].
+
+    Args:
+      positions_bt: int32 [B, T].
+      segment_ids_bt: int32 [B, T], 0 to T, documents of packed rows.
+
+    Example:
+      >>> document_lengths(jnp.array([[0, 1, 2, 0, 1]]), jnp.array([[1, 1, 1, 2, 2]]))
+      Array([[3, 3, 3, 2, 2]], dtype=int32)
+    """
+    b, t = positions_bt.shape
+    row_b1 = jnp.arange(b, dtype=jnp.int32)[:, None]
+    longest = jnp.zeros((b, t + 1), jnp.int32)
+    longest = longest.at[row_b1, segment_ids_bt].max(positions_bt.astype(jnp.int32) + 1)
+    return longest[row_b1, segment_ids_bt]
+
+
+def frequencies(
+    width: int, theta: float, scaling: RopeScaling, *, is_long: bool = False
+) -> tuple[np.ndarray, float]:
     """Angles per position, float32 [width / 2], and what sine and cosine are multiplied by.
+
+    `is_long` says whether the sequence is longer than the original context: for "longrope" alone.
 
     Example:
       >>> frequencies(4, 100.0, RopeScaling())
@@ -89,12 +126,24 @@ def frequencies(width: int, theta: float, scaling: RopeScaling) -> tuple[np.ndar
             factor if factor is not None else 0.1 * math.log(max(scaling.factor, 1.0)) + 1.0
         )
         return _yarn(inverse, width, theta, scaling).astype(np.float32), multiplier
+    if scaling.kind == "longrope":
+        factors = scaling.long_factors if is_long else scaling.short_factors
+        return (inverse / np.array(factors)).astype(np.float32), _longrope_multiplier(scaling)
     return inverse.astype(np.float32), 1.0
 
 
-def _rotation(positions_bt: jax.Array, inverse: np.ndarray, multiplier: float) -> Rotation:
-    angles = positions_bt.astype(jnp.float32)[:, :, None] * jnp.asarray(inverse)[None, None, :]
+def _rotation(
+    positions_bt: jax.Array, inverse_btr: jax.Array | np.ndarray, multiplier: float
+) -> Rotation:
+    angles = positions_bt.astype(jnp.float32)[:, :, None] * jnp.asarray(inverse_btr)
     return Rotation(jnp.sin(angles) * multiplier, jnp.cos(angles) * multiplier)
+
+
+def _longrope_multiplier(scaling: RopeScaling) -> float:
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    more = math.log(max(scaling.factor, 1.0)) / math.log(scaling.original_length or math.e)
+    return math.sqrt(1.0 + more)
 
 
 def _llama3(inverse: np.ndarray, scaling: RopeScaling) -> np.ndarray:
