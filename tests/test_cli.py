@@ -158,9 +158,9 @@ def test_data_show_says_what_a_run_reads(capsys, tmp_path, monkeypatch):
 
 def test_inspect_says_what_it_cannot_read(capsys, tmp_path):
     assert cli.main(["inspect", str(tmp_path)]) == 2
-    assert "neither a model" in capsys.readouterr().err
+    assert "holds no model: expected a model.json" in capsys.readouterr().err
     assert cli.main(["inspect", str(tmp_path / "absent")]) == 2
-    assert "there is nothing at all" in capsys.readouterr().err
+    assert "is not there; give a model.json" in capsys.readouterr().err
 
 
 def test_inspect_counts_a_model_without_weights(capsys, tmp_path):

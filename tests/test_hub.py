@@ -356,7 +356,13 @@ def test_the_command_line_downloads_generates_and_goes_offline(published, tmp_pa
     repo, text = published
     with loopback_hub(small=repo) as hub:
         words = ("generate", "acme/small", "Hello", "--max-length=5", "--temperature=0", "--json")
+        look = ("inspect", "acme/small", "--json")
+        before = json.loads(llmasos(hub, tmp_path, *look).stdout)
+        assert before["kind"] == "name" and before["path"] == f"acme/small@{repo.commit}"
+        assert before["download_bytes"] == sum(map(len, repo.files.values()))
         assert json.loads(llmasos(hub, tmp_path, *words).stdout)["texts"] == [text]
+        after = json.loads(llmasos(hub, tmp_path, *look).stdout)
+        assert after["kind"] == "model" and "/snapshots/" in after["path"]
         hub.asked.clear()
         again = llmasos(hub, tmp_path, *words, HF_HUB_OFFLINE="1")
         assert json.loads(again.stdout)["texts"] == [text] and not hub.asked

@@ -31,8 +31,9 @@ class Row:
     def num_bytes(self) -> int:
         """Bytes of the weights there."""
         package = self.model.package
-        is_packaged = self.where == "package" and package is not None
-        return package.num_bytes if is_packaged else self.model.num_bytes
+        if self.where == "package" and package is not None:
+            return package.num_bytes
+        return self.model.num_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -49,7 +49,7 @@ def file_in(folder: Path, name: str) -> Path:
 
 
 def _homes(folder: Path) -> tuple[Path, ...]:
-    """Where the files of a model's folder may be: in it, or where the hub's cache keeps contents."""
+    """Where a model's files may be: in its folder, or where the hub's cache keeps contents."""
     if folder.parent.name == "snapshots":
         return folder, folder.parent.parent / "blobs"
     return (folder,)

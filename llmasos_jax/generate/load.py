@@ -110,7 +110,7 @@ def init_model(
         _check_source(source)
         preset = zoo.find(source) if isinstance(source, str) else None
         if preset is not None and not os.path.lexists(source):
-            manifest = Manifest(source.lower(), preset)
+            manifest = Manifest(str(source).lower(), preset)
         else:
             manifest, folder = _manifest_of(source, allow_code)
     files = folder_tokenizer(manifest.tokenizer, folder, is_shared=True)

@@ -95,7 +95,7 @@ class Hub:
         """
         client = _client()
         if client.constants.is_offline_mode():
-            raise HubError(trouble.offline(repo, revision))
+            raise trouble.UnreachableError(trouble.offline(repo, revision))
         with trouble.in_words(repo, revision, self._address(client), self._has_token(client)):
             info = client.HfApi(endpoint=self.endpoint, token=self.token).model_info(
                 repo, revision=revision, files_metadata=True, timeout=_TIMEOUT_S
