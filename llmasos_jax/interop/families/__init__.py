@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from llmasos_jax.interop.families import deepseek, gemma, llama, olmo, phi, qwen
+from llmasos_jax.interop.families import (
+    bert,
+    bloom,
+    cohere,
+    deepseek,
+    gemma,
+    gpt2,
+    gpt_neox,
+    gptj,
+    llama,
+    mpt,
+    olmo,
+    opt,
+    phi,
+    qwen,
+)
 from llmasos_jax.interop.families.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -12,4 +27,12 @@ FAMILIES: tuple[Family, ...] = (
     *phi.FAMILIES,
     *olmo.FAMILIES,
     *deepseek.FAMILIES,
+    *gpt2.FAMILIES,
+    *gptj.FAMILIES,
+    *gpt_neox.FAMILIES,
+    *bloom.FAMILIES,
+    *mpt.FAMILIES,
+    *opt.FAMILIES,
+    *cohere.FAMILIES,
+    *bert.FAMILIES,
 )
