@@ -67,6 +67,29 @@ def splits(patterns: Iterable[str], *, add_prefix_space: bool = False) -> dict[s
     return {"type": "Sequence", "pretokenizers": first}
 
 
+def byte_characters() -> list[str]:
+    """The printable character that stands for each byte in GPT-2's vocabularies.
+
+    Example:
+      >>> byte_characters()[0x20], byte_characters()[0x41]
+      ('Ġ', 'A')
+    """
+    shown_as_is = {*range(33, 127), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in shown_as_is else next(others)) for byte in range(256)]
+
+
+def apart(characters: Iterable[str]) -> dict[str, Any]:
+    """A pre-tokenizer that keeps each of these characters apart from its neighbours."""
+    pattern = "".join(f"\\x{{{ord(c):X}}}" for c in characters)
+    return {
+        "type": "Split",
+        "pattern": {"Regex": f"[{pattern}]"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+
+
 def byte_level_bpe(
     vocab: Mapping[str, int],
     merges: Sequence[tuple[str, str]],

@@ -41,7 +41,7 @@ def rebuild(metadata: Mapping[str, Any]) -> TokenizerFiles | None:
       TokenizerError: its kind, or the way it cuts texts, is not known here.
     """
     kind = metadata.get(f"{_KEY}model")
-    if kind is None or kind in ("none", "no_vocab"):
+    if kind is None or (isinstance(kind, str) and kind in ("none", "no_vocab")):
         return None
     if not isinstance(kind, str) or kind not in _KINDS:
         raise TokenizerError(
@@ -64,7 +64,8 @@ def end_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:
       ...          "tokenizer.ggml.token_type": [1, 3], "tokenizer.ggml.pre": "smollm"})
       (1,)
     """
-    if metadata.get(f"{_KEY}model") not in _KINDS:
+    kind = metadata.get(f"{_KEY}model")
+    if not isinstance(kind, str) or kind not in _KINDS:
         return ()
     vocabulary = _read(metadata)
     names = {name for name in _END_NAMES if vocabulary.is_special(name)}
@@ -107,10 +108,16 @@ def _byte_level(metadata: Mapping[str, Any], vocabulary: _Vocabulary) -> Tokeniz
                 f'tokenizer.ggml.merges has "{shown(merge)}"; expected two tokens and a space'
             )
         merges.append((left, right))
+    cuts = tokenizerjson.splits(pre.patterns)
+    # A byte without a token is left out. In llama.cpp what stood around it does not become
+    # neighbours by that, in the tokenizers library it would.
+    missing = [c for c in tokenizerjson.byte_characters() if c not in vocabulary.ids]
+    if missing:
+        cuts["pretokenizers"].append(tokenizerjson.apart(missing))
     parts = tokenizerjson.byte_level_bpe(
         vocabulary.ids,
         merges,
-        tokenizerjson.splits(pre.patterns),
+        cuts,
         ignore_merges=pre.ignore_merges,
     )
     ends = _ends(metadata, vocabulary, pre.adds_bos, bos=None, eos=None)
@@ -118,19 +125,8 @@ def _byte_level(metadata: Mapping[str, Any], vocabulary: _Vocabulary) -> Tokeniz
 
 
 def _by_scores(metadata: Mapping[str, Any], vocabulary: _Vocabulary) -> Tokenizer:
-    scores = metadata.get(f"{_KEY}scores")
-    if scores is None or len(scores) != len(vocabulary.tokens):
-        raise TokenizerError(
-            f"tokenizer.ggml.scores has {0 if scores is None else len(scores)} numbers for "
-            f"{len(vocabulary.tokens)} tokens; expected one for each"
-        )
-    try:
-        values = np.asarray(scores, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise TokenizerError("tokenizer.ggml.scores are not numbers") from error
-    if not np.isfinite(values).all():
-        raise TokenizerError("tokenizer.ggml.scores has a number that is not finite")
-    normal = {vocabulary.tokens[i]: float(values[i]) for i in vocabulary.of_type(_NORMAL)}
+    values = _numbers(metadata, "scores", len(vocabulary.tokens))
+    normal = {vocabulary.tokens[i]: values[i] for i in vocabulary.of_type(_NORMAL)}
     unk_id = _token_id(metadata, "unknown_token_id", vocabulary, default=0)
     parts = tokenizerjson.scored_bpe(
         vocabulary.ids,
@@ -190,18 +186,9 @@ def _read(metadata: Mapping[str, Any]) -> _Vocabulary:
     tokens = [
         token or f"[EMPTY_{number}]" for number, token in enumerate(_strings(metadata, "tokens"))
     ]
-    types = metadata.get(f"{_KEY}token_type")
-    if types is None:
-        types = [_NORMAL] * len(tokens)
-    if len(types) != len(tokens):
-        raise TokenizerError(
-            f"tokenizer.ggml.token_type has {len(types)} numbers for {len(tokens)} tokens; "
-            "expected one for each"
-        )
-    try:
-        kinds = [int(kind) for kind in types]
-    except (TypeError, ValueError) as error:
-        raise TokenizerError("tokenizer.ggml.token_type are not whole numbers") from error
+    kinds = [_NORMAL] * len(tokens)
+    if f"{_KEY}token_type" in metadata:
+        kinds = [int(kind) for kind in _numbers(metadata, "token_type", len(tokens))]
     ids = _numbered(tokens)
     for name in _END_NAMES:
         if name in ids and kinds[ids[name]] == _NORMAL and name != "</s>":
@@ -287,6 +274,22 @@ def _flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
     if not isinstance(found, (bool, np.bool_)):
         raise TokenizerError(f"tokenizer.ggml.{key} = {shown(found)} is not true or false")
     return bool(found)
+
+
+def _numbers(metadata: Mapping[str, Any], key: str, count: int) -> list[float]:
+    """An array with one number for each token."""
+    try:
+        found = np.asarray(metadata.get(_KEY + key), dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TokenizerError(f"tokenizer.ggml.{key} are not numbers; expected an array") from error
+    if found.shape != (count,):
+        raise TokenizerError(
+            f"tokenizer.ggml.{key} has {found.size if found.ndim else 0} numbers for {count} "
+            "tokens; expected one for each"
+        )
+    if not np.isfinite(found).all():
+        raise TokenizerError(f"tokenizer.ggml.{key} has a number that is not finite")
+    return found.tolist()
 
 
 def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
