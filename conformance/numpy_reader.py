@@ -23,7 +23,7 @@ DEFAULTS = {
     **{"rope_scaling": {}, "attention": "dot_product", "attention_windows": [None]},
     **{"attention_scale": None, "attention_soft_cap": None, "qk_norm": None, "qkv_bias": False},
     **{"attention_out_bias": False, "mlp": "swiglu", "mlp_bias": False, "tie_embeddings": True},
-    "head_bias": False,
+    **{"head_bias": False, "head": "linear"},
     **{"embedding_scale": 1.0, "logit_scale": 1.0, "logit_soft_cap": None},
 }
 SCALING = {

@@ -19,6 +19,7 @@ from llmasos_jax.errors import ConfigError
 POSITIONS = ("rope", "learned", "alibi", "none")
 BLOCKS = ("sequential", "parallel", "parallel_two_norms")
 NORM_PLACEMENTS = ("pre", "post", "sandwich", "output")
+HEADS = ("linear", None)
 QK_NORMS = (None, "head", "full")
 GATED_MLPS = ("swiglu", "geglu", "geglu_tanh", "reglu")
 
@@ -75,6 +76,8 @@ class ModelConfig:
         2002.05202); plain "gelu", "gelu_tanh", "relu", "silu"; or "package.module:name" of a plain
         activation function.
       experts: see `Experts`.
+      head: "linear", one product from the last hidden state to the logits; None for a trunk that
+        has no output layer (BERT's, whose heads are not in this version).
       tie_embeddings: whether the output layer is the embedding table.
       head_bias: whether an output layer of its own has a bias (GPT-J).
       embedding_scale: multiplies the embeddings (sqrt(D) in Gemma).
@@ -117,6 +120,7 @@ class ModelConfig:
     mlp: str = "swiglu"
     mlp_bias: bool = False
     experts: Experts = field(default_factory=Experts)
+    head: str | None = "linear"
     tie_embeddings: bool = True
     head_bias: bool = False
     embedding_scale: float = 1.0
@@ -202,6 +206,7 @@ def check_model(cfg: ModelConfig) -> None:
         ("block", BLOCKS),
         ("norm_placement", NORM_PLACEMENTS),
         ("qk_norm", QK_NORMS),
+        ("head", HEADS),
     ):
         require_one_of(f"model.{name}", getattr(cfg, name), known)
     if cfg.token_types < 0:
@@ -209,6 +214,11 @@ def check_model(cfg: ModelConfig) -> None:
     if cfg.head_bias and cfg.tie_embeddings:
         raise ConfigError(
             "model.head_bias needs an output layer of its own; set model.tie_embeddings=False"
+        )
+    if cfg.head is None and (cfg.causal or not cfg.tie_embeddings):
+        raise ConfigError(
+            "model.head=None is a trunk without an output layer; it needs model.causal=False and "
+            "model.tie_embeddings=True"
         )
     _check_heads(cfg)
     _check_attention(cfg)

@@ -17,9 +17,10 @@ from llmasos_jax.data.tokenizer import Tokenizer
 from llmasos_jax.errors import GenerationError
 from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.format.write import write_model
+from llmasos_jax.generate.inputs import ForwardInputs, read_inputs
 from llmasos_jax.generate.loop import Programs
 from llmasos_jax.generate.request import make_requests, read_options, read_prompts
-from llmasos_jax.generate.session import Session, quarter_steps
+from llmasos_jax.generate.session import Session
 from llmasos_jax.generate.stream import Decoder
 from llmasos_jax.generate.weights import Weights
 from llmasos_jax.generate.writer import write
@@ -121,9 +122,9 @@ class Model:
             deterministic=deterministic,
         )
         prompts = read_prompts(prompt)
-        tokenizer = self._require_tokenizer()
         if not self.config.causal:
             raise GenerationError(f"{self!r} reads in both directions and cannot continue a text")
+        tokenizer = self._require_tokenizer()
         requests = make_requests(prompts, options, tokenizer, self.config.context_length)
         self.last_seed = options.sampling.seed
         stops = (*options.stop, *self.manifest.generation.stop)
@@ -188,10 +189,14 @@ class Model:
           float32 [B, T, V].
 
         Raises:
-          GenerationError: shapes or ids do not fit the model.
+          GenerationError: shapes or ids do not fit the model, or it has no output layer.
         """
-        tokens_bt, mask_bt, t = self._inputs(token_ids, attention_mask)
-        return self._logits(self._weights.params, tokens_bt, mask_bt)[:, :t]
+        if self.config.head is None:
+            raise GenerationError(
+                f"{self!r} has no output layer, so no logits; call hidden_states for what it reads"
+            )
+        inputs = self._inputs(token_ids, attention_mask)
+        return self._logits(self._weights.params, *inputs.arrays())[:, : inputs.width]
 
     def hidden_states(
         self, token_ids: Any, attention_mask: Any = None, token_type_ids: Any = None
@@ -201,7 +206,8 @@ class Model:
         Args:
           token_ids: whole numbers [B, T].
           attention_mask: as in `logits`.
-          token_type_ids: for models with token types; None in this version.
+          token_type_ids: [B, T], the type of each token, for a model that has token types; None is
+            type 0 everywhere.
 
         Returns:
           L + 1 arrays, float32 [B, T, D]: the embeddings, then after each block, the last one after
@@ -210,10 +216,9 @@ class Model:
         Raises:
           GenerationError: shapes or ids do not fit the model.
         """
-        if token_type_ids is not None:
-            raise GenerationError("this model has no token types; leave out token_type_ids")
-        tokens_bt, mask_bt, t = self._inputs(token_ids, attention_mask)
-        return [x[:, :t] for x in self._layers(self._weights.params, tokens_bt, mask_bt)]
+        inputs = self._inputs(token_ids, attention_mask, token_type_ids)
+        layers = self._layers(self._weights.params, *inputs.arrays())
+        return [x[:, : inputs.width] for x in layers]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the model as an LLMasOS folder, in one step.
@@ -267,29 +272,10 @@ class Model:
             )
         return self.tokenizer
 
-    def _inputs(self, token_ids: Any, attention_mask: Any) -> tuple[np.ndarray, np.ndarray, int]:
-        """Tokens and mask as int32 [B, T'], padded on the right to a bucket, and T."""
-        tokens_bt = _integers("token_ids", token_ids)
-        if tokens_bt.min() < 0 or tokens_bt.max() >= self.config.vocab_size:
-            raise GenerationError(
-                f"token_ids reach from {tokens_bt.min()} to {tokens_bt.max()}; the model's are "
-                f"0 to {self.config.vocab_size - 1}"
-            )
-        mask_bt = np.ones_like(tokens_bt)
-        if attention_mask is not None:
-            mask_bt = _integers("attention_mask", attention_mask)
-            if mask_bt.shape != tokens_bt.shape or not np.isin(mask_bt, (0, 1)).all():
-                raise GenerationError(
-                    f"attention_mask {list(mask_bt.shape)} does not fit token_ids "
-                    f"{list(tokens_bt.shape)}; give 1 for tokens and 0 for padding, as many"
-                )
-        t = tokens_bt.shape[1]
-        if self.config.position == "learned" and t > self.config.context_length:
-            raise GenerationError(
-                f"token_ids have {t} positions, the model {self.config.context_length}; cut them"
-            )
-        width = [(0, 0), (0, quarter_steps(t) - t)]
-        return np.pad(tokens_bt, width), np.pad(mask_bt, width), t
+    def _inputs(
+        self, token_ids: Any, attention_mask: Any, token_type_ids: Any = None
+    ) -> ForwardInputs:
+        return read_inputs(self.config, token_ids, attention_mask, token_type_ids)
 
     @cached_property
     def _logits(self) -> Any:
@@ -320,7 +306,13 @@ def _stream(
 
 
 def _forward(
-    weights: Weights, params: Tree, tokens_bt: jax.Array, mask_bt: jax.Array, *, all_layers: bool
+    weights: Weights,
+    params: Tree,
+    tokens_bt: jax.Array,
+    mask_bt: jax.Array,
+    token_types_bt: jax.Array | None,
+    *,
+    all_layers: bool,
 ) -> Any:
     model = weights.definition.bind(params)
     positions_bt = jnp.maximum(jnp.cumsum(mask_bt, axis=1) - 1, 0)
@@ -328,24 +320,10 @@ def _forward(
         tokens_bt,
         positions_bt=positions_bt,
         segment_ids_bt=mask_bt,
+        token_types_bt=token_types_bt,
         runtime=weights.runtime,
         all_layers=all_layers,
     )
     if hidden.layers is not None:
         return [x_btd.astype(jnp.float32) for x_btd in hidden.layers]
     return model.logits(hidden.x_btd, weights.runtime)
-
-
-def _integers(name: str, values: Any) -> np.ndarray:
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise GenerationError(
-            f"{name} has rows of unequal length; pad them and give an attention_mask"
-        ) from error
-    whole = np.issubdtype(array.dtype, np.integer) or array.dtype == bool
-    if array.ndim != 2 or not array.size or not whole:
-        raise GenerationError(
-            f"{name} is {array.dtype} {list(array.shape)}; expected whole numbers [batch, tokens]"
-        )
-    return array.astype(np.int32)

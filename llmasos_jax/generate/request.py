@@ -58,12 +58,13 @@ def read_options(
     for name, flag in (("stream", stream), ("echo", echo), ("deterministic", deterministic)):
         if not isinstance(flag, bool):
             raise GenerationError(f"{name}={flag!r} is not possible; give True or False")
-    if seed is None:
-        seed = secrets.randbits(32)
-        if temperature != 0:
-            _LOG.info("seed=%d (give it again to get the same text)", seed)
+    is_fresh = seed is None
+    seed = secrets.randbits(32) if seed is None else seed
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    return Options(int(max_length), sampling, _stops(stop), stream, echo, deterministic)
+    options = Options(int(max_length), sampling, _stops(stop), stream, echo, deterministic)
+    if is_fresh and sampling.temperature != 0:
+        _LOG.info("seed=%d (give it again to get the same text)", seed)
+    return options
 
 
 def read_prompts(prompt: str | Sequence[str]) -> list[str]:

@@ -73,7 +73,8 @@ def count_matmul_parameters(cfg: ModelConfig) -> int:
       >>> count_matmul_parameters(ModelConfig(vocab_size=256, embedding_dim=64, num_layers=2))
       122880
     """
-    return cfg.num_layers * layer_matmul_parameters(cfg) + cfg.vocab_size * cfg.embedding_dim
+    head = 0 if cfg.head is None else cfg.vocab_size * cfg.embedding_dim
+    return cfg.num_layers * layer_matmul_parameters(cfg) + head
 
 
 def visible_keys(cfg: ModelConfig, layer: int, sequence_length: int) -> float:

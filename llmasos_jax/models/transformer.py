@@ -14,6 +14,7 @@ from flax import nnx
 from jax import lax
 
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.errors import ConfigError
 from llmasos_jax.models.layout import Layout, layer_specs
 from llmasos_jax.nn.block import Block, BlockInputs
 from llmasos_jax.nn.cache import Cache, LayerCache
@@ -129,6 +130,8 @@ class Transformer(nnx.Module):
 
     def logits(self, x_btd: jax.Array, runtime: Runtime) -> jax.Array:
         """Scores of the next token, float32 [B, T, V], from the last hidden state."""
+        if self.cfg.head is None:
+            raise ConfigError("model.head=None: this model has no output layer, so no logits")
         with jax.named_scope("logits"):
             if self.head is None:
                 logits_btv = gathered(self.embed, runtime).attend(x_btd, runtime)

@@ -1,0 +1,103 @@
+"""Checks ids, masks and token types that a caller gives, before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.errors import GenerationError
+from llmasos_jax.generate.session import quarter_steps
+
+
+@dataclass(frozen=True)
+class ForwardInputs:
+    """What one forward pass reads, padded on the right to a compiled shape.
+
+    Attributes:
+      tokens_bt: int32 [B, T'].
+      mask_bt: int32 [B, T'], 1 for tokens.
+      token_types_bt: int32 [B, T'], or None.
+      width: T, the columns that the caller gave.
+    """
+
+    tokens_bt: np.ndarray
+    mask_bt: np.ndarray
+    token_types_bt: np.ndarray | None
+    width: int
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Tokens, mask and token types."""
+        return self.tokens_bt, self.mask_bt, self.token_types_bt
+
+
+def read_inputs(
+    cfg: ModelConfig, token_ids: Any, attention_mask: Any, token_type_ids: Any
+) -> ForwardInputs:
+    """Checks the arguments of `Model.logits` and `Model.hidden_states`.
+
+    Raises:
+      GenerationError: shapes, ids or types do not fit the model.
+    """
+    tokens_bt = _integers("token_ids", token_ids)
+    _check_range("token_ids", tokens_bt, cfg.vocab_size)
+    shape = tokens_bt.shape
+    mask_bt = np.ones(shape, np.int32)
+    if attention_mask is not None:
+        mask_bt = _integers("attention_mask", attention_mask)
+        if mask_bt.shape != shape or not np.isin(mask_bt, (0, 1)).all():
+            raise GenerationError(
+                f"attention_mask {list(mask_bt.shape)} does not fit token_ids {list(shape)}; give "
+                "1 for tokens and 0 for padding, as many"
+            )
+    types_bt = None if token_type_ids is None else _token_types(cfg, token_type_ids, shape)
+    longest, num_positions = int(mask_bt.sum(axis=1).max()), cfg.context_length
+    if cfg.position == "learned" and longest > num_positions:
+        raise GenerationError(
+            f"token_ids have {longest} tokens in a row, the model {num_positions} positions; cut "
+            "them"
+        )
+    width = shape[1]
+    pad = [(0, 0), (0, quarter_steps(width) - width)]
+    padded = [np.pad(x.astype(np.int32), pad) for x in (tokens_bt, mask_bt)]
+    if types_bt is not None:
+        types_bt = np.pad(types_bt.astype(np.int32), pad)
+    return ForwardInputs(padded[0], padded[1], types_bt, width)
+
+
+def _token_types(cfg: ModelConfig, token_type_ids: Any, shape: tuple[int, ...]) -> np.ndarray:
+    if not cfg.token_types:
+        raise GenerationError("this model has no token types; leave out token_type_ids")
+    types_bt = _integers("token_type_ids", token_type_ids)
+    if types_bt.shape != shape:
+        raise GenerationError(
+            f"token_type_ids {list(types_bt.shape)} do not fit token_ids {list(shape)}; give one "
+            "for each"
+        )
+    _check_range("token_type_ids", types_bt, cfg.token_types)
+    return types_bt
+
+
+def _check_range(name: str, values: np.ndarray, num: int) -> None:
+    if values.min() < 0 or values.max() >= num:
+        raise GenerationError(
+            f"{name} reach from {values.min()} to {values.max()}; the model's are 0 to {num - 1}"
+        )
+
+
+def _integers(name: str, values: Any) -> np.ndarray:
+    """As given, not narrowed: an id of 2^32 must not become 0."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise GenerationError(
+            f"{name} has rows of unequal length; pad them and give an attention_mask"
+        ) from error
+    whole = np.issubdtype(array.dtype, np.integer) or array.dtype == bool
+    if array.ndim != 2 or not array.size or not whole:
+        raise GenerationError(
+            f"{name} is {array.dtype} {list(array.shape)}; expected whole numbers [batch, tokens]"
+        )
+    return array
