@@ -12,6 +12,7 @@ _BERT = partial(
     ModelConfig,
     context_length=512,
     causal=False,
+    head=None,
     norm="layernorm",
     norm_eps=1e-12,
     norm_placement="post",
