@@ -25,6 +25,7 @@ INERT: Mapping[str, str] = {
         (
             *("_name_or_path", "_commit_hash", "architectures", "auto_map", "model_type"),
             *("transformers_version", "unsloth_fixed", "unsloth_version", "original_model"),
+            "transformers.js_config",
         ),
         _ORIGIN,
     ),
@@ -197,8 +198,7 @@ class Keys:
         """What a table has for the key's string."""
         name = self.text(key, default)
         if name not in table:
-            known = did_you_mean(name, table)
-            raise self.error(key, f"is not computed here{known}")
+            raise self.error(key, f"is not computed here; known: {', '.join(sorted(table))}")
         return table[name]
 
     def only(self, key: str, *values: Any, why: str) -> None:

@@ -107,6 +107,7 @@ def bind(
     Raises:
       FormatError: naming each tensor that is missing, has no place, or has another shape or type.
     """
+    _check_size(cfg, theirs, where)
     specs = expected(cfg)
     problems: list[str] = []
     bound: dict[str, StoredTensor] = {}
@@ -128,6 +129,15 @@ def bind(
     if problems:
         raise FormatError(_report(where, problems))
     return {name: bound[name] for name in specs}
+
+
+def _check_size(cfg: ModelConfig, theirs: Mapping[str, StoredTensor], where: str) -> None:
+    """Refuses a config that asks for far more than is there, before its names are made."""
+    if cfg.num_layers > len(theirs):
+        raise FormatError(
+            f"{where}: the config asks for {cfg.num_layers} layers, the files hold {len(theirs)} "
+            "tensors; a part of the files is missing"
+        )
 
 
 def unbind(
@@ -158,6 +168,10 @@ def _expanded(
     Rows whose tensors are there go before those whose are not, so that alternatives work.
     """
     specs = expected(cfg)
+    mixtures = sum(cfg.has_experts(layer) for layer in range(cfg.num_layers))
+    if theirs is not None and mixtures * cfg.experts.count > 2 * len(theirs):
+        # Too few tensors for one of each expert; their names alone could fill the memory.
+        rows = [written for written in rows if not any("{e}" in n for n in written.theirs)]
     possible = [
         single
         for written in rows

@@ -116,7 +116,7 @@ def _read_latent(keys: Keys, defaults: dict[str, Any], experts: Experts) -> Mode
         **rope.fields,
         latent=latent,
         experts=experts,
-        attention_scale=head_dim**-0.5 * rope.score_factor,
+        attention_scale=None if rope.score_factor == 1.0 else head_dim**-0.5 * rope.score_factor,
         rope_interleaved=keys.flag("rope_interleave", True),
     )
 

@@ -49,8 +49,12 @@ _MIXTRAL_TABLE = Table(
 
 def _read_llama(keys: Keys) -> ModelConfig:
     keys.only("rope_interleaved", False, why="pairs are the two halves of a head")
+    keys.inert("is_llama_config", why="the class says it")
+    # Early conversions of LLaMA 1 call it so.
+    context = keys.integer("max_sequence_length", LLAMA["max_position_embeddings"])
+    defaults = LLAMA | {"max_position_embeddings": context}
     return ModelConfig(
-        **read_decoder(keys, LLAMA), **read_biases(keys), mlp_bias=keys.flag("mlp_bias", False)
+        **read_decoder(keys, defaults), **read_biases(keys), mlp_bias=keys.flag("mlp_bias", False)
     )
 
 

@@ -58,8 +58,13 @@ def _read(keys: Keys) -> ModelConfig:
         original=4096,
         aliases={"su": "longrope", "yarn": "longrope"},
     )
-    keys.only("attention_bias", False, why="its products have no biases")
-    return ModelConfig(**fields, attention_windows=(keys.integer("sliding_window", None),))
+    for key in ("attention_bias", "mlp_bias", "lm_head_bias"):
+        keys.only(key, False, why="its products have no biases")
+    keys.inert("full_attn_mod", "interpolate_factor", why="its class reads neither")
+    cfg = ModelConfig(**fields, attention_windows=(keys.integer("sliding_window", None),))
+    if int(cfg.head_width * cfg.rope_fraction) % 2:
+        raise keys.error("partial_rotary_factor", "rotates an odd part of each head")
+    return cfg
 
 
 FAMILIES = (Family("Phi", "phi3", ("Phi3ForCausalLM", "Phi3Model"), _read, lambda _: _TABLE),)

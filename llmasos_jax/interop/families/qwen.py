@@ -48,6 +48,7 @@ _MOE_TABLE = Table(
 
 
 def _window(keys: Keys) -> int | None:
+    keys.only("use_mrope", False, why="positions are those of text")
     window = keys.integer("sliding_window", 4096, null=True)
     return window if keys.flag("use_sliding_window", False) else None
 
