@@ -102,7 +102,7 @@ def test_causal_objective_adds_the_z_loss(key):
 
     class Model:
         def hidden(self, tokens, **_):
-            return type("Hidden", (), {"x_btd": logits})
+            return type("Hidden", (), {"x_btd": logits, "routing": None})
 
         def logits(self, x_btd, runtime):
             return x_btd

@@ -62,10 +62,15 @@ class ObjectiveConfig:
     Attributes:
       name: "causal", or "package.module:name".
       z_loss: weight of logsumexp(logits)^2 (Chowdhery et al., 2022, arXiv 2204.02311, section 5).
+      router_balance: weight of the loss that spreads tokens over experts, 1 where they are spread
+        evenly (Fedus et al., 2021, arXiv 2101.03961, eq. 4). Without experts it does nothing.
+      router_z: weight of logsumexp(router logits)^2 (Zoph et al., 2022, arXiv 2202.08906, eq. 5).
     """
 
     name: str = "causal"
     z_loss: float = 0.0
+    router_balance: float = 0.01
+    router_z: float = 0.001
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,9 @@ class TrainConfig:
       dropout_rate: after the embedding and on each sub-layer's output.
       init_std: standard deviation of initial weights; outputs of sub-layers get it divided by
         sqrt(2 L).
+      expert_capacity: an expert takes so many times its even share of a sequence's tokens, and
+        drops those at later positions; None drops none. In training steps alone: evaluation and
+        generation never drop.
       log_every_steps, eval_every_steps: how often; None never evaluates.
       eval_batches: held-out batches per evaluation; None takes all.
       hooks: more hooks, each "package.module:name".
@@ -129,6 +137,7 @@ class TrainConfig:
     remat: str = "none"
     dropout_rate: float = 0.0
     init_std: float = 0.02
+    expert_capacity: float | None = None
     log_every_steps: int = 10
     eval_every_steps: int | None = 200
     eval_batches: int | None = 16
@@ -252,6 +261,7 @@ def _check_signs(cfg: Config) -> None:
         "train.eval_every_steps": cfg.train.eval_every_steps,
         "train.eval_batches": cfg.train.eval_batches,
         "train.init_std": cfg.train.init_std,
+        "train.expert_capacity": cfg.train.expert_capacity,
         "mesh.data": cfg.mesh.data,
         "mesh.tensor": cfg.mesh.tensor,
         "checkpoint.every_steps": cfg.checkpoint.every_steps,
@@ -270,6 +280,8 @@ def _check_signs(cfg: Config) -> None:
         require_positive("mesh.fsdp", size)
     for path, value in (
         ("objective.z_loss", cfg.objective.z_loss),
+        ("objective.router_balance", cfg.objective.router_balance),
+        ("objective.router_z", cfg.objective.router_z),
         ("optim.warmup_steps", cfg.optim.warmup_steps),
         ("optim.weight_decay", cfg.optim.weight_decay),
         ("optim.eps", cfg.optim.eps),

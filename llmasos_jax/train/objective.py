@@ -13,6 +13,7 @@ from llmasos_jax.config.schema import ObjectiveConfig
 from llmasos_jax.data import objectives
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.train.losses import cross_entropy
+from llmasos_jax.train.routing import router_losses
 
 
 @jax.tree_util.register_dataclass
@@ -21,7 +22,7 @@ class LossSum:
     """Sums over tokens; a mean is taken once, after all parts and devices are added.
 
     Attributes:
-      loss_sum: what is differentiated: nats, plus the weighted z-loss.
+      loss_sum: what is differentiated: nats, plus the weighted z-loss and the routers' losses.
       nll_sum: negative log-likelihood alone, nats; perplexity comes from this one.
       weight_sum: tokens that count.
       extra: more sums by name, reported divided by `weight_sum` (`{"accuracy": correct tokens}`).
@@ -70,11 +71,12 @@ def causal(cfg: ObjectiveConfig) -> Objective:
             dropout=dropout,
         )
         sums = cross_entropy(model.logits(hidden.x_btd, runtime), batch.targets, batch.loss_weights)
+        routers, reports = router_losses(hidden.routing, sums.weight_sum, cfg, runtime)
         return LossSum(
-            loss_sum=sums.nll_sum + cfg.z_loss * sums.z_sum,
+            loss_sum=sums.nll_sum + cfg.z_loss * sums.z_sum + routers,
             nll_sum=sums.nll_sum,
             weight_sum=sums.weight_sum,
-            extra={"accuracy": sums.correct_sum},
+            extra={"accuracy": sums.correct_sum, **reports},
         )
 
     return Objective(prepare=objectives.causal, loss=loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -207,7 +208,9 @@ class Trainer:
         num_parts = self.cfg.train.accumulate_steps
         rows = batch.tokens.shape[0]
         numbers = self.manual.first_row(rows) + jnp.arange(rows, dtype=jnp.int32)
-        cut = lambda x: x.reshape(num_parts, rows // num_parts, *x.shape[1:])
+        # Every n-th row: the same rows make a part on every mesh, since what a device has begins at
+        # a multiple of n. (The balance of experts is over a part.)
+        cut = lambda x: x.reshape(rows // num_parts, num_parts, *x.shape[1:]).swapaxes(0, 1)
         parts = jax.tree.map(cut, (batch, numbers))
         grad_fn = jax.grad(partial(self._loss, key_data=key_data), has_aux=True)
 
@@ -232,5 +235,6 @@ class Trainer:
             key = jax.random.wrap_key_data(key_data)
             dropout = Dropout(key, jnp.float32(self.cfg.train.dropout_rate), rows_b)
         model = self.definition.bind(params)
-        sums = self.objective.loss(model, batch, self.runtime, dropout)
+        runtime = dataclasses.replace(self.runtime, expert_capacity=self.cfg.train.expert_capacity)
+        sums = self.objective.loss(model, batch, runtime, dropout)
         return sums.loss_sum, sums
