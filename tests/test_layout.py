@@ -2,12 +2,14 @@
 
 import dataclasses
 import time
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tolerances import SIMPLE
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.errors import ConfigError
@@ -218,3 +220,20 @@ def test_a_wrong_name_is_an_error_with_the_nearest(field: str, wrong: str, neare
     cfg = dataclasses.replace(CFG, **{field: wrong})
     with pytest.raises(ConfigError, match=f'model.{field}="{wrong}".*did you mean "{nearest}"'):
         _ = file_def(cfg).shapes
+
+
+def test_more_than_ten_layers_run_in_their_order() -> None:
+    """Named "0", "1", "10", "11", "2", ... as texts: a sorted tree must not decide the order."""
+    cfg = ModelConfig(vocab_size=24, embedding_dim=16, num_layers=12, num_heads=2, ffn_dim=24)
+    scanned, unrolled = scan_layout(cfg), unrolled_layout(cfg)
+    params = init_params(ModelDef(cfg, scanned), jax.random.key(1), std=0.5)
+    tokens_bt = jnp.arange(6, dtype=jnp.int32)[None]
+
+    def logits(layout: Layout, params: Any) -> jax.Array:
+        model = ModelDef(cfg, layout).bind(params)
+        return model.logits(model.hidden(tokens_bt, runtime=Runtime()).x_btd, Runtime())
+
+    one = jax.jit(partial(logits, scanned))(params)
+    other = jax.jit(partial(logits, unrolled))(relayout(params, scanned, unrolled))
+    assert float(jnp.abs(one).max()) > 0.1
+    np.testing.assert_allclose(other, one, atol=SIMPLE)

@@ -184,6 +184,11 @@ def _positions(tokens_bt: jax.Array, cache: Cache | None) -> jax.Array:
     return jnp.maximum(counted + cache.slot - cache.start_b[:, None], 0)
 
 
+def _in_order(blocks: nnx.Dict) -> list[tuple[str, Any]]:
+    """Blocks by their number: as keys of a tree they are sorted as texts, "10" before "2"."""
+    return sorted(blocks.items(), key=lambda item: int(item[0]))
+
+
 def _in_layer_order(*stacks: jax.Array) -> jax.Array:
     """One array over layers from one over periods for each layer of a period."""
     return jnp.stack(stacks, axis=1).reshape(-1, *stacks[0].shape[1:])
@@ -203,7 +208,7 @@ class _Run:
         self, blocks: nnx.Dict, x_btd: jax.Array, caches: dict, new: dict, part: str, first: int
     ) -> jax.Array:
         """Runs blocks one after the other, each with its own weights."""
-        for name, block in blocks.items():
+        for name, block in _in_order(blocks):
             graphdef, params = nnx.split(block)
             layer_cache = caches.get(part, {}).get(name)
             run = self._checkpointed(partial(self._block, graphdef))
@@ -222,7 +227,7 @@ class _Run:
         """Runs the periods, each a row of the stacked weights, in one loop."""
         if not blocks:
             return x_btd
-        split = {name: nnx.split(block) for name, block in blocks.items()}
+        split = {name: nnx.split(block) for name, block in _in_order(blocks)}
         params = {name: state for name, (_, state) in split.items()}
         count = jax.tree.leaves(params)[0].shape[0]
         period = len(split)
