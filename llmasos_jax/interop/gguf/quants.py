@@ -85,7 +85,7 @@ def _read_blocks(file: io.RawIOBase, path: Path, info: TensorInfo) -> np.ndarray
 
 
 def _fill(file: io.RawIOBase, buffer: np.ndarray, path: Path, info: TensorInfo) -> None:
-    view = memoryview(buffer)
+    view = buffer.data
     while view:
         count = file.readinto(view)
         if not count:
