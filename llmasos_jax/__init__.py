@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmasos_jax.api import LLMasOS, convert, train
+    from llmasos_jax.api import LLMasOS, convert, parity, train
     from llmasos_jax.config.build import default_config, load_config, read_config
     from llmasos_jax.config.model import ModelConfig
     from llmasos_jax.config.schema import Config
@@ -36,6 +36,7 @@ __all__ = [
     "init_model",
     "load_config",
     "load_model",
+    "parity",
     "read_config",
     "train",
 ]
@@ -53,6 +54,7 @@ _HOMES = {
     "init_model": "generate.load",
     "load_config": "config.build",
     "load_model": "generate.load",
+    "parity": "api",
     "read_config": "config.build",
     "train": "api",
 }
@@ -66,6 +68,7 @@ _MODULES = (
     "config",
     "data",
     "errors",
+    "evals",
     "format",
     "generate",
     "models",

@@ -14,6 +14,7 @@ from llmasos_jax.errors import ConfigError, FormatError
 if TYPE_CHECKING:
     from llmasos_jax.config.schema import Config
     from llmasos_jax.data.tokenizer import Tokenizer
+    from llmasos_jax.evals.parity.report import Parity
     from llmasos_jax.format.convert import ConvertResult
     from llmasos_jax.generate.model import Model
     from llmasos_jax.train.run import TrainResult
@@ -91,6 +92,44 @@ def convert(
 
     files = open_model(source, step, allow_code=allow_code, revision=revision, ignore=ignore)
     return convert_files(files, out, source=source)
+
+
+def parity(
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str],
+    *,
+    tokens: int | None = None,
+    tolerance: float | None = None,
+    seed: int = 0,
+    allow_code: bool = False,
+    tick: Callable[[str], None] = lambda _: None,
+) -> Parity:
+    """Compares two models layer by layer, names the first place where they part, and says why.
+
+    Args:
+      a: what `load_model` reads, or "transformers:FOLDER": a Hugging Face folder run by
+        transformers and torch (the extra `parity`), the truth for a conversion.
+      b: the same; what is found is said of `b`, seen from `a`.
+      tokens: in the longest row of random ids; None goes past every window, up to 1024.
+      tolerance: largest difference, as a share of the largest number at a place; None is 1e-4,
+        more where the models are stored in different types.
+      seed: of the ids.
+      allow_code: as in `load_model`.
+      tick: told what is being done.
+
+    Returns:
+      What was found; a notebook shows it as a table.
+
+    Raises:
+      FormatError: one of them is no model.
+      MissingExtraError: "transformers:" without torch and transformers.
+      GenerationError: an argument is out of range.
+    """
+    from llmasos_jax.evals.parity.compare import compare
+
+    return compare(
+        a, b, tokens=tokens, tolerance=tolerance, seed=seed, allow_code=allow_code, tick=tick
+    )
 
 
 def _sampler() -> Callable[[Config, Tokenizer, Any], str] | None:

@@ -20,6 +20,7 @@ VERBS = {
     "generate": "continues prompts, streamed to a terminal",
     "data": "shows what a config reads and how it is cut",
     "models": "lists the models that have a name: licence, size, where they are",
+    "parity": "says where two models part, and why",
     "inspect": "says what is inside a model, a training folder or a checkpoint",
 }
 

@@ -1,0 +1,1 @@
+"""Metrics, tasks and comparisons."""

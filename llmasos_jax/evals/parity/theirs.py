@@ -1,0 +1,119 @@
+"""A Hugging Face folder run by transformers and torch: the truth that a conversion is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.errors import FormatError, LLMasOSError, MissingExtraError
+from llmasos_jax.evals.parity.probe import SCORED, Probe
+from llmasos_jax.evals.parity.sides import (
+    EMBEDDING,
+    FINAL_NORM,
+    LOGITS,
+    Values,
+    layer_place,
+)
+from llmasos_jax.format.read import ModelFiles
+
+_PREDICTS = ("ForCausalLM", "LMHeadModel")
+
+
+class TransformersSide:
+    """A model of transformers, float32, attention computed in the plain way.
+
+    Attributes:
+      config, files: the same folder as this package reads it; None where it does not read it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        torch, transformers = _import_both()
+        if not (folder / "config.json").is_file():
+            raise FormatError(
+                f'"{folder}" is no Hugging Face folder: it has no config.json; after '
+                '"transformers:" comes one'
+            )
+        try:
+            self._config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            self._predicts = any(
+                name.endswith(_PREDICTS) for name in self._config.architectures or ()
+            )
+            auto = transformers.AutoModelForCausalLM if self._predicts else transformers.AutoModel
+            model = auto.from_pretrained(
+                folder, local_files_only=True, attn_implementation="eager", dtype=torch.float32
+            )
+        except (OSError, ValueError, KeyError) as error:
+            line = " ".join(str(error).split())
+            raise FormatError(f'transformers does not open "{folder}": {line}') from error
+        self._torch, self._model = torch, model.eval()
+        self.title = f"transformers:{folder}"
+        self.vocab_size = int(self._config.vocab_size)
+        self.num_layers = int(self._config.num_hidden_layers)
+        pad = getattr(self._config, "pad_token_id", None)
+        self.avoid: tuple[int, ...] = () if pad is None else (pad,)
+        self._pad = pad or 0
+        self.files = _read_as_ours(folder)
+        self.config: ModelConfig | None = self.files and self.files.manifest.parameters
+
+    def run(self, probes: Sequence[Probe]) -> Iterator[tuple[str, Values]]:
+        """Yields what stands at each place; what is not shown by this family is left out."""
+        runs = [self._forward(probe) for probe in probes]
+        for place in list(runs[0]):
+            # Taken out as it is handed on: an array lives only as long as it is needed.
+            yield place, [run.pop(place) for run in runs]
+
+    def _forward(self, probe: Probe) -> dict[str, np.ndarray]:
+        torch, last = self._torch, []
+        tokens_bt = np.where(probe.mask_bt > 0, probe.tokens_bt, self._pad)
+        hook = self._last_block().register_forward_hook(
+            lambda _, __, out: last.append(out[0] if isinstance(out, tuple) else out)
+        )
+        try:
+            with torch.no_grad():
+                out = self._model(
+                    input_ids=torch.from_numpy(tokens_bt.astype(np.int64)),
+                    attention_mask=torch.from_numpy(probe.mask_bt.astype(np.int64)),
+                    output_hidden_states=True,
+                )
+        finally:
+            hook.remove()
+        hidden = [x.numpy() for x in out.hidden_states]
+        found = {EMBEDDING: hidden[0]}
+        found |= {layer_place(i): x for i, x in enumerate(hidden[1:-1])}
+        found[layer_place(self.num_layers - 1)] = last[0].numpy()
+        if not np.array_equal(last[0].numpy(), hidden[-1]):
+            found[FINAL_NORM] = hidden[-1]
+        if self._predicts:
+            found[LOGITS] = out.logits[:, -SCORED:].numpy()
+        return found
+
+    def _last_block(self) -> Any:
+        for module in self._model.modules():
+            if isinstance(module, self._torch.nn.ModuleList) and len(module) == self.num_layers:
+                return module[-1]
+        raise FormatError(f"{self.title}: no list of {self.num_layers} blocks is found in it")
+
+
+def _import_both() -> tuple[Any, Any]:
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError(
+            f'"transformers:" needs torch and transformers ({error}); '
+            "pip install 'llmasos-jax[parity]'"
+        ) from error
+    return torch, transformers
+
+
+def _read_as_ours(folder: Path) -> ModelFiles | None:
+    from llmasos_jax.interop.hf import open_hf
+
+    try:
+        return open_hf(folder)
+    except LLMasOSError:  # a family that this package does not read can be compared all the same
+        return None
