@@ -25,13 +25,20 @@ class HuggingFaceTokenizer:
       text: content of the file.
       bos_id, eos_id: ids that begin and end a text.
       adds_bos: whether `encode` begins with `bos_id`.
+      parsed: the file as the library reads it, if that is done already; it takes a while.
     """
 
     def __init__(
-        self, text: str, *, bos_id: int | None, eos_id: int | None, adds_bos: bool
+        self,
+        text: str,
+        *,
+        bos_id: int | None,
+        eos_id: int | None,
+        adds_bos: bool,
+        parsed: tokenizers.Tokenizer | None = None,
     ) -> None:
         self._text = text
-        self._tokenizer = tokenizers.Tokenizer.from_str(text)
+        self._tokenizer = tokenizers.Tokenizer.from_str(text) if parsed is None else parsed
         # Cut or padded texts would be lost or added tokens; the pipeline does both by itself.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -70,7 +77,7 @@ class HuggingFaceTokenizer:
             bos_id, adds_bos = begins, True
         else:
             adds_bos = bool(named.get("add_bos_token", False)) and bos_id is not None
-        return cls(text, bos_id=bos_id, eos_id=eos_id, adds_bos=adds_bos)
+        return cls(text, bos_id=bos_id, eos_id=eos_id, adds_bos=adds_bos, parsed=tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of `text`, after `bos_id` if `adds_bos`."""
@@ -96,6 +103,15 @@ class HuggingFaceTokenizer:
             text += self._tokenizer.decode(known, skip_special_tokens=True) + "\ufffd"
             known = []
         return text + self._tokenizer.decode(known, skip_special_tokens=True)
+
+    def token(self, number: int) -> str | None:
+        """The text of an id, a special one's too; None if there is no such id."""
+        return self._tokenizer.id_to_token(number)
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Returns the ids of a text in which special tokens stand, written out; adds none."""
+        utf8(text)
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes `tokenizer.json`."""

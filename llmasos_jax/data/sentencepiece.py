@@ -59,6 +59,9 @@ class SentencePieceTokenizer:
         self.eos_id = _absent_if_negative(self._processor.eos_id())
         self.adds_bos = self.bos_id is not None
         self._space_ids = self._find_space_ids()
+        controls = [i for i in range(self.vocab_size) if self._processor.is_control(i)]
+        names = sorted(map(self._processor.id_to_piece, controls), key=len, reverse=True)
+        self._controls = re.compile(f"({'|'.join(map(re.escape, names))})" if names else "")
 
     @classmethod
     def from_file(cls, path: Path) -> SentencePieceTokenizer:
@@ -115,6 +118,23 @@ class SentencePieceTokenizer:
             text += self._processor.decode(known) + "\ufffd"
             known = []
         return text + self._processor.decode(known)
+
+    def token(self, number: int) -> str | None:
+        """The text of an id, a control token's too; None if there is no such id."""
+        return self._processor.id_to_piece(number) if 0 <= number < self.vocab_size else None
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Returns the ids of a text in which control tokens stand, written out; adds none."""
+        utf8(text)
+        ids: list[int] = []
+        for part in self._controls.split(text) if self._controls.pattern else [text]:
+            number = self._processor.piece_to_id(part) if part else 0
+            if part and self._processor.is_control(number):
+                ids.append(number)
+            elif part:
+                marked = self._has_marks(part)
+                ids += self._encode_with_marks(part) if marked else self._processor.encode(part)
+        return ids
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes `tokenizer.model`."""

