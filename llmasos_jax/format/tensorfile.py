@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,10 +117,14 @@ def open_tensors(path: Path, *, others: bool = False) -> dict[str, StoredTensor]
         entries = parse_header(raw, size - 8 - length, where, others=others)
         if size == 8 + length:
             return {n: StoredTensor(e.shape, e.dtype, _empty(e)) for n, e in entries.items()}
-        data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length)
+        # Mapped anew for each tensor: what was read is given back with the array. The file stays
+        # open, so that all tensors are of this one, whatever the path comes to mean.
+        source = _OpenFile(path)
     except OSError as error:
         raise FormatError(f"cannot read {where}: {error.strerror or error}") from error
-    return {n: StoredTensor(e.shape, e.dtype, _slice(data, e)) for n, e in entries.items()}
+    return {
+        n: StoredTensor(e.shape, e.dtype, _slice(source, 8 + length, e)) for n, e in entries.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -131,13 +137,40 @@ class Entry:
     end: int
 
 
-def _slice(data: np.ndarray, entry: Entry) -> Callable[[], np.ndarray]:
+class _OpenFile:
+    """A file that is open until nobody needs it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.handle = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "handle"):
+            os.close(self.handle)
+
+    def map(self, begin: int, end: int) -> np.ndarray:
+        """Some bytes of it, as they stand in the system's own memory."""
+        skipped = begin % mmap.ALLOCATIONGRANULARITY
+        view = mmap.mmap(
+            self.handle, end - begin + skipped, offset=begin - skipped, access=mmap.ACCESS_READ
+        )
+        return np.frombuffer(view, np.uint8, offset=skipped)
+
+
+def _slice(source: _OpenFile, start: int, entry: Entry) -> Callable[[], np.ndarray]:
     if entry.dtype not in CODES:
         return _unreadable(entry)
     dtype = DTYPES[CODES[entry.dtype]]
     if entry.begin == entry.end:
         return _empty(entry)
-    return lambda: data[entry.begin : entry.end].view(np.ndarray).view(dtype).reshape(entry.shape)
+
+    def read() -> np.ndarray:
+        try:
+            raw = source.map(start + entry.begin, start + entry.end)
+        except (OSError, ValueError) as error:  # ValueError: the file has become shorter
+            raise FormatError(f"cannot read the weights: {error}") from error
+        return raw.view(dtype).reshape(entry.shape)
+
+    return read
 
 
 def _unreadable(entry: Entry) -> Callable[[], np.ndarray]:

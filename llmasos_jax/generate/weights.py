@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llmasos_jax.errors import GenerationError, did_you_mean
 from llmasos_jax.format.names import flatten, unflatten
 from llmasos_jax.format.tensorfile import StoredTensor
+from llmasos_jax.generate.buffers import aligned_copy
 from llmasos_jax.models.count import count_parameters
 from llmasos_jax.models.definition import ModelDef, turned
 from llmasos_jax.nn.experts import dot_experts
@@ -139,8 +140,7 @@ def place_tensors(
     turns, where = placing.turns(), _shardings(placing)
     arrays = {}
     for name, tensor in tensors.items():
-        array = turns[name](tensor.read())
-        array = np.ascontiguousarray(array.astype(jnp.dtype(wanted)))
+        array = aligned_copy(turns[name](tensor.read()), jnp.dtype(wanted))
         arrays[name] = jax.device_put(array, where[name])
     file_dtypes = None if dtype else {name: t.dtype for name, t in tensors.items()}
     return Weights(placing, unflatten(arrays), make_runtime(placing, wanted), file_dtypes)
@@ -156,20 +156,29 @@ def place_random(placing: Placing, key: jax.Array, dtype: str) -> Weights:
 
     definition = placing.definition
     wanted = check_dtype(dtype) or "float32"
-    needed = count_parameters(definition.cfg) * jnp.dtype(wanted).itemsize
-    if placing.platform == "cpu" and needed > (free := _free_bytes()):
-        raise GenerationError(
-            f"the weights take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB of memory are free; take "
-            "a smaller model or a narrower dtype"
-        )
+    # Each number is drawn in float32: a bound from below, before minutes of compiling.
+    _require_memory(placing, count_parameters(definition.cfg) * (jnp.dtype(wanted).itemsize + 4))
     turns = placing.turns()
 
     def make(key: jax.Array) -> dict[str, jax.Array]:
         named = flatten(init_params(definition, key))
         return {n: turns[n](a).astype(wanted) for n, a in named.items()}
 
-    arrays = jax.jit(make, out_shardings=_shardings(placing))(key)
-    return Weights(placing, unflatten(arrays), make_runtime(placing, wanted), None)
+    program = jax.jit(make, out_shardings=_shardings(placing)).lower(key).compile()
+    if (sizes := program.memory_analysis()) is not None:
+        num_devices = 1 if placing.mesh is None else placing.mesh.size
+        each = sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+        _require_memory(placing, each * num_devices)
+    return Weights(placing, unflatten(program(key)), make_runtime(placing, wanted), None)
+
+
+def _require_memory(placing: Placing, needed: int) -> None:
+    """Raises GenerationError unless so many bytes are free, where that can be told: on a CPU."""
+    if placing.platform == "cpu" and needed > (free := _free_bytes()):
+        raise GenerationError(
+            f"drawing the weights takes {needed / 1e9:.3g} GB of memory, {free / 1e9:.3g} GB are "
+            "free; take a smaller model"
+        )
 
 
 def make_runtime(placing: Placing, dtype: str) -> Runtime:
