@@ -10,7 +10,9 @@ from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.format.tensorfile import stored
 from llmasos_jax.generate.load import init_model
 from llmasos_jax.generate.model import Model
+from llmasos_jax.generate.request import read_options
 from llmasos_jax.generate.weights import Placing, place_tensors
+from llmasos_jax.models.count import count_parameters
 from llmasos_jax.models.definition import file_def
 from llmasos_jax.nn.runtime import Runtime
 
@@ -221,6 +223,36 @@ def test_an_encoder_without_a_head_gives_no_logits_and_no_text(model: Model) -> 
         bound.logits(np.zeros((1, 1, 24), np.float32), Runtime())
     with pytest.raises(ConfigError, match="model.head=None.*causal=False"):
         ENCODER.replace(causal=True)
+
+
+def test_random_weights_must_fit_in_memory_while_they_are_drawn(monkeypatch) -> None:
+    from llmasos_jax.generate import weights
+
+    cfg = ENCODER.replace(num_layers=1)
+    num = count_parameters(cfg)
+    for free in (6 * num - 1, 7 * num):  # less than the numbers take, then than the program does
+        monkeypatch.setattr(weights, "_free_bytes", lambda free=free: free)
+        with pytest.raises(GenerationError, match="drawing the weights takes .* smaller model"):
+            init_model(cfg, dtype="bfloat16")
+    monkeypatch.setattr(weights, "_free_bytes", lambda: 100 * num)
+    assert init_model(cfg, dtype="bfloat16").num_parameters == num
+
+
+def test_a_seed_may_be_a_number_of_numpy() -> None:
+    cfg = ENCODER.replace(num_layers=1)
+    one, other = (init_model(cfg, seed=seed) for seed in (7, np.uint32(7)))
+    assert np.array_equal(one.hidden_states(IDS)[1], other.hidden_states(IDS)[1])
+    for seed in (True, 1.0, -1, 1 << 32):
+        with pytest.raises(GenerationError, match="give a whole number below"):
+            init_model(cfg, seed=seed)
+
+
+def test_options_are_checked_before_a_seed_is_shown(caplog) -> None:
+    with caplog.at_level("INFO", logger="llmasos_jax"):
+        for wrong in (np.array([1.0, 2.0]), "warm"):
+            with pytest.raises(GenerationError, match="temperature="):
+                read_options(temperature=wrong)
+    assert not caplog.records
 
 
 def test_a_model_without_token_types_takes_none() -> None:

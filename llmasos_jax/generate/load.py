@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ def init_model(
       >>> model.logits([[1, 2, 3]]).shape
       (1, 3, 100)
     """
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+    is_whole = isinstance(seed, Integral) and not isinstance(seed, bool)
+    if not is_whole or not 0 <= seed < 2**32:
         raise GenerationError(f"seed={seed!r} is not possible; give a whole number below 2**32")
     folder = Path()
     if isinstance(source, ModelConfig):
@@ -116,7 +118,7 @@ def init_model(
     files = folder_tokenizer(manifest.tokenizer, folder, is_shared=True)
     tokenizer = _tokenizer(manifest, files, allow_code)
     placing = Placing(file_def(manifest.parameters), _checked(mesh))
-    return Model(manifest, place_random(placing, jax.random.key(seed), dtype), tokenizer)
+    return Model(manifest, place_random(placing, jax.random.key(int(seed)), dtype), tokenizer)
 
 
 def _manifest_of(source: Source, allow_code: bool) -> tuple[Manifest, Path]:
