@@ -139,8 +139,8 @@ def _read_v2(keys: Keys) -> ModelConfig:
     experts = _experts(keys, keys.integer("num_hidden_layers", 32), defaults, normalize=False)
     if method == "greedy":
         experts = dataclasses.replace(experts, groups=1, groups_per_token=1)
-    mlp_bias = keys.flag("mlp_bias", False)
-    return _read_latent(keys, _V2, experts).replace(mlp_bias=mlp_bias)
+    keys.only("mlp_bias", False, why="experts have no biases")
+    return _read_latent(keys, _V2, experts)
 
 
 def _read_v3(keys: Keys) -> ModelConfig:
