@@ -362,6 +362,9 @@ def _deepseek_experts(source: Source, layers: int) -> Experts:
         return Experts()
     is_sigmoid = keys.integer("expert_gating_func", 1, least=0, most=2) == 2
     groups = keys.integer("expert_group_count", 1)
+    chosen = keys.integer("expert_group_used_count", groups)
+    # Where the router cannot leave a group out, groups say nothing.
+    groups, chosen = (1, 1) if chosen == groups else (groups, chosen)
     return Experts(
         count=count,
         per_token=keys.integer("expert_used_count"),
@@ -372,7 +375,7 @@ def _deepseek_experts(source: Source, layers: int) -> Experts:
         scale=keys.number("expert_weights_scale", 1.0) or 1.0,
         router_bias=f"blk.{dense}.exp_probs_b.bias" in source.tensors,
         groups=groups,
-        groups_per_token=keys.integer("expert_group_used_count", groups),
+        groups_per_token=chosen,
         # DeepSeek-V3 ranks groups by their best two experts, V2 by the best one.
         group_score="top2" if is_sigmoid else "max",
         shared_ffn_dim=shared * width,

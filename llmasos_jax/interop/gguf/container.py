@@ -28,6 +28,7 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_HEADER = 2**25  # bytes; the largest vocabularies with their merges need half
 MAX_KEYS = 2**12
+MAX_TEXT = 2**23  # bytes of one text; Python may need four times as many
 MAX_STRINGS = 2**20  # in all arrays together
 MAX_TENSORS = 2**16
 MAX_NAME = 2**10  # bytes, of a key or a tensor; llama.cpp allows tensors 64
@@ -166,6 +167,8 @@ class _Reader:
         return self._text(length, what)
 
     def _text(self, length: int, what: str) -> str:
+        if length > MAX_TEXT and self.at + length <= self.size:
+            raise self.error(f"{what} has {length} bytes, a text has at most {MAX_TEXT}")
         begin = self.take(length, what)
         try:
             return self.raw[begin : self.at].decode("utf-8")
@@ -212,8 +215,9 @@ class _Reader:
         # A vocabulary has 10^5 of them: no call of `take` for each.
         try:
             for _ in range(count):
-                stop = at + 8 + _U64.unpack_from(raw, at)[0]
-                if stop > end:
+                length = _U64.unpack_from(raw, at)[0]
+                stop = at + 8 + length
+                if stop > end or length > MAX_TEXT:
                     break
                 found.append(raw[at + 8 : stop].decode("utf-8"))
                 at = stop
@@ -224,9 +228,9 @@ class _Reader:
         self.at = at
         if len(found) != count:
             raise self.error(
-                f"{what} claims {count} strings and goes past the end of the "
-                f"{'file' if end == self.size else 'largest header'} in the string with index "
-                f"{len(found)}; it is cut off or damaged"
+                f"{what} claims {count} strings; that with index {len(found)} goes past the end of "
+                f"the {'file' if end == self.size else 'largest header'} or is longer than "
+                f"{MAX_TEXT} bytes; the file is cut off or damaged"
             )
         return found
 

@@ -1,0 +1,36 @@
+"""GGUF files of every architecture that is read: config, every tensor, and llama.cpp's logits."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf_twins import TWINS, Twin, random_params, write_gguf
+
+from llmasos_jax.format.names import expected
+from llmasos_jax.interop.gguf import open_gguf
+
+pytest.importorskip("gguf", reason="the package gguf is not installed")
+
+
+@pytest.fixture(scope="module", params=list(TWINS))
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """A twin, its weights, its file."""
+    twin = TWINS[request.param]
+    params = random_params(twin.cfg)
+    path = tmp_path_factory.mktemp("gguf") / f"{request.param}.gguf"
+    write_gguf(path, twin, params)
+    return twin, params, path
+
+
+def test_config_and_every_tensor(written: tuple[Twin, dict, Path]) -> None:
+    twin, params, path = written
+    files = open_gguf(path)
+    assert files.manifest.parameters == twin.read()
+    assert list(files.tensors) == list(expected(twin.cfg))
+    for name, tensor in files.tensors.items():
+        wanted = params[name]
+        if name.endswith(".scale") and "norm_unit_offset" in twin.differs:
+            wanted = wanted + np.float32(1)
+        array = tensor.read()
+        assert tensor.shape == wanted.shape and tensor.dtype == str(array.dtype) == "float32"
+        np.testing.assert_array_equal(array, wanted, err_msg=name)
