@@ -17,10 +17,17 @@ from llmasos_jax.data.tokenizer import Tokenizer
 from llmasos_jax.errors import GenerationError
 from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.format.write import write_model
+from llmasos_jax.generate.chat import chat_ids
 from llmasos_jax.generate.inputs import ForwardInputs, read_inputs
 from llmasos_jax.generate.loop import Programs
-from llmasos_jax.generate.request import make_requests, read_options, read_prompts
-from llmasos_jax.generate.session import Session
+from llmasos_jax.generate.request import (
+    Options,
+    make_requests,
+    read_options,
+    read_prompts,
+    requests_of,
+)
+from llmasos_jax.generate.session import Request, Session
 from llmasos_jax.generate.stream import Decoder
 from llmasos_jax.generate.weights import Weights
 from llmasos_jax.generate.writer import write
@@ -122,20 +129,10 @@ class Model:
             deterministic=deterministic,
         )
         prompts = read_prompts(prompt)
-        if not self.config.causal:
-            raise GenerationError(f"{self!r} reads in both directions and cannot continue a text")
+        self._require_causal()
         tokenizer = self._require_tokenizer()
         requests = make_requests(prompts, options, tokenizer, self.config.context_length)
-        self.last_seed = options.sampling.seed
-        stops = (*options.stop, *self.manifest.generation.stop)
-        pieces = write(
-            self.session,
-            self._decoder,
-            requests,
-            stops,
-            stream=stream,
-            deterministic=deterministic,
-        )
+        pieces = self._write(requests, options)
         heads = list(enumerate(prompts)) if echo else []
         if not stream:
             texts = [""] * len(prompts)
@@ -144,17 +141,53 @@ class Model:
             return texts[0] if isinstance(prompt, str) else texts
         return _stream(heads, pieces, with_index=not isinstance(prompt, str))
 
-    def chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Any:
-        """Answers a conversation, where the model has a chat template.
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        max_length: int = 100,
+        temperature: float = 1.0,
+        **options: Any,
+    ) -> Any:
+        """Answers a conversation, through the model's chat template.
+
+        The template came with the model; it runs in a sandbox (`generate.chat`).
+
+        Args:
+          messages: one {"role": ..., "content": ...} after the other; roles are those that the
+            template knows, mostly "system", "user" and "assistant".
+          max_length: new tokens at most.
+          temperature: divides the logits; 0 is greedy.
+          **options: the others of `generate_text`, but `echo`.
+
+        Returns:
+          The text of the answer, or an iterator of its pieces if `stream`.
 
         Raises:
-          GenerationError: it has none. In this version no model has one.
+          GenerationError: the model has no chat template, the template refuses the messages, or an
+            argument is out of range.
+          MissingExtraError: jinja2 is not installed.
+
+        Example:
+          >>> from llmasos_jax.format.manifest import Generation
+          >>> from llmasos_jax.generate.load import init_model
+          >>> template = "{% for m in messages %}{{ m.role }}: {{ m.content }}; {% endfor %}"
+          >>> manifest = Manifest("m", ModelConfig(259, 64, 1), tokenizer={"kind": "bytes"},
+          ...                     generation=Generation(chat_template=template))
+          >>> model = init_model(manifest)
+          >>> text = model.chat([{"role": "user", "content": "Hi"}], max_length=5, seed=0)
+          >>> text == model.generate_text("user: Hi; ", max_length=5, seed=0)
+          True
         """
-        del messages, options
-        raise GenerationError(
-            f'model "{self.manifest.name}" has no chat template; write the conversation as one '
-            "text and call generate_text"
-        )
+        checked = read_options(max_length, temperature, **options)
+        if checked.echo:
+            raise GenerationError("chat has no echo: the messages are not part of the answer")
+        self._require_causal()
+        tokenizer = self._require_tokenizer()
+        template = self.manifest.generation.chat_template
+        ids = chat_ids(template, messages, tokenizer, self.manifest.name)
+        requests = requests_of([ids], checked, self.config.context_length)
+        pieces = (piece for _, piece in self._write(requests, checked))
+        return pieces if checked.stream else "".join(pieces)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, after the beginning id if the tokenizer adds one.
@@ -263,6 +296,23 @@ class Model:
     @cached_property
     def _decoder(self) -> Decoder:
         return Decoder(self._require_tokenizer())
+
+    def _write(self, requests: list[Request], options: Options) -> Iterator[tuple[int, str]]:
+        """Pieces of the texts, each with the index of its request."""
+        self.last_seed = options.sampling.seed
+        stops = (*options.stop, *self.manifest.generation.stop)
+        return write(
+            self.session,
+            self._decoder,
+            requests,
+            stops,
+            stream=options.stream,
+            deterministic=options.deterministic,
+        )
+
+    def _require_causal(self) -> None:
+        if not self.config.causal:
+            raise GenerationError(f"{self!r} reads in both directions and cannot continue a text")
 
     def _require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

@@ -94,7 +94,7 @@ def make_requests(
     Raises:
       GenerationError: a prompt has no tokens, or leaves no room in the context.
     """
-    requests = []
+    prompt_ids = []
     for i, text in enumerate(prompts):
         ids = tokenizer.encode(text)
         if not ids:
@@ -105,6 +105,20 @@ def make_requests(
                     "begins a text; give at least one character"
                 )
             ids = [begin]
+        prompt_ids.append(ids)
+    return requests_of(prompt_ids, options, context_length)
+
+
+def requests_of(
+    prompt_ids: Sequence[list[int]], options: Options, context_length: int
+) -> list[Request]:
+    """Makes requests of ids, at least one each; request i draws from (seed, i, position).
+
+    Raises:
+      GenerationError: a prompt leaves no room in the context.
+    """
+    requests = []
+    for i, ids in enumerate(prompt_ids):
         room = context_length - len(ids)
         if room < 1:
             raise GenerationError(
