@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmasos_jax.config.experts import Experts
 from llmasos_jax.config.model import GATED_MLPS, ModelConfig
 from llmasos_jax.models.count import (
     cache_bytes,
+    count_active_parameters,
     count_matmul_parameters,
     count_parameters,
     flops_per_token,
@@ -123,6 +125,15 @@ def test_published_parameter_counts(name: str) -> None:
     assert count_parameters(cfg) == count
 
 
+def test_active_parameters_to_their_printed_digits() -> None:
+    """Jiang et al., 2024, arXiv 2401.04088, section 1: 47B, of which a token uses 13B."""
+    experts = Experts(8, 2, router="softmax_chosen")
+    options = {"ffn_dim": 14336, "tie_embeddings": False, "experts": experts}
+    cfg = ModelConfig(32000, 4096, 32, 32768, 32, 8, **options)
+    assert count_parameters(cfg) == 46_702_792_704  # of the released weights
+    assert round(count_active_parameters(cfg) / 1e9) == 13
+
+
 @pytest.mark.parametrize(
     ("printed", "width", "layers", "heads"),
     [(8.63, 4096, 32, 16), (62.50, 8192, 64, 32), (540.35, 18432, 118, 48)],
@@ -161,6 +172,11 @@ OPTIONS: dict[str, list[Any]] = {
     "head_dim": [None, 8, 10],
     "ffn_dim": [None, 40],
     "attention_windows": [(None,), (5, None)],
+    "experts": [
+        *[Experts()] * 3,
+        Experts(4, 2),
+        Experts(6, 1, 12, (0,), router_bias=True, shared_ffn_dim=20, shared_gate=True),
+    ],
 }
 SHAPES = [
     {"norm_placement": "pre", "block": "sequential"},
@@ -186,9 +202,16 @@ def test_closed_form_equals_the_weights(cfg: ModelConfig) -> None:
     sizes = jax.tree.map(lambda leaf: math.prod(leaf.shape), definition.shapes)
     assert count_parameters(cfg) == sum(jax.tree.leaves(sizes))
     assert layer_parameters(cfg) == sum(jax.tree.leaves(sizes["prefix"]["0"]))
-    in_products = jax.tree.map(lambda n, num_in: n * (num_in > 0), sizes, definition.contractions)
+    share = cfg.experts.per_token / max(cfg.experts.count, 1)
+    in_products = jax.tree.map(
+        lambda n, num_in, num_lead: n * (num_in > 0) * (share if num_lead else 1),
+        *(sizes, definition.contractions, definition.leads),
+    )
     look_up = sizes["embed"]["table"] if cfg.tie_embeddings else 0
     assert count_matmul_parameters(cfg) == sum(jax.tree.leaves(in_products)) + look_up
+    idle = jax.tree.map(lambda n, lead: n * (1 - share) * lead, sizes, definition.leads)
+    active = count_parameters(cfg) - sum(jax.tree.leaves(idle))
+    assert count_active_parameters(cfg) == pytest.approx(active)
 
 
 def test_bytes() -> None:

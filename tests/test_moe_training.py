@@ -95,14 +95,14 @@ def test_every_weight_has_a_gradient() -> None:
 
 def test_losses_are_those_of_the_global_batch_in_numpy() -> None:
     trainer, data = trainer_for(ONE, dropout_rate=0.0), batch()
-    model = ModelDef(MODEL, trainer.definition.layout).bind(params())
-    hidden = model.hidden(
-        data.tokens,
-        positions_bt=data.positions,
-        segment_ids_bt=data.segment_ids,
-        runtime=Runtime(),
+    model = ModelDef(MODEL, trainer.definition.layout).bind(jax.device_put(params()))
+    run = lambda tokens, positions, segments: (
+        model.hidden(
+            tokens, positions_bt=positions, segment_ids_bt=segments, runtime=Runtime()
+        ).routing
     )
-    routing = jax.tree.map(np.asarray, hidden.routing)
+    run = jax.jit(run, compiler_options=QUICK)
+    routing = jax.device_get(run(data.tokens, data.positions, data.segment_ids))
     assert routing.chosen_e.shape == (3, 4)
     tokens = (data.segment_ids > 0).sum()
     np.testing.assert_array_equal(routing.tokens, tokens)
@@ -142,10 +142,13 @@ def test_the_balance_loss_balances(weight: float) -> None:
     blocks = {**block, "moe": {**block["moe"], "router": router}}
     params = {**state.params, "periods": {"0": blocks}}
     params["embed"] = {**params["embed"], "table": table}
+    params = jax.device_put(params, trainer.state_shardings.params)
     state = dataclasses.replace(state, params=params)
     loads, data = [], trainer.put(batch())
+    lowered = trainer.step.lower(trainer.abstract_state, trainer.abstract_batch)
+    step = lowered.compile(compiler_options=QUICK)
     for _ in range(24):
-        state, metrics = trainer.step(state, data)
+        state, metrics = step(state, data)
         loads.append(float(metrics.extra["expert_load"]))
     assert loads[0] > 1.9, "2 is all tokens on two of four experts"
     assert (loads[-1] < 1.35) if weight else (loads[-1] > 1.5), loads

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from tolerances import SIMPLE
 
 from llmasos_jax.config.experts import Experts
@@ -18,6 +19,9 @@ from llmasos_jax.nn.runtime import Runtime, dot_out_first
 
 D, E, F = 6, 8, 10
 B, T = 2, 40  # more choices than go one by one on a CPU
+PLAIN = Runtime()
+# Compiling is most of the time here, and tiny programs need no optimising.
+QUICK = {"xla_backend_optimization_level": 0}
 BASE = Experts(count=E, per_token=3, ffn_dim=F)
 VARIANTS = {
     "softmax": BASE,
@@ -47,6 +51,13 @@ def build(experts: Experts, mlp: str = "swiglu", seed: int = 0) -> MoE:
 
 def tokens(seed: int = 1, shape: tuple[int, ...] = (B, T, D)) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def run(moe: MoE, x: np.ndarray, runtime: Runtime = PLAIN, counted=None):
+    """Result and routing; every token counts unless told otherwise."""
+    counted = everywhere(x) if counted is None else jnp.asarray(counted)
+    call = jax.jit(lambda x, counted: moe(x, counted, runtime), compiler_options=QUICK)
+    return call(jnp.asarray(x), counted)
 
 
 def everywhere(x: np.ndarray) -> jax.Array:
@@ -103,7 +114,7 @@ def reference(moe: MoE, x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_each_router_equals_a_loop_over_tokens(name: str, platform: str) -> None:
     moe, x = build(VARIANTS[name]), tokens()
-    y, _ = moe(jnp.asarray(x), everywhere(x), Runtime(platform=platform))
+    y, _ = run(moe, x, Runtime(platform=platform))
     wanted = reference(moe, x)
     assert np.abs(wanted).max() > 1
     np.testing.assert_allclose(y, wanted, rtol=SIMPLE, atol=SIMPLE * np.abs(wanted).max())
@@ -122,7 +133,7 @@ def test_weights_with_output_axes_first_give_the_same(mlp: str, shape: tuple[int
     runtime = Runtime(product=dot_out_first, expert_product=partial(dot_experts, out_first=True))
     x = tokens(shape=(*shape, D))
     wanted = reference(plain, x)
-    y, _ = moe(jnp.asarray(x), everywhere(x), runtime)
+    y, _ = run(moe, x, runtime)
     np.testing.assert_allclose(y, wanted, rtol=SIMPLE, atol=SIMPLE * np.abs(wanted).max())
 
 
@@ -134,12 +145,12 @@ def test_turned_back_is_the_same_weight() -> None:
 
 def test_no_token_depends_on_another() -> None:
     moe, x = build(BASE), tokens()
-    run = lambda x: np.asarray(moe(jnp.asarray(x), everywhere(x), Runtime())[0])
-    whole = run(x)
-    np.testing.assert_allclose(run(x[:1, 7:8]), whole[:1, 7:8], rtol=SIMPLE, atol=SIMPLE)
+    alone = lambda x: np.asarray(run(moe, x)[0])
+    whole = alone(x)
+    np.testing.assert_allclose(alone(x[:1, 7:8]), whole[:1, 7:8], rtol=SIMPLE, atol=SIMPLE)
     # All others go where this token goes, and crowd its experts.
     crowd = np.broadcast_to(x[:1, 7:8], x.shape).copy()
-    np.testing.assert_allclose(run(crowd)[:1, 7:8], whole[:1, 7:8], rtol=SIMPLE, atol=SIMPLE)
+    np.testing.assert_allclose(alone(crowd)[:1, 7:8], whole[:1, 7:8], rtol=SIMPLE, atol=SIMPLE)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
@@ -149,9 +160,9 @@ def test_gradients_equal_those_of_all_experts_for_all_tokens(platform: str) -> N
     names = ("router", "gate", "up", "down")
 
     def ours(weights: tuple, x: jax.Array) -> jax.Array:
-        layer = build(experts)
+        layer = nnx.clone(moe)
         for name, w in zip(names, weights, strict=True):
-            getattr(layer, name)[...] = w
+            getattr(layer, name).set_value(w)
         return jnp.sum(layer(x, everywhere(x), Runtime(platform=platform))[0] ** 3)
 
     def theirs(weights: tuple, x: jax.Array) -> jax.Array:
@@ -166,7 +177,10 @@ def test_gradients_equal_those_of_all_experts_for_all_tokens(platform: str) -> N
         return jnp.sum(y**3)
 
     weights = tuple(getattr(moe, name)[...] for name in names)
-    found, wanted = (jax.grad(fn, argnums=(0, 1))(weights, x) for fn in (ours, theirs))
+    found, wanted = (
+        jax.jit(jax.grad(fn, argnums=(0, 1)), compiler_options=QUICK)(weights, x)
+        for fn in (ours, theirs)
+    )
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         assert np.linalg.norm(a - b) <= SIMPLE * np.linalg.norm(b)
 
@@ -189,8 +203,8 @@ def test_a_capacity_drops_later_tokens_of_each_sequence() -> None:
     moe, x = build(experts), tokens(shape=(2, 12, D))
     capacity = 0.5
     runtime = Runtime(expert_capacity=capacity)
-    whole, sums = moe(jnp.asarray(x), everywhere(x), Runtime())
-    y, dropped = moe(jnp.asarray(x), everywhere(x), runtime)
+    whole, sums = run(moe, x)
+    y, dropped = run(moe, x, runtime)
     chosen = (x.astype(np.float64) @ array(moe.router)).argmax(-1)
     limit = math.ceil(capacity * 12 / 4)
     kept = np.zeros((2, 12), bool)
@@ -202,18 +216,18 @@ def test_a_capacity_drops_later_tokens_of_each_sequence() -> None:
     np.testing.assert_array_equal(np.asarray(y)[~kept], 0.0)
     assert float(dropped.dropped) == (~kept).sum() and float(sums.dropped) == 0
     # A row is dropped by itself, and padding takes nobody's place.
-    alone, _ = moe(jnp.asarray(x[1:]), everywhere(x[1:]), runtime)
+    alone, _ = run(moe, x[1:], runtime)
     np.testing.assert_allclose(alone, y[1:], rtol=SIMPLE, atol=SIMPLE)
     padded = np.concatenate([np.repeat(x[:, :1], 12, axis=1), x], axis=1)
     counted = jnp.arange(24)[None] + jnp.zeros((2, 1), int) >= 12
-    half, _ = moe(jnp.asarray(padded), counted, Runtime(expert_capacity=capacity / 2))
+    half, _ = run(moe, padded, Runtime(expert_capacity=capacity / 2), counted)
     np.testing.assert_allclose(half[:, 12:], y, rtol=SIMPLE, atol=SIMPLE)
 
 
 def test_routing_sums_over_the_tokens_that_count() -> None:
     moe, x = build(VARIANTS["groups by their best"]), tokens()
     counted = np.random.default_rng(2).random((B, T)) < 0.6
-    _, sums = moe(jnp.asarray(x), jnp.asarray(counted), Runtime())
+    _, sums = run(moe, x, PLAIN, counted)
     logits = x[counted].astype(np.float64) @ array(moe.router)
     soft = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     chosen = [expected_weights(moe.experts, row, np.zeros(E)) for row in logits]
@@ -227,7 +241,7 @@ def test_routing_sums_over_the_tokens_that_count() -> None:
 def test_the_router_is_float32_where_products_are_not() -> None:
     moe, x = build(BASE), tokens()
     runtime = Runtime(dtype=jnp.bfloat16, act_dtype=jnp.bfloat16)
-    y, sums = moe(jnp.asarray(x), everywhere(x), runtime)
-    _, wanted = moe(jnp.asarray(x), everywhere(x), Runtime())
+    y, sums = run(moe, x, runtime)
+    _, wanted = run(moe, x)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_array_equal(sums.share_e, wanted.share_e)

@@ -22,20 +22,38 @@ def count_parameters(cfg: ModelConfig) -> int:
     head = 0 if cfg.tie_embeddings else cfg.vocab_size * d
     head += cfg.vocab_size if cfg.head_bias else 0
     final_norm = _norm(cfg, d) if cfg.final_norm else 0
-    return embed + cfg.num_layers * layer_parameters(cfg) + final_norm + head
+    layers = sum(layer_parameters(cfg, layer) for layer in range(cfg.num_layers))
+    return embed + layers + final_norm + head
 
 
-def layer_parameters(cfg: ModelConfig) -> int:
-    """Numbers in one block, norms and biases included."""
+def count_active_parameters(cfg: ModelConfig) -> int:
+    """Of `count_parameters`, those that one token meets: all but the experts not chosen for it.
+
+    Example:
+      >>> from llmasos_jax.config.experts import Experts
+      >>> cfg = ModelConfig(256, 64, 2, experts=Experts(count=8, per_token=2))
+      >>> count_parameters(cfg), count_active_parameters(cfg)
+      (640320, 197952)
+    """
+    idle = cfg.experts.count - cfg.experts.per_token
+    layers = sum(map(cfg.has_experts, range(cfg.num_layers)))
+    return count_parameters(cfg) - layers * idle * _expert(cfg)
+
+
+def layer_parameters(cfg: ModelConfig, layer: int = 0) -> int:
+    """Numbers in one block, norms and biases included, and all its experts."""
     d, f, h = cfg.embedding_dim, cfg.ffn_width, cfg.head_width
     q, kv = cfg.query_heads * h, cfg.kv_heads * h
-    total = layer_matmul_parameters(cfg) + norms_per_layer(cfg) * _norm(cfg, d)
+    total = layer_matmul_parameters(cfg, layer) + norms_per_layer(cfg) * _norm(cfg, d)
+    if cfg.has_experts(layer):
+        total += (cfg.experts.count - cfg.experts.per_token) * _expert(cfg)
+        total += cfg.experts.count if cfg.experts.router_bias else 0
+    elif cfg.mlp_bias:
+        total += (2 if cfg.is_gated else 1) * f + d
     if cfg.qkv_bias:
         total += q + 2 * kv
     if cfg.attention_out_bias:
         total += d
-    if cfg.mlp_bias:
-        total += (2 if cfg.is_gated else 1) * f + d
     if cfg.latent.kv_rank:
         total += cfg.latent.kv_rank + (cfg.latent.q_rank or 0)  # their norms
     # Norms of queries and keys have a scale only.
@@ -48,10 +66,15 @@ def norms_per_layer(cfg: ModelConfig) -> int:
     return per_sublayer * (1 if cfg.block == "parallel" else 2)
 
 
-def layer_matmul_parameters(cfg: ModelConfig) -> int:
-    """Numbers in one block that a product multiplies each token by."""
-    d = cfg.embedding_dim
-    return attention_matmul_parameters(cfg) + (3 if cfg.is_gated else 2) * d * cfg.ffn_width
+def layer_matmul_parameters(cfg: ModelConfig, layer: int = 0) -> int:
+    """Numbers in one block that a product multiplies each token by: of experts, the chosen ones."""
+    d, experts = cfg.embedding_dim, cfg.experts
+    attention = attention_matmul_parameters(cfg)
+    if not cfg.has_experts(layer):
+        return attention + _mlp(cfg, cfg.ffn_width)
+    router = d * experts.count + (d if experts.shared_gate else 0)
+    shared = _mlp(cfg, experts.shared_ffn_dim)
+    return attention + router + shared + experts.per_token * _expert(cfg)
 
 
 def attention_matmul_parameters(cfg: ModelConfig) -> int:
@@ -74,7 +97,7 @@ def count_matmul_parameters(cfg: ModelConfig) -> int:
       122880
     """
     head = 0 if cfg.head is None else cfg.vocab_size * cfg.embedding_dim
-    return cfg.num_layers * layer_matmul_parameters(cfg) + head
+    return head + sum(layer_matmul_parameters(cfg, layer) for layer in range(cfg.num_layers))
 
 
 def visible_keys(cfg: ModelConfig, layer: int, sequence_length: int) -> float:
@@ -116,8 +139,9 @@ def flops_per_token(cfg: ModelConfig, sequence_length: int) -> float:
     narrower than a key, its own width counts in the sum). This is appendix B of
     Chowdhery et al., 2022, arXiv 2204.02311 (6 P + 12 L N H T), except that a token is charged only
     with the keys that causality and windows let it see (half of T, about, where they count T), and
-    that look-ups, which multiply nothing, are not in P. Element-wise work is left out: below one
-    per cent at usual widths. Documents packed into one row are not told apart.
+    that look-ups, which multiply nothing, are not in P, nor experts that were not chosen.
+    Element-wise work is left out: below one per cent at usual widths. Documents packed into one row
+    are not told apart.
 
     Args:
       cfg: the model.
@@ -140,6 +164,16 @@ def cache_bytes(cfg: ModelConfig, batch_size: int, num_slots: int, itemsize: int
     """Bytes of the keys and values of `num_slots` tokens in each row."""
     per_token = cfg.num_layers * cfg.kv_heads * (cfg.head_width + cfg.value_width)
     return batch_size * num_slots * per_token * itemsize
+
+
+def _mlp(cfg: ModelConfig, width: int) -> int:
+    """Numbers in the products of an MLP."""
+    return (3 if cfg.is_gated else 2) * cfg.embedding_dim * width
+
+
+def _expert(cfg: ModelConfig) -> int:
+    """Numbers in one expert."""
+    return _mlp(cfg, cfg.expert_width)
 
 
 def _norm(cfg: ModelConfig, width: int) -> int:

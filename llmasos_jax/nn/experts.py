@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# On a CPU: rows of a block, and with how few choices each is a block of its own.
-_CPU_BLOCK = 64
-_CPU_FEW = 32
+# Rows of a block on a CPU. Measured on two cores with 16 to 128 rows: 32 is within a tenth of the
+# best for 8 experts of width 1024 and for 64 of width 256, forward and backward.
+_CPU_BLOCK = 32
 
 
 @jax.tree_util.register_dataclass
@@ -62,9 +62,10 @@ def assign(chosen_ak: jax.Array, num_experts: int, platform: str) -> Assigned:
     """
     a, k = chosen_ak.shape
     choices = chosen_ak.reshape(-1)
-    if platform == "cpu" and choices.size <= _CPU_FEW:
-        # Each choice reads its expert's weights, and no others.
-        rows = jnp.arange(choices.size, dtype=jnp.int32)
+    num = choices.size
+    if platform == "cpu" and num <= num_experts:
+        # Decoding: each choice is a block, so no expert is read that nobody chose.
+        rows = jnp.arange(num, dtype=jnp.int32)
         return Assigned(rows // k, rows.reshape(a, k), choices)
     block = _CPU_BLOCK if platform == "cpu" else 1
     order = jnp.argsort(choices, stable=True)
@@ -73,11 +74,10 @@ def assign(chosen_ak: jax.Array, num_experts: int, platform: str) -> Assigned:
     ends_e = jnp.cumsum(blocks_e)
     # Row of the n-th choice in sorted order: where its expert's blocks begin, and its number there.
     shift_e = (ends_e - blocks_e) * block - (jnp.cumsum(count_e) - count_e)
-    sorted_row = jnp.arange(choices.size, dtype=jnp.int32) + shift_e[choices[order]]
-    row = jnp.zeros(choices.size, jnp.int32).at[order].set(sorted_row)
-    num = choices.size
+    sorted_row = jnp.arange(num, dtype=jnp.int32) + shift_e[choices[order]]
+    row = jnp.zeros(num, jnp.int32).at[order].set(sorted_row)
     num_blocks = num if block == 1 else num // block + min(num_experts, num)
-    token = jnp.arange(choices.size, dtype=jnp.int32) // k
+    token = jnp.arange(num, dtype=jnp.int32) // k
     token_r = jnp.full(num_blocks * block, a, jnp.int32).at[row].set(token)
     expert_g = jnp.searchsorted(ends_e, jnp.arange(num_blocks, dtype=jnp.int32), side="right")
     expert_g = jnp.minimum(expert_g, num_experts - 1).astype(jnp.int32)
