@@ -7,15 +7,17 @@ every window. Each tensor is then changed in the file, and taken out of it: each
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from family_twins import TWINS, Twin
-from llmasos_jax.interop.hf import open_hf
+from jax import lax
 from safetensors.numpy import load_file, save_file
 from tolerances import WHOLE_MODEL
 
@@ -27,7 +29,9 @@ from llmasos_jax.generate.model import Model
 from llmasos_jax.generate.sampling import Sampling
 from llmasos_jax.generate.session import Request, Session
 from llmasos_jax.generate.weights import Placing, place_tensors
-from llmasos_jax.models.definition import file_def
+from llmasos_jax.interop.hf import open_hf
+from llmasos_jax.models.definition import empty_cache, file_def
+from llmasos_jax.nn.cache import Cache
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:::(torch|transformers)")]
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")
@@ -36,6 +40,11 @@ transformers = pytest.importorskip("transformers", reason="needs the extra `pari
 LENGTH = 24
 NEW_TOKENS = 32
 WEIGHTS = "model.safetensors"
+# One of each kind of cache writes by the programs of `generate_text`, which take longer to compile.
+IN_SESSION = (
+    *("gpt2", "llama-gqa-tied", "mistral-gqa", "gemma3-scaled", "bloom", "mixtral", "deepseek-v3"),
+    *("phi3-longrope-short", "phi3-longrope-long"),
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,7 @@ class Case:
     """One variant, saved by transformers and opened here.
 
     Attributes:
+      name: of the variant.
       twin: what was asked for.
       theirs: their model.
       folder: where it is saved.
@@ -52,6 +62,7 @@ class Case:
       model: the folder, loaded.
     """
 
+    name: str
     twin: Twin
     theirs: Any
     folder: Path
@@ -80,9 +91,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     theirs.save_pretrained(folder)
     # 0 and 1 may be ids of padding, which shift positions in some families.
     tokens = np.random.default_rng(0).integers(2, theirs.config.vocab_size, (2, LENGTH))
-    return Case(
-        twin, theirs, folder, tokens, run(theirs, twin, tokens), open_hf(folder), load_model(folder)
-    )
+    wanted = run(theirs, twin, tokens)
+    files, model = open_hf(folder), load_model(folder)
+    return Case(request.param, twin, theirs, folder, tokens, wanted, files, model)
 
 
 def build(twin: Twin) -> Any:
@@ -133,14 +144,10 @@ def run(theirs: Any, twin: Twin, tokens: np.ndarray) -> np.ndarray:
         return torch.stack(out.hidden_states).numpy()
 
 
-def test_logits_are_those_of_transformers(
-    case: Case, record_property: Callable[[str, object], None]
-) -> None:
+def test_logits_are_those_of_transformers(case: Case) -> None:
     assert case.wanted.std() >= 1
     assert all(t.dtype == "float32" for t in case.files.tensors.values())
-    difference = case.difference()
-    record_property("difference", difference)
-    assert difference <= WHOLE_MODEL
+    assert case.difference() <= WHOLE_MODEL
 
 
 def test_greedy_tokens_are_those_of_transformers(case: Case) -> None:
@@ -153,14 +160,47 @@ def test_greedy_tokens_are_those_of_transformers(case: Case) -> None:
         do_sample=False,
         max_new_tokens=NEW_TOKENS,
     ).numpy()[:, case.twin.prompt :]
-    weights = case.model._weights
-    programs = Programs(weights.definition, weights.runtime, case.model.config.vocab_size)
-    session = Session(programs, weights.params, (), case.model.config.context_length)
+    write = by_session if case.name in IN_SESSION else by_loop
+    assert write(case.model, prompt) == wanted.tolist()
+    assert len(np.unique(wanted)) > 3  # a loop of one token would prove little
+
+
+def by_loop(model: Model, prompt: np.ndarray) -> list[list[int]]:
+    """The prompt into an empty cache, then the best token at each step: one program."""
+    weights = model._weights
+    definition, runtime = weights.definition, weights.runtime
+
+    def run(params: Any, prompt_bt: jax.Array) -> jax.Array:
+        bound = definition.bind(params)
+        b, t = prompt_bt.shape
+
+        def step(tokens_bt: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+            hidden = bound.hidden(tokens_bt, cache=cache, runtime=runtime)
+            logits_btv = bound.logits(hidden.x_btd[:, -1:], runtime)
+            assert hidden.cache is not None
+            return jnp.argmax(logits_btv, axis=-1).astype(jnp.int32), hidden.cache
+
+        first = step(prompt_bt, empty_cache(definition, b, t + NEW_TOKENS))
+
+        def body(state: tuple[jax.Array, Cache], _: None) -> tuple[Any, jax.Array]:
+            state = step(*state)
+            return state, state[0]
+
+        _, rest_tb1 = lax.scan(body, first, None, NEW_TOKENS - 1)
+        return jnp.concatenate([first[0][None], rest_tb1])[:, :, 0].T
+
+    return np.asarray(jax.jit(run)(weights.params, jnp.asarray(prompt, jnp.int32))).tolist()
+
+
+def by_session(model: Model, prompt: np.ndarray) -> list[list[int]]:
+    """As `generate_text` does it: prompts padded on the left, programs kept by shape."""
+    weights = model._weights
+    programs = Programs(weights.definition, weights.runtime, model.config.vocab_size)
+    session = Session(programs, weights.params, (), model.config.context_length)
     requests = [Request(row.tolist(), NEW_TOKENS, Sampling(temperature=0.0)) for row in prompt]
     written = session.start(requests)
     written.advance(NEW_TOKENS)
-    assert written.new_ids() == wanted.tolist()
-    assert len(np.unique(wanted)) > 3  # a loop of one token would prove little
+    return written.new_ids()
 
 
 def test_a_change_of_any_tensor_is_seen(case: Case) -> None:
@@ -208,7 +248,7 @@ def test_a_tensor_too_many_is_named(case: Case, tmp_path: Path) -> None:
     save_file({**tensors, name: np.ones(3, np.float32)}, tmp_path / WEIGHTS)
     with pytest.raises(FormatError, match=re.escape(name)):
         open_hf(tmp_path)
-    assert open_hf(tmp_path, ignore=(name,)).tensors.keys() == case.files.tensors.keys()
+    assert open_hf(tmp_path, ignore=(f"*{name}",)).tensors.keys() == case.files.tensors.keys()
 
 
 def test_the_older_config_means_the_same(case: Case, tmp_path: Path) -> None:

@@ -282,8 +282,11 @@ def _lines(names: Iterable[str], others: Iterable[str], say: Callable[[str], str
     few = [shown(other) for other, _ in zip(others, range(200), strict=False)]
     lines = []
     for index, name in enumerate(names):
-        # Looking for near names takes time that a hostile file must not choose.
-        hint = did_you_mean(shown(name), few) if 0 < len(few) and index < _SHOWN_PROBLEMS else ""
+        # What nobody sees is not written: a hostile file must not choose how long that takes.
+        if index >= _SHOWN_PROBLEMS:
+            lines.append("")
+            continue
+        hint = did_you_mean(shown(name), few) if few else ""
         near = hint if "did you mean" in hint else ""
         lines.append(f"  {shown(name)}: {say(name)}{near}")
     return lines
