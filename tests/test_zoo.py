@@ -15,6 +15,8 @@ from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.format.manifest import Manifest, parse_manifest, to_json
 from llmasos_jax.generate.load import init_model
+from llmasos_jax.interop.families import FAMILIES
+from llmasos_jax.interop.hf_config import Keys
 from llmasos_jax.models import zoo
 from llmasos_jax.models.count import count_parameters
 from llmasos_jax.models.definition import ModelDef, file_def
@@ -63,6 +65,33 @@ def test_count_is_that_of_transformers(name: str) -> None:
     theirs = sum(p.numel() for p in model.parameters())
     theirs += sum(b.numel() for n, b in model.named_buffers() if n.endswith(BUFFERS))
     assert count_parameters(zoo.preset(name).config) == theirs - UNUSED.get(name, 0)
+
+
+def spelled_out(cfg: ModelConfig) -> ModelConfig:
+    """The same model with what is derived written down."""
+    return cfg.replace(
+        num_heads=cfg.query_heads,
+        num_kv_heads=cfg.kv_heads,
+        head_dim=cfg.head_width,
+        ffn_dim=cfg.ffn_width,
+        attention_windows=tuple(cfg.layer_window(i) for i in range(cfg.num_layers)),
+        attention_scale=cfg.attention_scale or cfg.head_width**-0.5,
+    )
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore:::(torch|transformers)")
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_config_is_read_as_the_preset(name: str) -> None:
+    """Every option, not the widths alone."""
+    transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
+    kind, values = PUBLISHED[name]
+    found = getattr(transformers, kind)(**values).to_dict()
+    family = next(f for f in FAMILIES if f.model_type == found["model_type"])
+    keys = Keys({**found, "architectures": [family.architectures[0]]}, "config.json")
+    read = family.read_config(keys)
+    keys.finish()
+    assert spelled_out(read) == spelled_out(zoo.preset(name).config)
 
 
 def test_every_preset_but_those_without_weights_is_in_the_table_of_published_configs() -> None:
