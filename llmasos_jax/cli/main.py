@@ -18,6 +18,7 @@ VERBS = {
     "train": "trains a config, or goes on where its folder stopped",
     "convert": "makes an LLMasOS model of anything that can be read",
     "generate": "continues prompts, streamed to a terminal",
+    "chat": "answers in a conversation, streamed to a terminal",
     "data": "shows what a config reads and how it is cut",
     "models": "lists the models that have a name: licence, size, where they are",
     "parity": "says where two models part, and why",

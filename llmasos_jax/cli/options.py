@@ -52,6 +52,43 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `generate_text` and `chat`: how long a text is and how it is drawn."""
+    parser.add_argument(
+        "--max-length", type=int, default=100, metavar="N", help="new tokens at most (%(default)s)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (%(default)s)"
+    )
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest")
+    parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest P in sum")
+    parser.add_argument(
+        "--min-p", type=float, metavar="P", help="drop what is under P times the likeliest"
+    )
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="R",
+        help="divides the scores of tokens that are there (%(default)s: no)",
+    )
+    parser.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end there; may be repeated"
+    )
+    parser.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same text")
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="one compiled shape for all: exact whatever the neighbours, and slower",
+    )
+
+
+def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that the options of `add_sampling` give."""
+    names = ("max_length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    return {name: getattr(args, name) for name in (*names, "stop", "seed", "deterministic")}
+
+
 def config_of(args: argparse.Namespace) -> Config:
     """The config that `--config` and its overrides describe.
 
