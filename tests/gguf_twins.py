@@ -18,6 +18,7 @@ from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.rope import RopeScaling
 from llmasos_jax.format.names import expected
 
+GELU = 5e-3
 V = 288  # 3 control tokens, 256 bytes, some letters
 Params = dict[str, np.ndarray]
 
@@ -32,7 +33,9 @@ class Twin:
       keys: metadata of this architecture alone, beside those that all have.
       tensors: extra tensors.
       differs: fields that are another way of saying the same once read.
-      tolerance: of llama.cpp's logits; None where it computes something else.
+      tolerance: of llama.cpp's logits, which look up GELU in a table of float16; None where it
+        computes something else.
+      is_older: whether each expert has tensors of its own.
     """
 
     arch: str
@@ -40,7 +43,7 @@ class Twin:
     keys: dict[str, Any] = field(default_factory=dict)
     tensors: Params = field(default_factory=dict)
     differs: dict[str, Any] = field(default_factory=dict)
-    tolerance: float | None = 1e-3
+    tolerance: float | None = 1e-4
     is_older: bool = False
 
     def read(self) -> ModelConfig:
@@ -104,7 +107,6 @@ TWINS = {
             **{"tie_embeddings": False, "qkv_bias": True, "attention_out_bias": True},
             mlp_bias=True,
         ),
-        tolerance=1e-3,
     ),
     "llama-3.2": Twin(
         "llama",
@@ -180,7 +182,7 @@ TWINS = {
         ),
         _GATED,
     ),
-    "gemma": Twin("gemma", model(**_GEMMA, num_kv_heads=1), differs=_PLAIN, tolerance=5e-3),
+    "gemma": Twin("gemma", model(**_GEMMA, num_kv_heads=1), differs=_PLAIN, tolerance=GELU),
     "gemma2": Twin(
         "gemma2",
         model(
@@ -196,7 +198,7 @@ TWINS = {
             "attention.sliding_window": 4,
         },
         differs=_PLAIN,
-        tolerance=5e-3,
+        tolerance=GELU,
     ),
     "gemma3": Twin(
         "gemma3",
@@ -216,7 +218,7 @@ TWINS = {
             "rope.scaling.factor": 8.0,
         },
         differs=_PLAIN,
-        tolerance=5e-3,
+        tolerance=GELU,
     ),
     "phi3": Twin(
         "phi3",
@@ -249,7 +251,7 @@ TWINS = {
     "gpt2": Twin(
         "gpt2",
         model(**_LAYER_NORM, position="learned", mlp="gelu_tanh"),
-        tolerance=5e-3,
+        tolerance=GELU,
     ),
     "gptneox": Twin(
         "gptneox",
@@ -282,7 +284,7 @@ TWINS = {
             "attention.sliding_window_pattern": [True, True, True, False],
         },
     ),
-    "deepseek-v2": Twin(
+    "deepseek-v2-lite": Twin(
         "deepseek2",
         model(
             **_LATENT,
@@ -299,6 +301,26 @@ TWINS = {
             **{"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0},
             **{"rope.scaling.original_context_length": 16, "expert_weights_scale": 1.5},
             "rope.scaling.yarn_log_multiplier": 0.0707,
+        },
+        tolerance=None,  # llama.cpp takes no other number of layers than the published one
+    ),
+    "deepseek-v2": Twin(
+        "deepseek2",
+        model(
+            **_LATENT,
+            latent=LatentAttention(kv_rank=16, q_rank=24, rope_dim=4, value_dim=8),
+            rope_scaling=RopeScaling("yarn", 4.0, original_length=16, attention_factor=1.0),
+            attention_scale=(1 + 0.0707 * math.log(4)) ** 2 / math.sqrt(12),
+            experts=Experts(
+                **{"count": 8, "per_token": 2, "ffn_dim": 24, "dense_layers": (0,)},
+                **{"normalize": False, "scale": 1.5, "shared_ffn_dim": 48},
+            ),
+        ),
+        {
+            **_V2_KEYS,
+            **{"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0},
+            **{"rope.scaling.original_context_length": 16, "expert_weights_scale": 1.5},
+            **{"rope.scaling.yarn_log_multiplier": 0.0707, "attention.q_lora_rank": 24},
         },
     ),
     "deepseek-v3": Twin(

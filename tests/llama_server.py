@@ -8,9 +8,14 @@ from typing import Any
 
 
 class LlamaServer:
-    """A GGUF model in llama.cpp's server; a thread of this process until it ends."""
+    """A GGUF model in llama.cpp's server; a thread of this process until it ends.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+      path: the file.
+      is_exact: whether keys and values are kept in float32, not float16.
+    """
+
+    def __init__(self, path: Path, *, is_exact: bool = False) -> None:
         import xllamacpp
 
         params = xllamacpp.CommonParams()
@@ -23,6 +28,9 @@ class LlamaServer:
         params.hostnames = ["127.0.0.1"]
         params.port = 0
         params.verbosity = 0
+        if is_exact:
+            params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+            params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._server = xllamacpp.Server(params)
         self.address: str = self._server.listening_address
 
@@ -44,3 +52,18 @@ class LlamaServer:
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of ids."""
         return self.post("detokenize", tokens=list(ids))["content"]
+
+    def log_probabilities(self, ids: Sequence[int], count: int) -> list[float]:
+        """Of each of `count` ids, the logarithm of its probability after `ids`, in nats."""
+        answer = self.post(
+            "completion",
+            prompt=list(ids),
+            n_predict=1,
+            n_probs=count,
+            cache_prompt=False,
+            ignore_eos=True,
+            # An id that makes a character of its own: without one nothing is answered.
+            logit_bias=[[count - 1, 1000.0]],
+        )
+        best = answer["completion_probabilities"][0]["top_logprobs"]
+        return [e["logprob"] for e in sorted(best, key=lambda entry: entry["id"])]

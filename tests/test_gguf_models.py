@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf_twins import TWINS, Twin, random_params, write_gguf
+from gguf_twins import TWINS, Twin, V, random_params, write_gguf
+from llama_server import LlamaServer
 
 from llmasos_jax.format.names import expected
+from llmasos_jax.generate.load import load_model
 from llmasos_jax.interop.gguf import open_gguf
 
 pytest.importorskip("gguf", reason="the package gguf is not installed")
@@ -34,3 +36,17 @@ def test_config_and_every_tensor(written: tuple[Twin, dict, Path]) -> None:
         array = tensor.read()
         assert tensor.shape == wanted.shape and tensor.dtype == str(array.dtype) == "float32"
         np.testing.assert_array_equal(array, wanted, err_msg=name)
+
+
+def test_logits_are_those_of_llama_cpp(written: tuple[Twin, dict, Path]) -> None:
+    """The last of 24 tokens, which is beyond every window and every first context."""
+    pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
+    twin, _, path = written
+    if twin.tolerance is None:
+        pytest.skip("llama.cpp computes something else: see the twin")
+    ids = np.random.default_rng(0).integers(3, V, 24)
+    theirs = np.array(LlamaServer(path, is_exact=True).log_probabilities(ids.tolist(), V))
+    logits = np.asarray(load_model(path).logits(ids[None]))[0, -1].astype(np.float64)
+    ours = logits - np.logaddexp.reduce(logits)
+    assert theirs.shape == (V,) and theirs.std() > 1
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=twin.tolerance)
