@@ -1,5 +1,6 @@
 """`parity` names the place of each planted fault, and what it is."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 
 from llmasos_jax import api
+from llmasos_jax.cli.main import main
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.rope import RopeScaling
+from llmasos_jax.evals.parity.compare import TOLERANCES
+from llmasos_jax.evals.parity.weights import relation
 from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.format.names import expected, flatten
 from llmasos_jax.format.tensorfile import stored
@@ -152,3 +156,142 @@ def test_each_planted_fault_is_found_and_named(name: str, right: Path, tmp_path:
         "tied head",
         "grouping of queries",
     )
+
+
+def test_equal_models_agree(right: Path, tmp_path: Path) -> None:
+    found = api.parity(right, save(tmp_path / "copy", FULL, arrays_of(FULL)))
+    assert found.same and found.first is None and not found.weights and not found.options
+    assert [p.place for p in found.places] == [
+        *("embedding", "layer 0", "layer 1", "layer 2", "final norm", "logits")
+    ]
+    assert "the same" in str(found) and "the same" in found._repr_html_()
+
+
+def test_the_same_function_in_other_words_is_the_same(right: Path, tmp_path: Path) -> None:
+    """Rows of q and k permuted, and the option that says so: weights differ, the model does not."""
+    cfg, arrays = rope_rows(FULL, arrays_of(FULL))
+    found = api.parity(right, save(tmp_path / "b", cfg.replace(rope_interleaved=True), arrays))
+    assert found.same and len(found.weights) == 6 and len(found.options) == 1
+
+
+def test_attention_or_mlp_is_told(right: Path, tmp_path: Path) -> None:
+    for name, differs in (("scores' soft cap", "attention"), ("exchanged", "mlp")):
+        found = api.parity(right, plant(name, tmp_path / differs))
+        assert [p.place for p in found.parts if p.relative > found.tolerance] == [differs]
+
+
+def test_an_embedding_that_no_random_id_meets(tmp_path: Path) -> None:
+    cfg = FULL.replace(vocab_size=5000, num_layers=1, attention_windows=(None,))
+    arrays = arrays_of(cfg)
+    right = save(tmp_path / "right", cfg, arrays)
+    table = arrays["embed.table"].copy()
+    table[4321] += 1
+    found = api.parity(right, save(tmp_path / "wrong", cfg, {**arrays, "embed.table": table}))
+    assert found.first == "embedding" and "embed.table" in str(found.hint)
+
+
+def test_two_faults_at_once(right: Path, tmp_path: Path) -> None:
+    arrays = arrays_of(FULL)
+    arrays["layers.0.attn.v"] = -arrays["layers.0.attn.v"]
+    cfg = FULL.replace(attention_scale=1.0, rope_theta=300.0)
+    found = api.parity(right, save(tmp_path / "wrong", cfg, arrays))
+    assert found.first == "layer 0" and found.explains_all
+    assert all(word in str(found.hint) for word in ("attention_scale", "rope_theta", "weights"))
+
+
+def test_other_widths_and_depths(right: Path, tmp_path: Path) -> None:
+    small = FULL.replace(num_layers=2, attention_windows=(None, 8))
+    found = api.parity(right, save(tmp_path / "small", small, arrays_of(small)))
+    assert not found.same and "number of layers (3 and 2)" in str(found.first)
+    assert found.places == () and "num_layers: 3 -> 2" in found.options
+
+
+def test_rows_that_pad_the_vocabulary_are_no_difference(right: Path, tmp_path: Path) -> None:
+    arrays = arrays_of(FULL)
+    arrays["embed.table"] = np.pad(arrays["embed.table"], ((0, 16), (0, 0)))
+    arrays["head.w"] = np.pad(arrays["head.w"], ((0, 0), (0, 16)))
+    found = api.parity(right, save(tmp_path / "padded", FULL.replace(vocab_size=96), arrays))
+    assert found.same and {leaf.name for leaf in found.weights} == {"embed.table", "head.w"}
+
+
+def test_another_stored_type_has_its_own_tolerance(right: Path, tmp_path: Path) -> None:
+    import ml_dtypes
+
+    arrays = {n: a.astype(ml_dtypes.bfloat16) for n, a in arrays_of(FULL).items()}
+    found = api.parity(right, save(tmp_path / "narrow", FULL, arrays))
+    assert found.tolerance == TOLERANCES["bfloat16"]
+    assert all("rounded to bfloat16" in leaf.how for leaf in found.weights)
+    assert 1e-4 < max(p.relative for p in found.places)
+
+
+RNG = np.random.default_rng(3)
+W = RNG.standard_normal((8, 4, 6)).astype(np.float32)
+AXES = ("embed", "heads", None)
+
+
+@pytest.mark.parametrize(
+    ("y", "how"),
+    [
+        (-W, "other sign"),
+        (3 * W, "is 3 times"),
+        (W + 0.5, "0.5 higher"),
+        (W - 1, "1 lower"),
+        (W[:, [1, 0, 2, 3]], "heads in another order (1 0 2 3)"),
+        (W[::-1], "permuted along the model's width"),
+        (to_neighbours(W), "halves -> neighbours"),
+        (W.astype(np.float16).astype(np.float32), "rounded to float16"),
+        (W * (np.arange(6) != 2), "differs in 32 of 192 numbers, first [0, 0, 2]"),
+        (W + 0.05 * RNG.standard_normal(W.shape).astype(np.float32), "is near"),
+        (RNG.standard_normal(W.shape).astype(np.float32), "other numbers"),
+        (W.reshape(8, 24).T.reshape(8, 4, 6).copy(), "transposed"),
+        (np.where(W == W.max(), np.nan, W), "no number"),
+        (W[:4], "is [4, 4, 6], the first [8, 4, 6]"),
+        (
+            W.reshape(8, 6, 4).swapaxes(1, 2).copy(),
+            "numbers of its heads in another order",
+        ),
+    ],
+)
+def test_relations_of_weights(y: np.ndarray, how: str) -> None:
+    found = relation(W, y.astype(np.float32), AXES)
+    assert found is not None and how in found[0]
+
+
+def test_equal_weights_have_no_relation() -> None:
+    assert relation(W, W.copy(), AXES) is None
+    assert relation(W, W * np.float32(1 + 1e-7), AXES) is None
+
+
+def test_command_line(
+    right: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    wrong = plant("logit soft cap", tmp_path)
+    assert main(["parity", str(right), str(wrong)]) == 1
+    out = capsys.readouterr().out
+    assert "they part at logits" in out and "hint: logit soft cap" in out
+    assert main(["parity", str(right), str(wrong), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["first"] == "logits" and found["places"][0]["place"] == "embedding"
+    assert main(["parity", str(right), str(right), "--tokens=5"]) == 0
+    assert "the same" in capsys.readouterr().out
+    assert main(["parity", str(right), str(wrong), "--tolerance=0.999"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--tokens=1"], "tokens=1 is not possible; give 2 to 64"),
+        (["--tolerance=0"], "tolerance=0.0 is not possible"),
+    ],
+)
+def test_wrong_arguments(
+    words: list[str], part: str, right: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["parity", str(right), str(right), *words]) == 2
+    assert part in capsys.readouterr().err
+
+
+def test_wrong_input(right: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["parity", str(right), str(tmp_path / "nothing")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

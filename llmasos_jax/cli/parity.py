@@ -79,7 +79,10 @@ def show(found: Parity, console: Console) -> None:
             agrees = place.relative <= found.tolerance
             mark = "first" if place.place == found.first else "" if agrees else "differs"
             table.add_row(
-                place.place, f"{place.relative:.1e}", mark, style=None if agrees else "red"
+                place.place,
+                f"{place.relative:.1e}" if place.relative else "0",
+                mark,
+                style=None if agrees else "red",
             )
         console.print(table)
         console.print()

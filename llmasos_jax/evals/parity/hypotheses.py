@@ -119,7 +119,7 @@ def _together(leaves: Sequence[LeafDifference]) -> str:
     names = ", ".join(leaf.name for leaf in leaves[:4]) + (" ..." if len(leaves) > 4 else "")
     hints = {leaf.hint for leaf in leaves}
     hint = hints.pop() if len(hints) == 1 else ""
-    return f"{hint} ({names} {leaves[0].how})" if hint else f"weights: {names}"
+    return f"{hint} (in {names})" if hint else f"weights: {names}"
 
 
 def _differing(own: ModelConfig, other: ModelConfig | None) -> dict[str, Any]:

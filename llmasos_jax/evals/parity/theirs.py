@@ -107,6 +107,7 @@ def _import_both() -> tuple[Any, Any]:
             f'"transformers:" needs torch and transformers ({error}); '
             "pip install 'llmasos-jax[parity]'"
         ) from error
+    transformers.utils.logging.disable_progress_bar()
     return torch, transformers
 
 
