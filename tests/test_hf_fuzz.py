@@ -6,20 +6,14 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
+from hf_folder import write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutations import bounded, mutated
-from safetensors.numpy import save_file
 
 from llmasos_jax.errors import FormatError, TokenizerError
-from llmasos_jax.format.names import expected
-from llmasos_jax.format.tensorfile import stored
-from llmasos_jax.interop.families import FAMILIES
 from llmasos_jax.interop.hf import open_hf
-from llmasos_jax.interop.hf_config import Keys
-from llmasos_jax.interop.tables import unbind
 
 SETTINGS = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -63,30 +57,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **{"intermediate_size": 4, "max_position_embeddings": 8, "type_vocab_size": 1},
     },
 }
-
-
-def write(folder: pathlib.Path, config: dict[str, Any], files: int = 1) -> pathlib.Path:
-    """A folder with random weights, in one file or with an index."""
-    family = next(f for f in FAMILIES if config["architectures"][0] in f.architectures)
-    cfg = family.read_config(Keys(config, "config.json"))
-    rng = np.random.default_rng(0)
-    ours = {n: stored(rng.random(s.shape, np.float32)) for n, s in expected(cfg).items()}
-    theirs = {
-        name: np.ascontiguousarray(tensor.read())
-        for name, tensor in unbind(family.table(cfg), cfg, ours).items()
-    }
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-    if files == 1:
-        save_file(theirs, folder / "model.safetensors")
-        return folder
-    names = sorted(theirs)
-    homes = {n: f"model-{1 + i % files:05}-of-{files:05}.safetensors" for i, n in enumerate(names)}
-    for file in set(homes.values()):
-        save_file({n: theirs[n] for n in names if homes[n] == file}, folder / file)
-    index = {"metadata": {"total_size": sum(t.nbytes for t in theirs.values())}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({**index, "weight_map": homes}))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +279,7 @@ def test_a_header_of_very_many_tensors(folders: dict, copied: Callable) -> None:
     config = json.loads((folder / "config.json").read_bytes())
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4096}))
     empty = dict(dtype="F32", shape=[0], data_offsets=[0, 0])
-    edited(folder, lambda header: header.update({f"x.{i}": empty for i in range(10_000)}))
+    edited(folder, lambda header: header.update({f"x.{i}": empty for i in range(5_000)}))
     with pytest.raises(FormatError, match="problems|missing"), bounded():
         open_hf(folder)
 
