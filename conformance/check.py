@@ -6,8 +6,10 @@ For each model, COMMAND is run with three more arguments: MODEL_DIR REQUEST.json
 The request is `{"sequences": [[id, ...], ...], "prompt": [id, ...], "count": n, "texts": [...]}`.
 The answer that COMMAND writes is `{"logits": [[[number] * V] * T, ...], "greedy": [id] * n,
 "ids": [[id]]}`: scores for each sequence, n greedy ids after the prompt, the ids of each text.
-`prompt` and `texts` may be absent, and then so are their answers. For a model that breaks the
-format, COMMAND must say so by an exit status that is not 0.
+`prompt` and `texts` may be absent, and then so are their answers. With `"token_types": [[type]]`,
+one for each id of each sequence, the answer is `{"hidden": [[[number] * D] * T, ...]}`, what the
+last layer gives (after the final norm where there is one), in place of `logits`. For a model that
+breaks the format, COMMAND must say so by an exit status that is not 0.
 
 Prints one line for each case; exit status 0 if all passed, 1 if not, 2 if COMMAND cannot be run.
 """
@@ -57,9 +59,10 @@ def check_model(command: list[str], case: dict, folder: Path) -> str:
     status, answer, said = run(command, KIT / "models" / case["model"], case["request"], folder)
     if status:
         return f"exit status {status}: {said}"
-    off = worst(answer.get("logits", []), expected["logits"])
-    if off > 1:
-        return f"logits are off by {off:.3g} tolerances"
+    for key in ("logits", "hidden"):
+        off = worst(answer.get(key, []), expected.get(key, []))
+        if off > 1:
+            return f"{key} are off by {off:.3g} tolerances"
     for key in ("greedy", "ids"):
         if key in expected and answer.get(key) != expected[key]:
             return f"{key} are {answer.get(key)}, expected {expected[key]}"

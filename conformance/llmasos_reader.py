@@ -14,7 +14,13 @@ def main(folder: str, request: str, answer: str) -> None:
     """Answers one request of `check.py`."""
     asked = json.loads(Path(request).read_text())
     model = llmasos.load_model(folder)
-    given = {"logits": [model.logits([ids])[0].tolist() for ids in asked["sequences"]]}
+    given = {}
+    if asked.get("token_types"):
+        for ids, types in zip(asked["sequences"], asked["token_types"], strict=True):
+            states = model.hidden_states([ids], token_type_ids=[types])
+            given.setdefault("hidden", []).append(states[-1][0].tolist())
+    else:
+        given["logits"] = [model.logits([ids])[0].tolist() for ids in asked["sequences"]]
     if asked.get("prompt"):
         ids = list(asked["prompt"])
         for _ in range(asked["count"]):

@@ -10,6 +10,7 @@ slow and clear, computes in float64, and gives the kit's expected values. As a c
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,19 @@ DEFAULTS = {
     **{"rope_scaling": {}, "attention": "dot_product", "attention_windows": [None]},
     **{"attention_scale": None, "attention_soft_cap": None, "qk_norm": None, "qkv_bias": False},
     **{"attention_out_bias": False, "mlp": "swiglu", "mlp_bias": False, "tie_embeddings": True},
-    **{"head_bias": False, "head": "linear"},
-    **{"embedding_scale": 1.0, "logit_scale": 1.0, "logit_soft_cap": None},
+    **{"head_bias": False, "head": "linear", "token_types": 0, "latent": {}},
+    **{"embedding_scale": 1.0, "logit_scale": 1.0, "logit_soft_cap": None, "experts": {}},
 }
 SCALING = {
     **{"kind": None, "factor": 1.0, "original_length": None, "low_frequency": 1.0},
     **{"high_frequency": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": None},
+    **{"short_factors": [], "long_factors": []},
+}
+LATENT = {"kv_rank": 0, "q_rank": None, "rope_dim": 64, "value_dim": None, "norm_eps": 1e-6}
+EXPERTS = {
+    **{"count": 0, "per_token": 2, "ffn_dim": None, "dense_layers": [], "router": "softmax"},
+    **{"normalize": True, "scale": 1.0, "router_bias": False, "groups": 1, "groups_per_token": 1},
+    **{"group_score": "max", "shared_ffn_dim": 0, "shared_gate": False},
 }
 GATED = ("swiglu", "geglu", "geglu_tanh", "reglu")
 WIDTHS = {"F32": 4, "BF16": 2, "F16": 2}
@@ -58,8 +66,11 @@ def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
     limits = {"vocab_size": 2**24, "embedding_dim": 2**18, "num_layers": 4096}
     for name in three:
         need(type(p.get(name)) is int and 1 <= p[name] <= limits[name], f"{name} is out of range")
-    p["rope_scaling"] = {**SCALING, **p["rope_scaling"]}
-    need(p["rope_scaling"].keys() == SCALING.keys(), "unknown keys in rope_scaling")
+    for name, defaults in (("rope_scaling", SCALING), ("latent", LATENT)):
+        p[name] = {**defaults, **p[name]}
+        need(p[name].keys() == defaults.keys(), f"unknown keys in {name}")
+    p["experts"] = {**EXPERTS, **p["experts"]}
+    need(p["experts"].keys() == EXPERTS.keys(), "unknown keys in experts")
     p["num_heads"] = p["num_heads"] or max(1, p["embedding_dim"] // 64)
     p["num_kv_heads"] = p["num_kv_heads"] or p["num_heads"]
     need(p["num_heads"] % p["num_kv_heads"] == 0, "num_heads is not divisible by num_kv_heads")
@@ -101,9 +112,10 @@ def read_safetensors(raw: bytes) -> dict[str, np.ndarray]:
     return tensors
 
 
-def frequencies(p: dict, theta: float, scaling: dict) -> tuple[np.ndarray, float]:
+def frequencies(p: dict, theta: float, scaling: dict, length: int) -> tuple[np.ndarray, float]:
     """Rotary frequencies [R/2] and the multiplier of sine and cosine (4.5)."""
     width = 2 * (int(p["head_dim"] * p["rope_fraction"]) // 2)
+    width = p["latent"]["rope_dim"] if p["latent"]["kv_rank"] else width
     j = np.arange(width // 2)
     f, s, m = theta ** (-2.0 * j / width), scaling["factor"], 1.0
     if scaling["kind"] == "linear":
@@ -113,6 +125,10 @@ def frequencies(p: dict, theta: float, scaling: dict) -> tuple[np.ndarray, float
         turns = scaling["original_length"] * f / (2 * math.pi)
         w = np.clip((turns - low) / (high - low), 0, 1)
         f = (1 - w) * f / s + w * f
+    elif scaling["kind"] == "longrope":
+        c = scaling["original_length"]
+        f = f / np.array(scaling["long_factors" if length > c else "short_factors"])
+        m = scaling["attention_factor"] or math.sqrt(1 + math.log(s) / math.log(c))
     elif scaling["kind"] == "yarn":
         c = scaling["original_length"]
         dim = [
@@ -157,13 +173,28 @@ def activation(kind: str, x: np.ndarray) -> np.ndarray:
     return np.maximum(x, 0)
 
 
+def choose(o: dict, logits: np.ndarray, bias: np.ndarray | float) -> dict[int, float]:
+    """The weight of each expert that one token goes to (4.7)."""
+    soft = np.exp(logits - logits.max())
+    s = 1 / (1 + np.exp(-logits)) if o["router"] == "sigmoid" else soft / soft.sum()
+    r = (s + bias).reshape(o["groups"], -1)
+    best = np.sort(r, axis=1)[:, -(2 if o["group_score"] == "top2" else 1) :].sum(axis=1)
+    if o["groups"] > 1:
+        r[np.argsort(-best, kind="stable")[o["groups_per_token"] :]] = -np.inf
+    chosen = np.argsort(-r.reshape(-1), kind="stable")[: o["per_token"]]
+    normal = o["normalize"] or o["router"] == "softmax_chosen"
+    total = s[chosen].sum() if normal else 1.0
+    return {int(e): o["scale"] * s[e] / total for e in chosen}
+
+
 class Model:
     """A model that has been read; refuses one whose tensors are not exactly its own."""
 
     def __init__(self, folder: Path) -> None:
         self.p, self.tensors = read(folder)
         self.used: set[str] = set()
-        self.logits([0])  # a first run asks for every tensor there must be
+        # A first run asks for every tensor there must be.
+        self.hidden([0]) if self.p["head"] is None else self.logits([0])
         need(self.used == self.tensors.keys(), f"extra tensors {self.tensors.keys() - self.used}")
 
     def get(self, name: str, *shape: int) -> np.ndarray:
@@ -190,11 +221,10 @@ class Model:
         bias = self.bias(p["norm_bias"] and has_bias, f"{name}.bias", *shape)
         return c / np.sqrt((c**2).mean(axes, keepdims=True) + p["norm_eps"]) * scale + bias
 
-    def attention(self, x: np.ndarray, i: int) -> np.ndarray:
-        """Attention of layer i, [T, D] to [T, D] (4.4)."""
-        p, at = self.p, f"layers.{i}.attn."
+    def heads(self, x: np.ndarray, at: str, turn: Callable | None) -> list[np.ndarray]:
+        """Queries, keys and values [T, heads, width] (4.4, steps 1 to 3)."""
+        p, parts = self.p, []
         d, n, k, h = (p[s] for s in ("embedding_dim", "num_heads", "num_kv_heads", "head_dim"))
-        parts = []
         for name, heads in (("q", n), ("k", k), ("v", k)):
             y = np.einsum("td,dnh->tnh", x, self.get(at + name, d, heads, h))
             y = y + self.bias(p["qkv_bias"], f"{at}{name}_bias", heads, h)
@@ -202,13 +232,48 @@ class Model:
                 shape = (heads, h) if p["qk_norm"] == "full" else (h,)
                 y = self.norm(y, f"{at}{name}_norm", *shape, has_bias=False)
             parts.append(y)
-        window = p["attention_windows"][i % len(p["attention_windows"])]
+        if turn is not None:
+            parts[:2] = [turn(y) for y in parts[:2]]
+        return [parts[0], *(np.repeat(y, n // k, axis=1) for y in parts[1:])]
+
+    def latent_heads(self, x: np.ndarray, at: str, turn: Callable) -> list[np.ndarray]:
+        """The same for latent attention."""
+        p, latent = self.p, self.p["latent"]
+        d, n, h = (p[s] for s in ("embedding_dim", "num_heads", "head_dim"))
+        r, plain = latent["kv_rank"], h - latent["rope_dim"]
+
+        def rms(z: np.ndarray, name: str) -> np.ndarray:
+            z = z / np.sqrt((z**2).mean(-1, keepdims=True) + latent["norm_eps"])
+            return z * self.get(f"{at}{name}.scale", z.shape[-1])
+
+        g = x
+        if latent["q_rank"]:
+            g = rms(x @ self.get(at + "q_down", d, latent["q_rank"]), "q_down_norm")
+        q = np.einsum("tr,rnh->tnh", g, self.get(at + "q", g.shape[-1], n, h))
+        q = np.concatenate([q[..., :plain], turn(q[..., plain:])], axis=-1)
+        c = rms(x @ self.get(at + "kv_down", d, r), "kv_norm")
+        key = np.einsum("tr,rnh->tnh", c, self.get(at + "k", r, n, plain))
+        shared = turn((x @ self.get(at + "k_rope", d, h - plain))[:, None])
+        key = np.concatenate([key, np.repeat(shared, n, axis=1)], axis=-1)
+        return [q, key, np.einsum("tr,rnh->tnh", c, self.get(at + "v", r, n, self.value_width))]
+
+    @property
+    def value_width(self) -> int:
+        """Numbers in one head's value."""
+        return self.p["latent"]["value_dim"] or self.p["head_dim"]
+
+    def attention(self, x: np.ndarray, i: int) -> np.ndarray:
+        """Attention of layer i, [T, D] to [T, D] (4.4)."""
+        p, at = self.p, f"layers.{i}.attn."
+        d, n, h = (p[s] for s in ("embedding_dim", "num_heads", "head_dim"))
+        window, turn = p["attention_windows"][i % len(p["attention_windows"])], None
         if p["position"] == "rope":
             local = window is not None and p["rope_theta_local"] is not None
             theta = p["rope_theta_local"] if local else p["rope_theta"]
-            turn = frequencies(p, theta, SCALING if local else p["rope_scaling"])
-            parts[:2] = [rotate(y, *turn, p["rope_interleaved"]) for y in parts[:2]]
-        q, key, value = parts[0], *(np.repeat(y, n // k, axis=1) for y in parts[1:])
+            f, m = frequencies(p, theta, SCALING if local else p["rope_scaling"], len(x))
+            turn = lambda y: rotate(y, f, m, p["rope_interleaved"])
+        heads = self.latent_heads if p["latent"]["kv_rank"] else self.heads
+        q, key, value = heads(x, at, turn)
         scale = h**-0.5 if p["attention_scale"] is None else p["attention_scale"]
         s = np.einsum("tnh,unh->ntu", q, key) * scale
         if p["attention_soft_cap"] is not None:
@@ -222,11 +287,11 @@ class Model:
         s = np.where(seen, s, -np.inf)
         a = np.exp(s - s.max(-1, keepdims=True))
         y = np.einsum("ntu,unh->tnh", a / a.sum(-1, keepdims=True), value)
-        out = np.einsum("tnh,nhd->td", y, self.get(at + "o", n, h, d))
+        out = np.einsum("tnh,nhd->td", y, self.get(at + "o", n, self.value_width, d))
         return out + self.bias(p["attention_out_bias"], at + "o_bias", d)
 
     def mlp(self, x: np.ndarray, i: int) -> np.ndarray:
-        """The MLP of layer i, [T, D] to [T, D] (4.6)."""
+        """The MLP of layer i, or its experts, [T, D] to [T, D] (4.6, 4.7)."""
         p, at, d, gated = (
             self.p,
             f"layers.{i}.mlp.",
@@ -234,6 +299,8 @@ class Model:
             self.p["mlp"] in GATED,
         )
         f = p["ffn_dim"] or (64 * math.ceil(8 * d / 192) if gated else 4 * d)
+        if p["experts"]["count"] and i not in p["experts"]["dense_layers"]:
+            return self.experts(x, f"layers.{i}.moe.", p["experts"]["ffn_dim"] or f)
         up = x @ self.get(at + "up", d, f) + self.bias(p["mlp_bias"], at + "up_bias", f)
         if gated:
             gate = x @ self.get(at + "gate", d, f) + self.bias(p["mlp_bias"], at + "gate_bias", f)
@@ -241,6 +308,29 @@ class Model:
         else:
             up = activation(p["mlp"], up)
         return up @ self.get(at + "down", f, d) + self.bias(p["mlp_bias"], at + "down_bias", d)
+
+    def experts(self, x: np.ndarray, at: str, f: int) -> np.ndarray:
+        """The experts of a layer, [T, D] to [T, D] (4.7)."""
+        o, d, kind = self.p["experts"], self.p["embedding_dim"], self.p["mlp"]
+        e, fs, gated = o["count"], o["shared_ffn_dim"], kind in GATED
+        up, down = self.get(at + "up", e, d, f), self.get(at + "down", e, f, d)
+        gate = self.get(at + "gate", e, d, f) if gated else up
+
+        def run(x: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
+            return (activation(kind, x @ gate) * (x @ up if gated else 1.0)) @ down
+
+        scores = x @ self.get(at + "router", d, e)
+        bias = self.bias(o["router_bias"], at + "router_bias", e)
+        y = np.zeros_like(x)
+        for t, l in enumerate(scores):
+            for n, w in choose(o, l, bias).items():
+                y[t] += w * run(x[t], gate[n], up[n], down[n])
+        if fs:
+            up, down = self.get(at + "shared.up", d, fs), self.get(at + "shared.down", fs, d)
+            shared = run(x, self.get(at + "shared.gate", d, fs) if gated else up, up, down)
+            g = x @ self.get(at + "shared_gate", d, 1) if o["shared_gate"] else np.inf
+            y += shared / (1 + np.exp(-g))
+        return y
 
     def block(self, x: np.ndarray, i: int) -> np.ndarray:
         """Layer i around the residual stream (4.3)."""
@@ -266,19 +356,26 @@ class Model:
         x = x + p1(self.attention(x, i))
         return x + p2(self.mlp(x, i))
 
-    def logits(self, ids: list[int]) -> np.ndarray:
-        """Scores [T, V] of what follows each id."""
-        p, v, d = self.p, self.p["vocab_size"], self.p["embedding_dim"]
-        table = self.get("embed.table", v, d)
-        x = table[ids] * p["embedding_scale"]
+    def hidden(self, ids: list[int], types: list[int] | None = None) -> np.ndarray:
+        """The residual stream [T, D] after the last block and the final norm."""
+        p, d = self.p, self.p["embedding_dim"]
+        x = self.get("embed.table", p["vocab_size"], d)[ids] * p["embedding_scale"]
         if p["position"] == "learned":
             x = x + self.get("embed.positions", p["context_length"], d)[: len(ids)]
+        if p["token_types"]:
+            x = x + self.get("embed.types", p["token_types"], d)[types or [0] * len(ids)]
         if p["embedding_norm"]:
             x = self.norm(x, "embed.norm", d)
         for i in range(p["num_layers"]):
             x = self.block(x, i)
         if p["final_norm"]:
             x = self.norm(x, "final_norm", d)
+        return x
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        """Scores [T, V] of what follows each id."""
+        p, v, d = self.p, self.p["vocab_size"], self.p["embedding_dim"]
+        table, x = self.get("embed.table", v, d), self.hidden(ids)
         y = x @ (table.T if p["tie_embeddings"] else self.get("head.w", d, v))
         y = (y + self.get("head.bias", v) if p["head_bias"] else y) * p["logit_scale"]
         cap = p["logit_soft_cap"]
@@ -296,7 +393,12 @@ def main(folder: str, request: str, answer: str) -> None:
     """Answers one request of `check.py`."""
     asked = json.loads(Path(request).read_text())
     model = Model(Path(folder))
-    given = {"logits": [model.logits(ids).tolist() for ids in asked["sequences"]]}
+    given = {}
+    if asked.get("token_types"):
+        pairs = zip(asked["sequences"], asked["token_types"], strict=True)
+        given["hidden"] = [model.hidden(ids, types).tolist() for ids, types in pairs]
+    else:
+        given["logits"] = [model.logits(ids).tolist() for ids in asked["sequences"]]
     if asked.get("prompt"):
         given["greedy"] = model.greedy(asked["prompt"], asked["count"])
     if asked.get("texts"):

@@ -33,6 +33,13 @@ def load(name: str) -> dict:
     return json.loads((KIT / "cases" / f"{name}.json").read_text())
 
 
+def rows(case: dict) -> list[tuple[list[int], list[int] | None, list]]:
+    """Ids, token types where the model takes them, and what they must give, of each sequence."""
+    sequences, expected = case["request"]["sequences"], case["expected"]
+    types = case["request"].get("token_types", [None] * len(sequences))
+    return list(zip(sequences, types, expected.get("logits") or expected["hidden"], strict=True))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_package_gives_the_kits_logits(name: str) -> None:
     files = read_model(KIT / "models" / name)
@@ -40,13 +47,14 @@ def test_the_package_gives_the_kits_logits(name: str) -> None:
     params = jax.tree.map(lambda x: np.asarray(x, np.float32), files.params())
 
     @jax.jit
-    def forward(params: dict, tokens_bt: jax.Array) -> jax.Array:
+    def forward(params: dict, tokens_bt: jax.Array, types_bt: jax.Array | None) -> jax.Array:
         model, runtime = definition.bind(params), Runtime()
-        return model.logits(model.hidden(tokens_bt, runtime=runtime).x_btd, runtime)
+        x_btd = model.hidden(tokens_bt, token_types_bt=types_bt, runtime=runtime).x_btd
+        return x_btd if types_bt is not None else model.logits(x_btd, runtime)
 
-    case = load(name)
-    for ids, expected in zip(case["request"]["sequences"], case["expected"]["logits"], strict=True):
-        found = forward(params, np.array([ids], np.int32))[0]
+    for ids, types, expected in rows(load(name)):
+        types_bt = None if types is None else np.array([types], np.int32)
+        found = forward(params, np.array([ids], np.int32), types_bt)[0]
         assert check.worst(found.tolist(), expected) < 1
 
 
@@ -54,8 +62,9 @@ def test_the_package_gives_the_kits_logits(name: str) -> None:
 def test_the_numpy_reader_gives_the_kits_values(name: str) -> None:
     case = load(name)
     model = numpy_reader.Model(KIT / "models" / name)
-    for ids, expected in zip(case["request"]["sequences"], case["expected"]["logits"], strict=True):
-        np.testing.assert_allclose(model.logits(ids), expected, atol=1e-6)
+    for ids, types, expected in rows(case):
+        found = model.logits(ids) if types is None else model.hidden(ids, types)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
     if "prompt" in case["request"]:
         found = model.greedy(case["request"]["prompt"], case["request"]["count"])
         assert found == case["expected"]["greedy"]
@@ -114,15 +123,16 @@ def test_the_script_passes_the_numpy_reader_and_fails_a_liar(tmp_path: pathlib.P
     assert bad.returncode == 1 and "0 passed" in bad.stdout
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma", "defaults"])
+@pytest.mark.parametrize("name", ["llama", "gemma", "defaults", "latent", "longrope", "trunk"])
 def test_the_public_interface_gives_the_kits_answers(tmp_path: pathlib.Path, name: str) -> None:
     case = load(name)
     (tmp_path / "request.json").write_text(json.dumps(case["request"]))
     arguments = (KIT / "models" / name, tmp_path / "request.json", tmp_path / "answer.json")
     llmasos_reader.main(*map(str, arguments))
     answer = json.loads((tmp_path / "answer.json").read_text())
-    assert check.worst(answer["logits"], case["expected"]["logits"]) < 1
-    assert answer["greedy"] == case["expected"]["greedy"]
+    for kind in ("logits", "hidden"):
+        assert check.worst(answer.get(kind, []), case["expected"].get(kind, [])) < 1
+    assert answer.get("greedy") == case["expected"].get("greedy")
     assert answer.get("ids") == case["expected"].get("ids")
 
 
