@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llmasos_jax.errors import FormatError, did_you_mean
-from llmasos_jax.format.strict import shown
+from llmasos_jax.format.strict import schema, shown
 
 _LOG = logging.getLogger(__name__)
 REQUIRED: Any = object()
@@ -89,6 +89,24 @@ _FIXED: Mapping[str, tuple[Any, ...]] = {
 }
 
 
+# Fields of ours by the keys that say them: the bounds of our format are checked before anything is
+# computed from a number.
+_FIELDS: Mapping[str, str] = {
+    key: field
+    for field, keys in {
+        "vocab_size": ("vocab_size",),
+        "embedding_dim": ("hidden_size", "n_embd", "d_model"),
+        "num_layers": ("num_hidden_layers", "n_layer", "n_layers"),
+        "num_heads": ("num_attention_heads", "n_head", "n_heads"),
+        "num_kv_heads": ("num_key_value_heads",),
+        "head_dim": ("head_dim", "v_head_dim", "qk_nope_head_dim", "qk_rope_head_dim"),
+        "ffn_dim": ("intermediate_size", "moe_intermediate_size", "n_inner", "ffn_dim"),
+    }.items()
+    for key in keys
+}
+_MOST = 2**30
+
+
 class Keys:
     """The keys of a `config.json`, each of which has to be asked for.
 
@@ -143,11 +161,17 @@ class Keys:
           FormatError: it is something else, or missing.
         """
         value = self._value(key, default, null)
-        if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-            return value
         if isinstance(value, float) and value.is_integer():
-            return int(value)
-        raise self.error(key, "must be a whole number")
+            value = int(value)
+        if value is None:
+            return None
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self.error(key, "must be a whole number")
+        limits = schema()["properties"]["parameters"]["properties"].get(_FIELDS.get(key), {})
+        least, most = limits.get("minimum", 0), limits.get("maximum", _MOST)
+        if not least <= value <= most:
+            raise self.error(key, f"must be {least} to {most}")
+        return value
 
     def number(self, key: str, default: Any = REQUIRED, *, null: bool = False) -> Any:
         """A float; see `integer`."""

@@ -168,6 +168,6 @@ def windows(
         default = [known[kind] for kind in types]
     each = tuple(window if is_local else None for is_local in default)
     for period in range(1, len(each) + 1):
-        if all(each[i] == each[i % period] for i in range(len(each))):
+        if each[period:] == each[:-period]:
             return each[:period]
     return each

@@ -24,7 +24,7 @@ from llmasos_jax.interop.families.decoder import (
 from llmasos_jax.interop.families.family import Family
 from llmasos_jax.interop.families.llama import LLAMA
 from llmasos_jax.interop.families.rope import read_rope
-from llmasos_jax.interop.hf_config import Keys
+from llmasos_jax.interop.hf_config import REQUIRED, Keys
 from llmasos_jax.interop.rows import PRODUCT, VECTOR, Product
 from llmasos_jax.interop.tables import Ignored, Table, row
 
@@ -98,7 +98,7 @@ def _experts(keys: Keys, num_layers: int, defaults: dict[str, Any], **options: A
         scale=keys.number("routed_scaling_factor", defaults["scale"]),
         groups=groups,
         groups_per_token=chosen,
-        shared_ffn_dim=width * (keys.integer("n_shared_experts", defaults["shared"]) or 0),
+        shared_ffn_dim=width * keys.integer("n_shared_experts", defaults["shared"]),
         **options,
     )
 
@@ -130,7 +130,7 @@ def _read_v2(keys: Keys) -> ModelConfig:
     keys.only("rope_interleave", True, why="DeepSeek-V2 rotates neighbours")
     defaults = {
         "count": 64,
-        "per_token": None,
+        "per_token": REQUIRED,
         "width": 1407,
         "first": 0,
         "scale": 1.0,
@@ -177,8 +177,8 @@ def _read_dots(keys: Keys) -> ModelConfig:
     window = keys.integer("sliding_window", 4096, null=True)
     late = [first is not None and i >= first for i in range(num_layers)]
     defaults = {
-        **{"count": None, "per_token": None, "width": 1408, "first": 0},
-        **{"scale": 1.0, "shared": None, "groups": 1, "chosen": 1},
+        **{"count": REQUIRED, "per_token": REQUIRED, "width": 1408, "first": 0},
+        **{"scale": 1.0, "shared": REQUIRED, "groups": 1, "chosen": 1},
     }
     return ModelConfig(
         **fields,

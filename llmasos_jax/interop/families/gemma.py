@@ -93,10 +93,13 @@ def _read_second(
     """What Gemma 2 and 3 share."""
     fields = _common(keys, read_widths(keys, defaults, "hidden_activation"))
     keys.only("hidden_act", "gelu_pytorch_tanh", why='"hidden_activation" says it')
+    width = keys.number("query_pre_attn_scalar", 256.0)
+    if width <= 0:
+        raise keys.error("query_pre_attn_scalar", "must be above 0")
     return {
         **fields,
         "norm_placement": "sandwich",
-        "attention_scale": keys.number("query_pre_attn_scalar", 256.0) ** -0.5,
+        "attention_scale": width**-0.5,
         "attention_soft_cap": keys.number("attn_logit_softcapping", caps[0], null=True),
         "logit_soft_cap": keys.number("final_logit_softcapping", caps[1], null=True),
     }

@@ -76,7 +76,7 @@ def _read_qwen3(keys: Keys) -> ModelConfig:
 
 
 def _experts(keys: Keys, num_layers: int, defaults: dict[str, int]) -> Experts:
-    dense = keys.listed("mlp_only_layers", int, ())
+    dense = set(keys.listed("mlp_only_layers", int, ()))
     step = keys.integer("decoder_sparse_step", 1)
     if step < 1:
         raise keys.error("decoder_sparse_step", "must be 1 or more")
