@@ -14,15 +14,20 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import tokenizers
 
 KIT = Path(__file__).resolve().parent
 sys.path[:0] = [str(KIT), str(KIT.parent)]
 
 from numpy_reader import Model  # noqa: E402
+from text_reader import encode  # noqa: E402
 
 from llmasos_jax.config.experts import Experts  # noqa: E402
 from llmasos_jax.config.latent import LatentAttention  # noqa: E402
 from llmasos_jax.config.model import ModelConfig, RopeScaling  # noqa: E402
+from llmasos_jax.data.huggingface import HuggingFaceTokenizer  # noqa: E402
+from llmasos_jax.data.sentencepiece import SentencePieceTokenizer, train_model  # noqa: E402
+from llmasos_jax.data.tokenizer import ByteTokenizer, load_tokenizer  # noqa: E402
 from llmasos_jax.format.manifest import Manifest  # noqa: E402
 from llmasos_jax.format.names import expected  # noqa: E402
 from llmasos_jax.format.tensorfile import stored  # noqa: E402
@@ -102,6 +107,62 @@ MODELS = {
         "num_heads": 2,
         "experts": Experts(8, 3, 12, (), "sigmoid", True, 1.5, True, 4, 2, "top2", 10),
     },
+    "sentencepiece": {"vocab_size": 320, "num_heads": 2, "num_layers": 1},
+    "tokenizers": {"vocab_size": 320, "num_heads": 2, "num_layers": 1},
+}
+TEXTS = [
+    *(
+        "",
+        "hello",
+        "你好，世界！",
+        "a\u0301 🙂\n",
+        "the whole world, the other 2026 worlds",
+        "  two  spaces",
+    ),
+    *("</s><s>", "tab\there\r\n\r\n", "ab<|end|>the world<|end|", "ÀÉ½ 1234"),
+]
+
+
+def some_text() -> list[str]:
+    """What the tokenizers of the kit are trained on."""
+    rng = np.random.default_rng(0)
+    words = [
+        "the",
+        "whole",
+        "world",
+        "worlds",
+        "other",
+        "hello",
+        "two",
+        "here",
+        "你好",
+        "世界",
+        "20",
+    ]
+    return [" ".join(rng.choice(words, size=9)) for _ in range(200)]
+
+
+def train_tokenizers() -> HuggingFaceTokenizer:
+    """Byte-level BPE that cuts by a regular expression, with two special tokens."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    cut = tokenizers.pre_tokenizers.Split(tokenizers.Regex(" ?[a-z]+|[0-9]|\\s+"), "isolated")
+    to_bytes = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([cut, to_bytes])
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=310,
+        special_tokens=["<|begin|>", "<|end|>"],
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(some_text(), trainer)
+    return HuggingFaceTokenizer(tokenizer.to_str(), bos_id=0, eos_id=1, adds_bos=True)
+
+
+TOKENIZERS = {
+    "defaults": ByteTokenizer,
+    "sentencepiece": lambda: SentencePieceTokenizer(train_model(some_text(), 300)),
+    "tokenizers": train_tokenizers,
 }
 BFLOAT16 = ("gemma",)  # stored so, and in several files
 COUNT = 6
@@ -120,9 +181,11 @@ def write(name: str, changes: dict, seed: int) -> Path:
         tensors[tensor] = stored(array.astype(dtype))
     folder = KIT / "models" / name
     shutil.rmtree(folder, ignore_errors=True)
-    tokenizer = {"kind": "bytes"} if cfg.vocab_size == 259 else None
-    manifest = Manifest(f"conformance-{name}", cfg, tokenizer=tokenizer)
-    write_model(folder, manifest, tensors, shard_bytes=4000 if name in BFLOAT16 else 10**9)
+    tokenizer = TOKENIZERS[name]() if name in TOKENIZERS else None
+    shard_bytes = 4000 if name in BFLOAT16 else 10**9
+    write_model(
+        folder, Manifest(f"conformance-{name}", cfg), tensors, tokenizer, shard_bytes=shard_bytes
+    )
     return folder
 
 
@@ -148,9 +211,14 @@ def case_of(name: str, model: Model, seed: int) -> dict | None:
         best = np.sort(whole, axis=-1)
         if (best[:, -1] - best[:, -2]).min() < MARGIN:
             return None
-    if vocab == 259:
-        request["texts"] = ["", "hello", "你好，世界！", "a\u0301 🙂\n"]
-        expected_values["ids"] = [[256, *text.encode()] for text in request["texts"]]
+    if name in TOKENIZERS:
+        folder = KIT / "models" / name
+        entry = json.loads((folder / "model.json").read_text())["tokenizer"]
+        library = load_tokenizer(entry, folder)
+        request["texts"] = TEXTS[: 4 if name == "defaults" else None]
+        expected_values["ids"] = [encode(folder, text) for text in request["texts"]]
+        if expected_values["ids"] != [library.encode(text) for text in request["texts"]]:
+            sys.exit(f"{name}: text_reader.py and the library give different ids")
     return {"model": name, "request": request, "expected": expected_values}
 
 

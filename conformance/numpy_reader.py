@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from text_reader import encode
 
 DEFAULTS = {
     **{"context_length": 2048, "num_heads": None, "num_kv_heads": None, "head_dim": None},
@@ -402,7 +403,7 @@ def main(folder: str, request: str, answer: str) -> None:
     if asked.get("prompt"):
         given["greedy"] = model.greedy(asked["prompt"], asked["count"])
     if asked.get("texts"):
-        given["ids"] = [[256, *text.encode()] for text in asked["texts"]]  # kind "bytes" only
+        given["ids"] = [encode(Path(folder), text) for text in asked["texts"]]
     Path(answer).write_text(json.dumps(given))
 
 

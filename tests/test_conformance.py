@@ -123,7 +123,10 @@ def test_the_script_passes_the_numpy_reader_and_fails_a_liar(tmp_path: pathlib.P
     assert bad.returncode == 1 and "0 passed" in bad.stdout
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma", "defaults", "latent", "longrope", "trunk"])
+KINDS = ("llama", "gemma", "defaults", "latent", "longrope", "trunk", "sentencepiece", "tokenizers")
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_the_public_interface_gives_the_kits_answers(tmp_path: pathlib.Path, name: str) -> None:
     case = load(name)
     (tmp_path / "request.json").write_text(json.dumps(case["request"]))
