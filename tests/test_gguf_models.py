@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf_twins import TWINS, Twin, V, random_params, write_gguf
+from gguf_converter import random_params, write_gguf
+from gguf_twins import TWINS, Twin, V
 from llama_server import LlamaServer
 
 from llmasos_jax.format.names import expected

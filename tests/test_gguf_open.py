@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf_twins import TWINS, converted, random_params, write_gguf
+from gguf_converter import converted, random_params, write_gguf
+from gguf_twins import TWINS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

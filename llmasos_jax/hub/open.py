@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,6 +66,9 @@ def open_model(
     return read_model(path, allow_code=allow_code)
 
 
+_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
+
+
 def kind_of(path: Path) -> str:
     """What stands at a path: "llmasos", "training", "huggingface" or "gguf".
 
@@ -104,7 +108,9 @@ def _is_training(path: Path) -> bool:
 
 
 def _ggufs(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.suffix.lower() == ".gguf" and p.is_file())
+    """The .gguf files of a folder; of a model in parts the first, which finds the others."""
+    found = (p for p in path.iterdir() if p.suffix.lower() == ".gguf" and p.is_file())
+    return sorted(p for p in found if not _LATER_PART.search(p.name))
 
 
 def _gguf_file(path: Path) -> Path:

@@ -10,32 +10,23 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from llmasos_jax.config.experts import Experts
-from llmasos_jax.config.latent import LatentAttention
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.format.strict import check, schema, shown
 from llmasos_jax.format.tensorfile import StoredTensor
+from llmasos_jax.interop.gguf.deepseek import read_deepseek
 from llmasos_jax.interop.gguf.keys import Keys
 from llmasos_jax.interop.gguf.rope import read_scaling
-
-_MOST_LAYERS = 4096
-_MOST_EXPERTS = 65536
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a config is made of: the metadata, and the tensors that it may not mention."""
-
-    keys: Keys
-    tensors: Mapping[str, StoredTensor]
-
-    def has(self, name: str) -> bool:
-        """Whether the first layer has such a tensor ("attn_q.bias")."""
-        return f"blk.0.{name}" in self.tensors
+from llmasos_jax.interop.gguf.source import (
+    MOST_EXPERTS,
+    Source,
+    common,
+    head_width,
+    turned_share,
+)
 
 
 def read_config(keys: Keys, tensors: Mapping[str, StoredTensor]) -> ModelConfig:
@@ -73,39 +64,10 @@ def family(arch: str, metadata: Mapping[str, Any]) -> str:
     return _FAMILIES[arch]
 
 
-def _common(source: Source) -> dict[str, Any]:
-    """What all architectures say in the same words."""
-    keys, tensors = source.keys, source.tensors
-    if "token_embd.weight" not in tensors or len(tensors["token_embd.weight"].shape) != 2:
-        raise keys.error("there is no table of embeddings, token_embd.weight; this is no model")
-    layers = keys.integer("block_count", most=_MOST_LAYERS)
-    if layers > len(tensors):
-        raise keys.error(f"{keys.arch}.block_count = {layers}, there are {len(tensors)} tensors")
-    keys.must_be("nextn_predict_layers", 0, why="layers that predict further tokens")
-    return {
-        "vocab_size": tensors["token_embd.weight"].shape[0],
-        "embedding_dim": keys.integer("embedding_length"),
-        "num_layers": layers,
-        "context_length": keys.integer("context_length"),
-        "num_heads": (heads := keys.integer("attention.head_count")),
-        "num_kv_heads": keys.integer("attention.head_count_kv", heads),
-        "tie_embeddings": "output.weight" not in tensors,
-        "head_bias": "output.bias" in tensors,
-    }
-
-
-def _width(keys: Keys, fields: dict[str, Any]) -> int:
-    default = max(1, fields["embedding_dim"] // fields["num_heads"])
-    width = keys.integer("attention.key_length", default)
-    if keys.integer("attention.value_length", width) != width:
-        raise keys.error(f"{keys.arch}.attention.value_length differs from key_length {width}")
-    return width
-
-
 def _decoder(source: Source) -> dict[str, Any]:
     """A decoder with RMSNorm, rotary positions and SwiGLU, like LLaMA."""
-    keys, fields = source.keys, _common(source)
-    width = _width(keys, fields)
+    keys, fields = source.keys, common(source)
+    width = head_width(keys, fields)
     turned = keys.integer("rope.dimension_count", width)
     if turned > width or turned % 2:
         raise keys.error(f"{keys.arch}.rope.dimension_count = {turned} of head width {width}")
@@ -116,18 +78,12 @@ def _decoder(source: Source) -> dict[str, Any]:
         "ffn_dim": keys.integer("feed_forward_length"),
         "norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
         "rope_theta": theta,
-        "rope_fraction": _fraction(turned, width),
+        "rope_fraction": turned_share(turned, width),
         "rope_scaling": read_scaling(keys, source.tensors, theta, turned, fields["context_length"]),
         "qkv_bias": source.has("attn_q.bias") or source.has("attn_qkv.bias"),
         "attention_out_bias": source.has("attn_output.bias"),
         "mlp_bias": source.has("ffn_up.bias"),
     }
-
-
-def _fraction(turned: int, width: int) -> float:
-    """The share of a head that gives exactly so many rotated numbers."""
-    share = turned / width
-    return share if int(width * share) == turned else math.nextafter(share, 2.0)
 
 
 def _llama(source: Source) -> dict[str, Any]:
@@ -141,10 +97,13 @@ def _llama(source: Source) -> dict[str, Any]:
 def _experts(source: Source, **known: Any) -> Experts:
     """Experts in every layer, or none."""
     keys = source.keys
-    count = keys.integer("expert_count", 0, least=0, most=_MOST_EXPERTS)
+    count = keys.integer("expert_count", 0, least=0, most=MOST_EXPERTS)
     if not count:
         keys.must_be("expert_used_count", 0, why="there are no experts")
         return Experts()
+    keys.must_be("expert_gating_func", 1, 0, why="these scores are a softmax")
+    for name in ("expert_group_count", "expert_group_used_count"):
+        keys.must_be(name, 1, 0, why="groups of experts are DeepSeek's alone")
     layers = keys.integer("block_count")
     if source.has("ffn_gate.0.weight") and layers * count > len(source.tensors):
         raise keys.error(f"{keys.arch}.expert_count = {count} is more than the tensors are")
@@ -263,10 +222,10 @@ def _olmo2(source: Source) -> dict[str, Any]:
 
 
 def _with_layer_norm(source: Source) -> dict[str, Any]:
-    fields = _common(source)
+    fields = common(source)
     return {
         **fields,
-        "head_dim": _width(source.keys, fields),
+        "head_dim": head_width(source.keys, fields),
         "ffn_dim": source.keys.integer("feed_forward_length"),
         "norm": "layernorm",
         "norm_eps": source.keys.number("attention.layer_norm_epsilon"),
@@ -291,7 +250,7 @@ def _gptneox(source: Source) -> dict[str, Any]:
         "block": "parallel_two_norms" if is_parallel else "sequential",
         "mlp": "gelu",
         "rope_theta": theta,
-        "rope_fraction": _fraction(turned, width),
+        "rope_fraction": turned_share(turned, width),
         "rope_scaling": read_scaling(keys, source.tensors, theta, turned, fields["context_length"]),
     }
 
@@ -311,77 +270,6 @@ def _bert(source: Source) -> dict[str, Any]:
     }
 
 
-def _deepseek2(source: Source) -> dict[str, Any]:
-    keys, fields = source.keys, _common(source)
-    turned = keys.integer("rope.dimension_count")
-    theta = keys.number("rope.freq_base", 10000.0)
-    # The converter describes the heads after a product of weights that it does not make; the
-    # model's own widths have keys of their own, or are in the older keys where those are absent.
-    width = keys.integer("attention.key_length_mla", keys.integer("attention.key_length"))
-    value = keys.integer("attention.value_length_mla", keys.integer("attention.value_length"))
-    eps = keys.number("attention.layer_norm_rms_epsilon")
-    scaling = read_scaling(keys, source.tensors, theta, turned, fields["context_length"])
-    scale = None
-    if scaling.kind == "yarn":
-        # DeepSeek multiplies the scores, not sine and cosine.
-        log_multiplier = keys.number("rope.scaling.yarn_log_multiplier", 0.0)
-        scale = (1.0 + log_multiplier * math.log(scaling.factor)) ** 2 / math.sqrt(width)
-        scaling = dataclasses.replace(scaling, attention_factor=1.0)
-    q_rank = keys.integer("attention.q_lora_rank", 0, least=0) or None
-    return {
-        **fields,
-        "num_kv_heads": fields["num_heads"],
-        "head_dim": width,
-        "ffn_dim": keys.integer("feed_forward_length"),
-        "norm_eps": eps,
-        "rope_theta": theta,
-        "rope_interleaved": True,
-        "rope_scaling": scaling,
-        "attention_scale": scale,
-        "latent": LatentAttention(
-            kv_rank=keys.integer("attention.kv_lora_rank"),
-            q_rank=q_rank,
-            rope_dim=turned,
-            value_dim=None if value == width else value,
-            norm_eps=eps,
-        ),
-        "experts": _deepseek_experts(source, fields["num_layers"]),
-    }
-
-
-def _deepseek_experts(source: Source, layers: int) -> Experts:
-    keys = source.keys
-    dense = keys.integer("leading_dense_block_count", 0, least=0, most=layers)
-    count = keys.integer("expert_count", 0, least=0, most=_MOST_EXPERTS)
-    width = keys.integer("expert_feed_forward_length", keys.integer("feed_forward_length"))
-    shared = keys.integer("expert_shared_count", 0, least=0)
-    if not count or dense == layers:
-        for name in ("expert_used_count", "expert_weights_scale", "expert_weights_norm"):
-            if keys.has(name):
-                raise keys.error(f"{keys.arch}.{name} is set and no layer has experts")
-        return Experts()
-    is_sigmoid = keys.integer("expert_gating_func", 1, least=0, most=2) == 2
-    groups = keys.integer("expert_group_count", 1)
-    chosen = keys.integer("expert_group_used_count", groups)
-    # Where the router cannot leave a group out, groups say nothing.
-    groups, chosen = (1, 1) if chosen == groups else (groups, chosen)
-    return Experts(
-        count=count,
-        per_token=keys.integer("expert_used_count"),
-        ffn_dim=width,
-        dense_layers=tuple(range(dense)),
-        router="sigmoid" if is_sigmoid else "softmax",
-        normalize=keys.flag("expert_weights_norm", False),
-        scale=keys.number("expert_weights_scale", 1.0) or 1.0,
-        router_bias=f"blk.{dense}.exp_probs_b.bias" in source.tensors,
-        groups=groups,
-        groups_per_token=chosen,
-        # DeepSeek-V3 ranks groups by their best two experts, V2 by the best one.
-        group_score="top2" if is_sigmoid else "max",
-        shared_ffn_dim=shared * width,
-    )
-
-
 _READERS: dict[str, Callable[[Source], dict[str, Any]]] = {
     "llama": _llama,
     "qwen2": _qwen,
@@ -396,7 +284,7 @@ _READERS: dict[str, Callable[[Source], dict[str, Any]]] = {
     "gpt2": _gpt2,
     "gptneox": _gptneox,
     "bert": _bert,
-    "deepseek2": _deepseek2,
+    "deepseek2": read_deepseek,
 }
 _FAMILIES = {
     **dict.fromkeys(("qwen2", "qwen3", "qwen2moe", "qwen3moe"), "Qwen"),
