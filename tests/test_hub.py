@@ -15,10 +15,10 @@ import huggingface_hub.constants
 import huggingface_hub.file_download
 import pytest
 from loopback_hub import TOKEN, Repo, loopback_hub
-from small_model import small_model
+from small_model import SMALL, small_model
 
 from llmasos_jax.errors import FormatError, HubError
-from llmasos_jax.generate.load import load_model
+from llmasos_jax.generate.load import init_model, load_model
 from llmasos_jax.hub import packages, resolve
 from llmasos_jax.hub.files import RemoteFile, choose
 from llmasos_jax.hub.huggingface import Hub
@@ -58,7 +58,7 @@ def client(server, tmp_path):
     return Hub(server.address, tmp_path / "cache")
 
 
-def refuses(words, call, *args, error=HubError):
+def refuses(words, call, *args, error: type[Exception] = HubError):
     """The error's one line has these words."""
     with pytest.raises(error, match=words) as caught:
         call(*args)
@@ -229,6 +229,11 @@ def test_a_choice_that_is_the_users():
     with pytest.raises(HubError, match="has 2 .gguf files; choose one as org/name/FILE"):
         choose(files, "org/name", None)
     assert choose(files, "org/name", "a-Q8_0.gguf") == ("a-Q8_0.gguf",)
+    parts = ("b-00001-of-00002.gguf", "b-00002-of-00002.gguf")
+    assert choose(listing(*parts), "org/name", None) == parts
+    assert choose(listing(*parts, "a.gguf"), "org/name", parts[1]) == parts
+    with pytest.raises(HubError, match='no file "b-00001-of-00002.gguf", a part of'):
+        choose(listing(parts[1]), "org/name", parts[1])
     with pytest.raises(HubError, match="no model that can be read .* pickled"):
         choose(listing("config.json", "pytorch_model.bin"), "org/name", None)
 
@@ -257,6 +262,18 @@ def test_names(tmp_path, monkeypatch):
     assert 'did you mean "smollm2-135m-instruct"' in said
     refuses("`llmasos models` lists", read, "qqqqqqqq")
     refuses(r'"palm-8b" has no public weights; init_model\("palm-8b"\)', read, "palm-8b")
+
+
+def test_random_weights_for_the_shape_of_a_name(monkeypatch):
+    from llmasos_jax.models import zoo
+
+    monkeypatch.setattr(zoo, "find", lambda name: SMALL if name == "Palm-8b" else None)
+    model = init_model("Palm-8b")
+    assert model.config == SMALL and model.manifest.name == "palm-8b"
+    refuses(
+        'no preset is called so; did you mean "palm-8b"', init_model, "palm-8", error=FormatError
+    )
+    refuses("is not there, and no preset", init_model, "no/such/path", error=FormatError)
 
 
 def test_the_table_of_names():

@@ -20,7 +20,7 @@ from llmasos_jax.format.read import read_manifest
 from llmasos_jax.format.tokenizerfiles import TokenizerFiles, folder_tokenizer
 from llmasos_jax.generate.model import Model
 from llmasos_jax.generate.weights import Placing, check_dtype, place_random, place_tensors
-from llmasos_jax.hub.open import open_model
+from llmasos_jax.hub.open import kind_of, open_model
 from llmasos_jax.models import zoo
 from llmasos_jax.models.definition import file_def
 
@@ -82,8 +82,9 @@ def init_model(
     """The model of a `model.json` with random weights, the same for one seed on every mesh.
 
     Args:
-      source: a `model.json`, its folder, a `Manifest`, the parameters alone, or the name of a
-        preset (`models/zoo`: "palm-8b"). Weights that are there are not read.
+      source: a `model.json`, its folder or another path that `load_model` reads, a `Manifest`, the
+        parameters alone, or the name of a preset (`models/zoo`: "palm-8b"). Weights that are there
+        are not read.
       seed: of the weights, a whole number from 0 to 2^32 - 1.
       dtype: "float32", "bfloat16" or "float16".
       mesh: as in `load_model`.
@@ -103,30 +104,34 @@ def init_model(
     is_whole = isinstance(seed, Integral) and not isinstance(seed, bool)
     if not is_whole or not 0 <= seed < 2**32:
         raise GenerationError(f"seed={seed!r} is not possible; give a whole number below 2**32")
-    folder = Path()
     if isinstance(source, ModelConfig):
-        manifest = Manifest("random", source)
-    elif isinstance(source, Manifest):
-        manifest = source
+        source = Manifest("random", source)
+    if isinstance(source, Manifest):
+        manifest, files = source, folder_tokenizer(source.tokenizer, Path(), is_shared=True)
     else:
         _check_source(source)
-        preset = zoo.find(source) if isinstance(source, str) else None
-        if preset is not None and not os.path.lexists(source):
-            manifest = Manifest(str(source).lower(), preset)
-        else:
-            manifest, folder = _manifest_of(source, allow_code)
-    files = folder_tokenizer(manifest.tokenizer, folder, is_shared=True)
+        manifest, files = _manifest_of(source, allow_code)
     tokenizer = _tokenizer(manifest, files, allow_code)
     placing = Placing(file_def(manifest.parameters), _checked(mesh))
     return Model(manifest, place_random(placing, jax.random.key(int(seed)), dtype), tokenizer)
 
 
-def _manifest_of(source: Source, allow_code: bool) -> tuple[Manifest, Path]:
-    """What a path or a name says of its model, and the folder of its tokenizer."""
-    if not os.path.lexists(source) and isinstance(source, str) and "/" not in source:
-        near = did_you_mean(source.lower(), zoo.names())
-        raise FormatError(f'"{source}" is not there, and no preset is called so{near}')
-    return read_manifest(source, allow_code=allow_code), find_manifest(source).parent
+def _manifest_of(source: Source, allow_code: bool) -> tuple[Manifest, TokenizerFiles | None]:
+    """What a path or the name of a preset says of its model; downloads nothing."""
+    path = Path(source)
+    if not os.path.lexists(path):
+        name = os.fspath(source)
+        preset = zoo.find(name)
+        if preset is None:
+            near = "" if os.sep in name else did_you_mean(name.lower(), zoo.names())
+            raise FormatError(f'"{name}" is not there, and no preset is called so{near}')
+        return Manifest(name.lower(), preset), None
+    if kind_of(path) != "llmasos":
+        files = open_model(path, allow_code=allow_code)
+        return files.manifest, files.tokenizer
+    manifest = read_manifest(path, allow_code=allow_code)
+    folder = find_manifest(path).parent
+    return manifest, folder_tokenizer(manifest.tokenizer, folder, is_shared=True)
 
 
 def _check_source(source: Any) -> None:

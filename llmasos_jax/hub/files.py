@@ -17,6 +17,8 @@ _SMALL = frozenset(
     sentencepiece.bpe.model chat_template.json chat_template.jinja
     """.split()
 )
+_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
+_MAX_PARTS = 1000
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -51,11 +53,13 @@ def choose(files: Mapping[str, RemoteFile], repo: str, wanted: str | None) -> tu
       >>> choose({name: RemoteFile(name, 1, None) for name in names}, "org/name", None)
       ('config.json', 'model.safetensors')
     """
-    ggufs = sorted(name for name in files if name.lower().endswith(".gguf"))
+    every = sorted(name for name in files if name.lower().endswith(".gguf"))
+    # Of a model in parts the first stands for all.
+    ggufs = [name for name in every if _parts(name)[0] == name]
     if wanted is not None:
         if wanted not in files:
             raise HubError(f'{repo} has no file "{wanted}"{_listed(ggufs, files)}')
-        return (wanted,)
+        return _whole(wanted, files, repo)
     if _MODEL in files:
         own = (n for n in files if "/" not in n and not n.lower().endswith((".md", ".bin", ".pt")))
         return _sorted(own, files)
@@ -66,7 +70,7 @@ def choose(files: Mapping[str, RemoteFile], repo: str, wanted: str | None) -> tu
         kept = [n for n in weights if _SHARD.fullmatch(n)] if index else weights
         return _sorted([*(n for n in files if n in _SMALL), *index, *kept], files)
     if len(ggufs) == 1:
-        return (ggufs[0],)
+        return _whole(ggufs[0], files, repo)
     if ggufs:
         raise HubError(
             f"{repo} has {len(ggufs)} .gguf files; choose one as {repo}/FILE{_listed(ggufs, files)}"
@@ -76,6 +80,27 @@ def choose(files: Mapping[str, RemoteFile], repo: str, wanted: str | None) -> tu
         f"{repo} has no model that can be read (config.json with safetensors, a model.json or a "
         ".gguf)" + ("; its weights are pickled or of another framework" if has_bin else "")
     )
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """The files of a .gguf model that this one is a part of, in order.
+
+    Example:
+      >>> _parts("m-00002-of-00002.gguf")
+      ('m-00001-of-00002.gguf', 'm-00002-of-00002.gguf')
+    """
+    match = _PART.fullmatch(name)
+    if not match or int(match[2]) > _MAX_PARTS:
+        return (name,)
+    return tuple(f"{match[1]}-{i:05d}-of-{match[2]}.gguf" for i in range(1, int(match[2]) + 1))
+
+
+def _whole(name: str, files: Mapping[str, RemoteFile], repo: str) -> tuple[str, ...]:
+    parts = _parts(name)
+    for part in parts:
+        if part not in files:
+            raise HubError(f'{repo} has no file "{part}", a part of the model that {name} is of')
+    return parts
 
 
 def _sorted(names: Iterable[str], files: Mapping[str, RemoteFile]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -121,12 +122,10 @@ class Hub:
         if not commit:
             return None
         folder = storage / "snapshots" / commit
-        if file is not None:
-            return folder / file if (folder / file).is_file() else None
         names = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
         try:
             here = {n: RemoteFile(n, 0, None) for n in names}
-            chosen = choose(here, repo, None)
+            chosen = choose(here, repo, file)
         except HubError:
             return None
         whole = INDEX not in names or _shards(names[INDEX]) <= names.keys()
@@ -164,6 +163,8 @@ class Hub:
             meta = client.get_hf_file_metadata(
                 url, token=self.token, timeout=_TIMEOUT_S, endpoint=self.endpoint
             )
+            if not re.fullmatch(r"[\w-][\w.+-]{0,127}", str(meta.etag)):
+                raise HubError(f"{where} gives {file.name} the etag {meta.etag!r}; expected a hash")
             blob = self._storage(client, remote.repo) / "blobs" / str(meta.etag)
             if not blob.exists():
                 blob.parent.mkdir(parents=True, exist_ok=True)
