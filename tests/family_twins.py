@@ -25,6 +25,7 @@ class Twin:
       prompt: tokens before the 32 greedy ones; 0 for a model that writes none.
       gain: multiplies the scale of the last norm, where logits would be small.
       older: makes of its config.json one as earlier versions of transformers wrote it.
+      ignored: parts of names of tensors that belong to what is not read (heads, images).
       inert: ends of names of tensors that cannot change any result, with the reason.
     """
 
@@ -34,19 +35,21 @@ class Twin:
     prompt: int = 12
     gain: float = 1.0
     older: Callable[[Json], Json] | None = None
+    ignored: tuple[str, ...] = ()
     inert: tuple[tuple[str, str], ...] = ()
 
 
 def newer(config: str, older: Callable[[Json], Json] | None = None, **options: Any) -> Twin:
     """A model of the classes that call widths alike: two layers, four heads of 8."""
     widths = dict(vocab_size=VOCAB, hidden_size=32, num_attention_heads=4, intermediate_size=48)
-    fields = {f: options.pop(f) for f in ("model", "prompt", "gain", "inert") if f in options}
+    fields = {f: options.pop(f) for f in FIELDS if f in options}
     if config == "OPTConfig":
         widths["ffn_dim"] = widths.pop("intermediate_size")
     common = dict(num_hidden_layers=2, max_position_embeddings=CONTEXT, **NO_IDS)
     return Twin(config, {**widths, **common, **options}, older=older, **fields)
 
 
+FIELDS = ("model", "prompt", "gain", "ignored", "inert")
 NO_IDS: Json = dict(bos_token_id=None, eos_token_id=None, pad_token_id=None)
 
 
@@ -134,10 +137,19 @@ def deepseek(config: str, rope: Json | None = None, **options: Any) -> Twin:
     return newer(config, rope_of_v4, **{**widths, **options})
 
 
+LOCAL_THEN_GLOBAL = ["sliding_attention", "full_attention"]
 KEY_BIAS = (
     "adds the same to a query's scores of all keys where positions are not rotated: softmax is as "
     "it was"
 )
+ROBERTA: Json = dict(max_position_embeddings=CONTEXT + 2, type_vocab_size=1, pad_token_id=1)
+
+
+def encoder(config: str, model: str, ignored: tuple[str, ...], **options: Any) -> Twin:
+    fixed = dict(model=model, prompt=0, ignored=ignored, inert=(("key.bias", KEY_BIAS),))
+    return newer(config, **fixed, **options)
+
+
 MSCALE: Json = dict(
     rope_type="yarn",
     factor=4.0,
@@ -238,7 +250,7 @@ TWINS: dict[str, Twin] = {
         rope_of_v4,
         num_key_value_heads=2,
         head_dim=12,
-        num_experts=6,
+        num_experts=4,
         num_experts_per_tok=2,
         moe_intermediate_size=12,
     ),
@@ -281,6 +293,21 @@ TWINS: dict[str, Twin] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
             "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
         },
+    ),
+    # The text part of a model that reads images too; its own names, and a config inside the config.
+    "gemma3-in-whole": Twin(
+        "Gemma3Config",
+        dict(
+            text_config={**gemma3(num_hidden_layers=2).options, "layer_types": LOCAL_THEN_GLOBAL},
+            vision_config=dict(
+                **dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1),
+                **dict(num_attention_heads=2, image_size=28, patch_size=14),
+            ),
+            mm_tokens_per_image=4,
+            **NO_IDS,
+        ),
+        model="Gemma3ForConditionalGeneration",
+        ignored=("vision_tower", "multi_modal_projector"),
     ),
     "phi3": phi3(num_key_value_heads=2),
     "phi3-partial-rotary": phi3(dict(partial_rotary_factor=0.75), tie_word_embeddings=True),
@@ -360,13 +387,14 @@ TWINS: dict[str, Twin] = {
         norm_topk_prob=False,
         rope_interleave=False,
     ),
-    "bert": newer(
-        "BertConfig",
-        **dict(model="BertModel", prompt=0, inert=(("key.bias", KEY_BIAS),)),
-    ),
-    "roberta": newer(
-        "RobertaConfig",
-        **dict(model="RobertaModel", prompt=0, inert=(("key.bias", KEY_BIAS),)),
-        **dict(max_position_embeddings=CONTEXT + 2, type_vocab_size=1, pad_token_id=1),
+    "bert": encoder("BertConfig", "BertModel", ("pooler.",)),
+    "bert-masked-lm": encoder("BertConfig", "BertForMaskedLM", ("cls.",), hidden_act="gelu_new"),
+    "roberta": encoder("RobertaConfig", "RobertaModel", ("pooler.",), **ROBERTA),
+    "roberta-masked-lm": encoder("RobertaConfig", "RobertaForMaskedLM", ("lm_head.",), **ROBERTA),
+    "xlm-roberta": encoder(
+        "XLMRobertaConfig",
+        "XLMRobertaModel",
+        ("pooler.",),
+        **{**ROBERTA, "type_vocab_size": 2},
     ),
 }

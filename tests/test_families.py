@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from family_twins import TWINS, Twin
+from family_twins import TWINS, VOCAB, Twin
 from jax import lax
 from safetensors.numpy import load_file, save_file
-from tolerances import WHOLE_MODEL
+from tolerances import SIMPLE
 
 from llmasos_jax.errors import FormatError
 from llmasos_jax.format.read import ModelFiles
@@ -37,14 +37,13 @@ pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:::(torch|tr
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")
 transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
 
+torch.set_num_threads(1)  # tiny products: threads only wait for each other
+
 LENGTH = 24
 NEW_TOKENS = 32
 WEIGHTS = "model.safetensors"
 # One of each kind of cache writes by the programs of `generate_text`, which take longer to compile.
-IN_SESSION = (
-    *("gpt2", "llama-gqa-tied", "mistral-gqa", "gemma3-scaled", "bloom", "mixtral", "deepseek-v3"),
-    *("phi3-longrope-short", "phi3-longrope-long"),
-)
+IN_SESSION = ("llama-gqa-tied", "mistral-gqa", "bloom", "deepseek-v3", "phi3-longrope-long")
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("family") / request.param
     theirs.save_pretrained(folder)
     # 0 and 1 may be ids of padding, which shift positions in some families.
-    tokens = np.random.default_rng(0).integers(2, theirs.config.vocab_size, (2, LENGTH))
+    tokens = np.random.default_rng(0).integers(2, VOCAB, (2, LENGTH))
     wanted = run(theirs, twin, tokens)
     files, model = open_hf(folder), load_model(folder)
     return Case(request.param, twin, theirs, folder, tokens, wanted, files, model)
@@ -112,7 +111,8 @@ def build(twin: Twin) -> Any:
                 continue
             done.add(weight.data_ptr())
             noise = rng.standard_normal(weight.shape).astype(np.float32)
-            scale = weight.ndim == 1 and name.endswith("weight")
+            # Gemma's norms multiply by 1 + theirs.
+            scale = weight.ndim == 1 and name.endswith("weight") and "Gemma" not in twin.config
             values = noise * size(twin, name, weight) + float(scale)
             if name in ("model.norm.weight", "transformer.norm_f.weight"):
                 values = values * twin.gain
@@ -129,7 +129,7 @@ def size(twin: Twin, name: str, weight: Any) -> float:
         return 0.1 if "correction" in name else 0.3
     if any(part in name for part in ("embed", "wte", "wpe")):
         # Smaller than what the blocks add: else a tied output layer repeats the token it reads.
-        return 0.2 if "Gemma" in twin.config else 0.5
+        return 0.25 if "Gemma" in twin.config else 0.5
     return 1.5 / weight.shape[0 if twin.config == "GPT2Config" else -1] ** 0.5
 
 
@@ -147,7 +147,8 @@ def run(theirs: Any, twin: Twin, tokens: np.ndarray) -> np.ndarray:
 def test_logits_are_those_of_transformers(case: Case) -> None:
     assert case.wanted.std() >= 1
     assert all(t.dtype == "float32" for t in case.files.tensors.values())
-    assert case.difference() <= WHOLE_MODEL
+    # A whole model is allowed WHOLE_MODEL, but exact and tanh GELU may differ by less than that.
+    assert case.difference() <= SIMPLE
 
 
 def test_greedy_tokens_are_those_of_transformers(case: Case) -> None:
@@ -189,7 +190,9 @@ def by_loop(model: Model, prompt: np.ndarray) -> list[list[int]]:
         _, rest_tb1 = lax.scan(body, first, None, NEW_TOKENS - 1)
         return jnp.concatenate([first[0][None], rest_tb1])[:, :, 0].T
 
-    return np.asarray(jax.jit(run)(weights.params, jnp.asarray(prompt, jnp.int32))).tolist()
+    # It runs once: compiling is what takes time.
+    jitted = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
+    return np.asarray(jitted(weights.params, jnp.asarray(prompt, jnp.int32))).tolist()
 
 
 def by_session(model: Model, prompt: np.ndarray) -> list[list[int]]:
@@ -220,12 +223,12 @@ def test_a_change_of_any_tensor_is_seen(case: Case) -> None:
                     now = {n: t.read() for n, t in case.files.tensors.items()}
                     seen = [n for n in now if not np.array_equal(now[n], before[n])]
                     assert len(seen) == 1
-                elif name not in ignored and case.difference() <= WHOLE_MODEL:
+                elif name not in ignored and case.difference() <= SIMPLE:
                     unseen.append(name)
     finally:
         case.model._weights = held
     assert not unseen
-    assert case.difference() <= WHOLE_MODEL  # the file is as it was
+    assert case.difference() <= SIMPLE  # the file is as it was
 
 
 def test_a_tensor_taken_out_is_named(case: Case, tmp_path: Path) -> None:
@@ -237,7 +240,7 @@ def test_a_tensor_taken_out_is_named(case: Case, tmp_path: Path) -> None:
         if name in ignored:
             open_hf(tmp_path)
         else:
-            with pytest.raises(FormatError, match=re.escape(name)):
+            with pytest.raises(FormatError, match=stem(name)):
                 open_hf(tmp_path)
 
 
@@ -246,9 +249,9 @@ def test_a_tensor_too_many_is_named(case: Case, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((case.folder / "config.json").read_bytes())
     name = next(iter(tensors)).replace("0", "7") + "_new"
     save_file({**tensors, name: np.ones(3, np.float32)}, tmp_path / WEIGHTS)
-    with pytest.raises(FormatError, match=re.escape(name)):
+    with pytest.raises(FormatError, match=stem(name)):
         open_hf(tmp_path)
-    assert open_hf(tmp_path, ignore=(f"*{name}",)).tensors.keys() == case.files.tensors.keys()
+    assert open_hf(tmp_path, ignore=("*_new",)).tensors.keys() == case.files.tensors.keys()
 
 
 def test_the_older_config_means_the_same(case: Case, tmp_path: Path) -> None:
@@ -262,7 +265,13 @@ def test_the_older_config_means_the_same(case: Case, tmp_path: Path) -> None:
 
 def ignored_of(case: Case) -> set[str]:
     """Tensors of theirs that our model has no use for, by name."""
-    return {name for name in load_file(case.folder / WEIGHTS) if name.startswith("pooler.")}
+    names = load_file(case.folder / WEIGHTS)
+    return {name for name in names if any(part in name for part in case.twin.ignored)}
+
+
+def stem(name: str) -> str:
+    """A pattern of a name without what a class with other parts puts before it."""
+    return re.escape(name.rsplit("model.", 1)[-1])
 
 
 def tensors_of(path: Path) -> list[tuple[str, tuple[int, int]]]:

@@ -143,9 +143,10 @@ class _OpenFile:
     def __init__(self, path: Path) -> None:
         self.handle = os.open(path, os.O_RDONLY)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # A default, since the module may be gone when the interpreter ends.
         if hasattr(self, "handle"):
-            os.close(self.handle)
+            close(self.handle)
 
     def map(self, begin: int, end: int) -> np.ndarray:
         """Some bytes of it, as they stand in the system's own memory."""

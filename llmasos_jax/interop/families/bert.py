@@ -12,6 +12,11 @@ from llmasos_jax.interop.rows import OUT_OF_HEADS, PRODUCT, SAME, VECTOR, Same
 from llmasos_jax.interop.tables import Ignored, Row, Table, row
 
 _PARTS = {"q": "query", "k": "key", "v": "value"}
+_CLS = (
+    r"cls\.(seq_relationship\.(weight|bias)|predictions\.(bias|decoder\.(weight|bias)|"
+    r"transform\.(dense|LayerNorm)\.(weight|bias|gamma|beta)))"
+)
+_LM_HEAD = r"lm_head\.(bias|(decoder|dense|layer_norm)\.(weight|bias))"
 _HEAD = "heads of encoders are not part of the trunk, which is all that is read so far"
 
 
@@ -50,15 +55,15 @@ def _table(body: str, positions: Same, heads: tuple[str, ...]) -> Table:
     start = body.replace(".", r"\.")
     ignored = (
         Ignored(rf"{start}embeddings\.(position|token_type)_ids", "they count, or are zero"),
-        Ignored(rf"{start}pooler\..*", _HEAD),
+        Ignored(rf"{start}pooler\.dense\.(weight|bias)", _HEAD),
         *(Ignored(head, _HEAD) for head in heads),
     )
     return Table(rows, ignored)
 
 
-_BERT = _table("bert.", SAME, (r"cls\..*",))
+_BERT = _table("bert.", SAME, (_CLS,))
 # Positions count from 2, after the id of padding; nothing reads the two rows before.
-_ROBERTA = _table("roberta.", Same(dropped=2), (r"lm_head\..*",))
+_ROBERTA = _table("roberta.", Same(dropped=2), (_LM_HEAD,))
 
 
 def _read_bert(keys: Keys, vocab_size: int = 30522) -> ModelConfig:
@@ -78,6 +83,7 @@ def _read_bert(keys: Keys, vocab_size: int = 30522) -> ModelConfig:
         context_length=keys.integer("max_position_embeddings", 512),
         ffn_dim=keys.integer("intermediate_size", 3072),
         causal=False,
+        head=None,
         norm_eps=keys.number("layer_norm_eps", 1e-12),
         norm_placement="post",
         final_norm=False,
