@@ -341,6 +341,7 @@ TWINS = {
             position="learned",
             mlp="gelu",
             causal=False,
+            head=None,
             norm_placement="post",
             embedding_norm=True,
             final_norm=False,

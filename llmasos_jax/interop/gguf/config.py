@@ -261,6 +261,7 @@ def _bert(source: Source) -> dict[str, Any]:
     return {
         **_with_layer_norm(source),
         "causal": False,
+        "head": None,
         "position": "learned",
         "mlp": "gelu",
         "norm_placement": "post",
