@@ -1,6 +1,7 @@
 """Tokenizers and chat templates of Hugging Face folders; ids beside transformers'."""
 
 import importlib.util
+import io
 import json
 import shutil
 from pathlib import Path
@@ -126,6 +127,32 @@ def test_sentencepiece_with_added_tokens(tmp_path: Path) -> None:
     write(tmp_path / "added_tokens.json", {"[PAD]": 1200})
     write(tmp_path / "tokenizer_config.json", {"add_bos_token": False})
     assert load(tmp_path).encode("a</s>[PAD]") == [*theirs.encode("a"), 2, 1200]
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_user_defined_pieces(tmp_path: Path, prefix: bool) -> None:
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the  world <u> the other world"] * 9),
+        model_writer=out,
+        vocab_size=290,
+        model_type="bpe",
+        byte_fallback=True,
+        user_defined_symbols=["\u2581\u2581", "<u>"],
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=prefix,
+        minloglevel=3,
+    )
+    (tmp_path / "tokenizer.model").write_bytes(out.getvalue())
+    if prefix:
+        with pytest.raises(TokenizerError, match="user-defined pieces"):
+            load(tmp_path)
+        return
+    theirs, ours = sentencepiece.SentencePieceProcessor(model_proto=out.getvalue()), load(tmp_path)
+    for text in ("the  world", "   the<u> world  ", "<u>  <u>", "a <u"):
+        assert ours.encode(text) == [1, *theirs.encode(text)], repr(text)
+        assert ours.decode(ours.encode(text)) == text
 
 
 def test_a_real_sentencepiece_file_gives_sentencepiece_ids(tmp_path: Path) -> None:

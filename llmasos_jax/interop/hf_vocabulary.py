@@ -16,7 +16,7 @@ from llmasos_jax.format.strict import shown
 from llmasos_jax.interop import tokenizerjson
 from llmasos_jax.interop.gguf.pretokenizers import pre_tokenizer
 from llmasos_jax.interop.hf_files import MAX_TOKENIZER_BYTES, read_bounded, read_object
-from llmasos_jax.interop.tokenizerjson import Added
+from llmasos_jax.interop.tokenizerjson import SPACE, Added
 
 Parsed = tuple[Any, str, dict[str, Any]]  # tokenizers.Tokenizer, its JSON, what its class has
 _NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -116,15 +116,22 @@ def _sentencepiece(folder: Path) -> Parsed:
     rules = proto.normalizer_spec
     if rules.precompiled_charsmap or rules.remove_extra_whitespaces:
         raise TokenizerError(f"{path} rewrites characters or spaces of a text; {_REMEDY}")
-    vocab = {piece.piece: number for number, piece in enumerate(proto.pieces)}
-    if len(vocab) != len(proto.pieces) or not vocab:
-        raise TokenizerError(f"{path} has a piece twice, or none; expected each once")
     normal, unknown, control, user = 1, 2, 3, 4  # sentencepiece's numbers
+    if rules.add_dummy_prefix and any(p.type == user for p in proto.pieces):
+        raise TokenizerError(
+            f"{path} has user-defined pieces and begins texts with a space, which is put in front "
+            f"of the text alone; {_REMEDY}"
+        )
+    # User-defined pieces are looked for in the text as it is, where a space is a space.
+    names = [p.piece.replace(SPACE, " ") if p.type == user else p.piece for p in proto.pieces]
+    vocab = {name: number for number, name in enumerate(names)}
+    if len(vocab) != len(names) or not vocab:
+        raise TokenizerError(f"{path} has a piece twice, or none; expected each once")
     scores = {p.piece: p.score for p in proto.pieces if p.type == normal}
     added = [
-        Added(p.piece, number, p.type != user)
-        for number, p in enumerate(proto.pieces)
-        if p.type in (unknown, control, user)
+        Added(name, number, piece.type != user)
+        for number, (name, piece) in enumerate(zip(names, proto.pieces, strict=True))
+        if piece.type in (unknown, control, user)
     ]
     # With "legacy": false, transformers puts a space only where the whole text begins.
     config = read_object(folder / "tokenizer_config.json")
