@@ -245,3 +245,24 @@ def test_products_are_blocks_of_the_file_as_a_cpu_reads_them(tmp_path: Path) -> 
         array = tensor.read()
         assert not array.flags.owndata
         assert turns[name](array).flags.c_contiguous, name
+
+
+def test_the_layer_that_guesses_ahead_is_left_out_and_no_other(tmp_path: Path) -> None:
+    config = LLAMA | {
+        **{"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"},
+        **dict(kv_lora_rank=8, q_lora_rank=6, qk_rope_head_dim=4, qk_nope_head_dim=2),
+        **dict(v_head_dim=3, n_routed_experts=4, n_group=2, topk_group=1, first_k_dense_replace=1),
+        **dict(num_experts_per_tok=2, moe_intermediate_size=6, num_nextn_predict_layers=1),
+    }
+    theirs = write(tmp_path, config)
+    file, ahead = tmp_path / "model.safetensors", np.ones(3, np.float32)
+    save_file({**theirs, "model.layers.2.eh_proj.weight": ahead}, file)
+    files = open_hf(tmp_path)
+    assert files.num_parameters == sum(array.size for array in theirs.values())
+    # Keys and values stand head by head in one tensor: [N, 2 + 3, 8].
+    fused = theirs["model.layers.1.self_attn.kv_b_proj.weight"].reshape(4, 5, 8)
+    np.testing.assert_array_equal(
+        files.tensors["layers.1.attn.v"].read(), fused[:, 2:].transpose(2, 0, 1)
+    )
+    save_file({**theirs, "model.layers.1.eh_proj.weight": ahead}, file)
+    assert "model.layers.1.eh_proj.weight: float32[3] has no place" in message(tmp_path)
