@@ -81,6 +81,14 @@ def test_every_pre_tokenizer_keeps_every_byte() -> None:
             assert tokenizer.decode(tokenizer.encode(text)) == text.replace("<|im_end|>", ""), name
 
 
+def test_phi3_tokens_take_the_space_behind_them_along() -> None:
+    plain = rebuild(byte_level()).load()
+    phi3 = rebuild({**byte_level(), "general.name": "Phi-3 Mini"}).load()
+    h, space = BYTES.index("h"), BYTES.index("Ġ")
+    assert plain.encode("<|im_end|> h") == [262, space, h]
+    assert phi3.encode("<|im_end|> h") == [262, h]
+
+
 def test_end_ids() -> None:
     assert end_ids(byte_level()) == (262,)
     assert end_ids(byte_level(eos_token_id=261, eot_token_id=3)) == (3, 261, 262)
