@@ -20,6 +20,7 @@ from small_model import SMALL, small_model
 
 from llmasos_jax.cli import models
 from llmasos_jax.cli.main import main
+from llmasos_jax.config.files import cache_folder
 from llmasos_jax.errors import FormatError, HubError
 from llmasos_jax.generate.load import init_model, load_model
 from llmasos_jax.hub import packages, resolve
@@ -202,6 +203,19 @@ def test_a_disk_that_is_too_small_is_told_before_the_download(client, monkeypatc
     monkeypatch.setattr("llmasos_jax.hub.huggingface.shutil.disk_usage", lambda _: usage)
     refuses("acme/small takes .* make room, or set HF_HOME", client.fetch, "acme/small")
     assert not server.ranges()
+
+
+def test_a_file_that_the_hub_sends_only_in_its_own_way(client, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "MAX_HTTP_DOWNLOAD_SIZE", 1000)
+    words = "model.safetensors of acme/small is larger than .*; pip install hf_xet"
+    refuses(words, client.fetch, "acme/small")
+
+
+def test_the_hash_of_a_download_is_remembered(client):
+    folder = client.fetch("acme/small")
+    notes = [json.loads(p.read_text()) for p in (cache_folder() / "hashes").iterdir()]
+    real = str((folder / "model.safetensors").resolve())
+    assert [note[0] for note in notes] == [real] and real.endswith(notes[0][-1])
 
 
 def listing(*names):

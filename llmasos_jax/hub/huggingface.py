@@ -19,7 +19,7 @@ from typing import Any
 from llmasos_jax.errors import HubError, LLMasOSError, MissingExtraError
 from llmasos_jax.hub import trouble
 from llmasos_jax.hub.files import INDEX, RemoteFile, choose
-from llmasos_jax.hub.verify import git_sha1_of, sha256_of
+from llmasos_jax.hub.verify import git_sha1_of, remember, sha256_of
 
 _LOG = logging.getLogger(__name__)
 _TIMEOUT_S = 15.0
@@ -118,7 +118,7 @@ class Hub:
             commit = revision
         else:
             reference = storage / "refs" / (revision or "main")
-            commit = reference.read_text(encoding="ascii") if reference.is_file() else None
+            commit = reference.read_text(encoding="ascii").strip() if reference.is_file() else None
         if not commit:
             return None
         folder = storage / "snapshots" / commit
@@ -166,16 +166,12 @@ class Hub:
             if not re.fullmatch(r"[\w-][\w.+-]{0,127}", str(meta.etag)):
                 raise HubError(f"{where} gives {file.name} the etag {meta.etag!r}; expected a hash")
             blob = self._storage(client, remote.repo) / "blobs" / str(meta.etag)
-            if not blob.exists():
-                blob.parent.mkdir(parents=True, exist_ok=True)
-                part = blob.with_name(f"{blob.name}.llmasos-incomplete")
-                with _locked(part):
-                    if not blob.exists():
-                        _fill(client, url, part, meta.size, self.token)
-                        _check_new(part, file, str(meta.etag), remote.repo)
-                        os.replace(part, blob)
+            # Larger ones the hub sends in its own way only, which the client knows.
+            is_large = (meta.size or 0) > client.constants.MAX_HTTP_DOWNLOAD_SIZE
+            if not blob.exists() and not is_large:
+                self._get_blob(client, remote, file, url, blob, meta.size)
             # The client finds the content there, and writes what else its cache wants.
-            client.hf_hub_download(
+            path = client.hf_hub_download(
                 remote.repo,
                 file.name,
                 revision=remote.commit,
@@ -183,6 +179,22 @@ class Hub:
                 endpoint=self.endpoint,
                 token=self.token,
             )
+            if file.sha256 is not None:
+                _check_kept(Path(path), file, remote.repo)
+
+    def _get_blob(
+        self, client: Any, remote: Remote, file: RemoteFile, url: str, blob: Path, size: int | None
+    ) -> None:
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        part = blob.with_name(f"{blob.name}.llmasos-incomplete")
+        with _locked(part):
+            if blob.exists():
+                return
+            _fill(client, url, part, size, self.token)
+            digest = _check_new(part, file, blob.name, remote.repo)
+            os.replace(part, blob)
+            if digest is not None:
+                remember(blob, digest)
 
     def _storage(self, client: Any, repo: str) -> Path:
         cache = self.cache or Path(client.constants.HF_HUB_CACHE)
@@ -268,17 +280,21 @@ def _fill(client: Any, url: str, part: Path, size: int | None, token: str | None
         logger.setLevel(level)
 
 
-def _check_new(part: Path, file: RemoteFile, etag: str, repo: str) -> None:
-    """Compares what came with the hash that the hub names; keeps nothing that differs."""
+def _check_new(part: Path, file: RemoteFile, etag: str, repo: str) -> str | None:
+    """Compares what came with the hash that the hub names; keeps nothing that differs.
+
+    Returns the sha256, if that is what was compared.
+    """
     if file.sha256 is not None or len(etag) == 64:
         expected, found = file.sha256 or etag, sha256_of(part, remember=False)
     elif len(etag) == 40:
         expected, found = etag, git_sha1_of(part)
     else:
-        return
+        return None
     if found != expected:
         part.unlink()
         raise HubError(trouble.wrong_hash(repo, file.name, found, expected))
+    return found if len(found) == 64 else None
 
 
 def _check_kept(path: Path, file: RemoteFile, repo: str) -> None:

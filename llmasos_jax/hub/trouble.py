@@ -75,6 +75,11 @@ def in_words(
                 f"cannot keep {file or repo}: {error.strerror}; free or set HF_HOME to another "
                 "disk, and run this again: it goes on where it stopped"
             ) from error
+        if isinstance(error, ValueError) and "hf_xet" in str(error):
+            raise HubError(
+                f"{file} of {repo} is larger than what the hub sends without the package hf_xet; "
+                "pip install hf_xet, then run this again"
+            ) from error
         if not _is_network(error):
             raise
         if file is not None:

@@ -42,6 +42,15 @@ def sha256_of(path: Path, *, remember: bool = True) -> str:
     return digest.hexdigest()
 
 
+def remember(path: Path, digest: str) -> None:
+    """Notes the sha256 of a file that was computed elsewhere just now."""
+    real = path.resolve(strict=True)
+    stat = real.stat()
+    note = _note_of(real)
+    if note is not None:
+        _write(note, [str(real), stat.st_size, stat.st_mtime_ns, digest])
+
+
 def git_sha1_of(path: Path) -> str:
     """The name that git gives a file's content: what the hub calls a small file's etag."""
     raw = path.read_bytes()
