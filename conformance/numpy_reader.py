@@ -76,6 +76,7 @@ def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
     p["num_kv_heads"] = p["num_kv_heads"] or p["num_heads"]
     need(p["num_heads"] % p["num_kv_heads"] == 0, "num_heads is not divisible by num_kv_heads")
     p["head_dim"] = p["head_dim"] or p["embedding_dim"] // p["num_heads"]
+    p["value_width"] = p["latent"]["value_dim"] or p["head_dim"]
     files = [entry["file"] for entry in (model.get("weights") or {}).get("files", [])]
     tensors: dict[str, np.ndarray] = {}
     for name in files or ["model.safetensors"]:
@@ -201,11 +202,10 @@ class Model:
     def get(self, name: str, *shape: int) -> np.ndarray:
         """One tensor, which must be there and have this shape."""
         need(name in self.tensors, f"{name} is missing")
-        need(
-            self.tensors[name].shape == shape, f"{name} has {self.tensors[name].shape}, not {shape}"
-        )
+        found = self.tensors[name]
+        need(found.shape == shape, f"{name} has {found.shape}, not {shape}")
         self.used.add(name)
-        return self.tensors[name]
+        return found
 
     def bias(self, there: bool, name: str, *shape: int) -> np.ndarray | float:
         """A bias, or 0 where the parameters say there is none."""
@@ -241,27 +241,20 @@ class Model:
         """The same for latent attention."""
         p, latent = self.p, self.p["latent"]
         d, n, h = (p[s] for s in ("embedding_dim", "num_heads", "head_dim"))
-        r, plain = latent["kv_rank"], h - latent["rope_dim"]
+        r, rq, plain = latent["kv_rank"], latent["q_rank"], h - latent["rope_dim"]
 
         def rms(z: np.ndarray, name: str) -> np.ndarray:
             z = z / np.sqrt((z**2).mean(-1, keepdims=True) + latent["norm_eps"])
             return z * self.get(f"{at}{name}.scale", z.shape[-1])
 
-        g = x
-        if latent["q_rank"]:
-            g = rms(x @ self.get(at + "q_down", d, latent["q_rank"]), "q_down_norm")
+        g = rms(x @ self.get(at + "q_down", d, rq), "q_down_norm") if rq else x
         q = np.einsum("tr,rnh->tnh", g, self.get(at + "q", g.shape[-1], n, h))
         q = np.concatenate([q[..., :plain], turn(q[..., plain:])], axis=-1)
         c = rms(x @ self.get(at + "kv_down", d, r), "kv_norm")
         key = np.einsum("tr,rnh->tnh", c, self.get(at + "k", r, n, plain))
         shared = turn((x @ self.get(at + "k_rope", d, h - plain))[:, None])
         key = np.concatenate([key, np.repeat(shared, n, axis=1)], axis=-1)
-        return [q, key, np.einsum("tr,rnh->tnh", c, self.get(at + "v", r, n, self.value_width))]
-
-    @property
-    def value_width(self) -> int:
-        """Numbers in one head's value."""
-        return self.p["latent"]["value_dim"] or self.p["head_dim"]
+        return [q, key, np.einsum("tr,rnh->tnh", c, self.get(at + "v", r, n, p["value_width"]))]
 
     def attention(self, x: np.ndarray, i: int) -> np.ndarray:
         """Attention of layer i, [T, D] to [T, D] (4.4)."""
@@ -288,26 +281,20 @@ class Model:
         s = np.where(seen, s, -np.inf)
         a = np.exp(s - s.max(-1, keepdims=True))
         y = np.einsum("ntu,unh->tnh", a / a.sum(-1, keepdims=True), value)
-        out = np.einsum("tnh,nhd->td", y, self.get(at + "o", n, self.value_width, d))
+        out = np.einsum("tnh,nhd->td", y, self.get(at + "o", n, p["value_width"], d))
         return out + self.bias(p["attention_out_bias"], at + "o_bias", d)
 
     def mlp(self, x: np.ndarray, i: int) -> np.ndarray:
         """The MLP of layer i, or its experts, [T, D] to [T, D] (4.6, 4.7)."""
-        p, at, d, gated = (
-            self.p,
-            f"layers.{i}.mlp.",
-            self.p["embedding_dim"],
-            self.p["mlp"] in GATED,
-        )
+        p, at, d = self.p, f"layers.{i}.mlp.", self.p["embedding_dim"]
+        gated = p["mlp"] in GATED
         f = p["ffn_dim"] or (64 * math.ceil(8 * d / 192) if gated else 4 * d)
         if p["experts"]["count"] and i not in p["experts"]["dense_layers"]:
             return self.experts(x, f"layers.{i}.moe.", p["experts"]["ffn_dim"] or f)
         up = x @ self.get(at + "up", d, f) + self.bias(p["mlp_bias"], at + "up_bias", f)
         if gated:
             gate = x @ self.get(at + "gate", d, f) + self.bias(p["mlp_bias"], at + "gate_bias", f)
-            up = activation(p["mlp"], gate) * up
-        else:
-            up = activation(p["mlp"], up)
+        up = activation(p["mlp"], gate) * up if gated else activation(p["mlp"], up)
         return up @ self.get(at + "down", f, d) + self.bias(p["mlp_bias"], at + "down_bias", d)
 
     def experts(self, x: np.ndarray, at: str, f: int) -> np.ndarray:
@@ -394,12 +381,11 @@ def main(folder: str, request: str, answer: str) -> None:
     """Answers one request of `check.py`."""
     asked = json.loads(Path(request).read_text())
     model = Model(Path(folder))
-    given = {}
-    if asked.get("token_types"):
-        pairs = zip(asked["sequences"], asked["token_types"], strict=True)
-        given["hidden"] = [model.hidden(ids, types).tolist() for ids, types in pairs]
+    if types := asked.get("token_types"):
+        pairs = zip(asked["sequences"], types, strict=True)
+        given = {"hidden": [model.hidden(*pair).tolist() for pair in pairs]}
     else:
-        given["logits"] = [model.logits(ids).tolist() for ids in asked["sequences"]]
+        given = {"logits": [model.logits(ids).tolist() for ids in asked["sequences"]]}
     if asked.get("prompt"):
         given["greedy"] = model.greedy(asked["prompt"], asked["count"])
     if asked.get("texts"):

@@ -75,6 +75,9 @@ def test_encode_and_decode(model):
     assert model.decode([]) == ""
     with pytest.raises(GenerationError, match="whole numbers"):
         model.decode([1.5])
+    for ids in ([300], [-1], [1 << 40]):
+        with pytest.raises(GenerationError, match="ids reach from .* 0 to 299"):
+            model.decode(ids)
     with pytest.raises(GenerationError, match="give a text"):
         model.encode(b"a")
 

@@ -203,11 +203,16 @@ class Model:
         """The text of ids: special ids left out, U+FFFD where bytes make no character.
 
         Raises:
-          GenerationError: `ids` are not whole numbers, or the model has no tokenizer.
+          GenerationError: `ids` are not whole numbers or not the model's, or it has no tokenizer.
         """
         numbers = np.asarray(ids)
         if numbers.ndim != 1 or (numbers.size and not np.issubdtype(numbers.dtype, np.integer)):
             raise GenerationError("decode takes a list of ids, whole numbers")
+        num = self.config.vocab_size
+        if numbers.size and not (0 <= numbers.min() and numbers.max() < num):
+            raise GenerationError(
+                f"ids reach from {numbers.min()} to {numbers.max()}; the model's are 0 to {num - 1}"
+            )
         return self._require_tokenizer().decode(numbers.astype(np.int64).tolist())
 
     def logits(self, token_ids: Any, attention_mask: Any = None) -> jax.Array:
