@@ -274,6 +274,7 @@ TWINS = {
         {
             **{"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0},
             **{"rope.scaling.original_context_length": 16, "rope.scaling.yarn_beta_fast": 8.0},
+            "rope.scaling.yarn_attn_factor": 0.1 * math.log(4) + 1,
             "attention.sliding_window": 4,
             "attention.sliding_window_pattern": [True, True, True, False],
         },

@@ -86,6 +86,13 @@ REFUSED = {
     "an infinite number": ({"llama__rope__freq_base": float("inf")}, "must be a finite number"),
     "a negative number": ({"llama__rope__freq_base": -1.0}, "rope_theta"),
     "a kind of scaling": ({"llama__rope__scaling__type": "dynamic"}, '"dynamic" is not read'),
+    "a multiplier of yarn": (
+        {
+            **{"llama__rope__scaling__type": "yarn", "llama__rope__scaling__factor": 4.0},
+            "llama__rope__scaling__yarn_attn_factor": 0.7,
+        },
+        r"yarn_attn_factor = 0\.7 is not read; only .* = 1\.13863",
+    ),
     "an adapter": ({"general__type": "adapter"}, '"adapter" is not a model by itself'),
     "experts that are not there": (
         {"llama__expert_count": 4, "llama__expert_used_count": 2},

@@ -1,6 +1,7 @@
 """Numbers out of GGUF's blocks, bit for bit as the package gguf has them."""
 
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +121,16 @@ def test_a_file_that_shrinks_after_it_was_opened(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(FormatError, match=r"cannot read m\.gguf: No such file"):
         read_tensor(path, info)
+
+
+@pytest.mark.parametrize("name", ["F16", "Q4_1", "Q5_K"])
+def test_reading_takes_the_tensor_and_little_more(name: str, tmp_path: Path) -> None:
+    shape, kind = (2048, 4096), TYPES[name]
+    nbytes = math.prod(shape) // kind.numbers * kind.nbytes
+    path = tmp_path / "m.gguf"
+    path.write_bytes(bytes(nbytes))
+    tracemalloc.start()
+    tensor = read_tensor(path, TensorInfo("t", shape, kind, 0, nbytes))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert tensor.nbytes <= peak < tensor.nbytes + 3e6

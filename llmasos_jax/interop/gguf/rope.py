@@ -74,12 +74,18 @@ def _factors(
 
 
 def _yarn(keys: Keys, factor: float, original: int, attention: float) -> RopeScaling:
-    why = "no published model has another"
-    keys.must_be("rope.scaling.yarn_ext_factor", 1.0, -1.0, why=why)
-    keys.must_be("rope.scaling.yarn_attn_factor", 1.0, -1.0, why=why)
+    keys.must_be("rope.scaling.yarn_ext_factor", 1.0, -1.0, why="no published model has another")
     if factor < 1.0:
         raise keys.error(f"{keys.arch}.rope.scaling.factor = {factor} must be at least 1")
     default = 0.1 * math.log(factor) + 1.0
+    # The converter copies OLMo 3's multiplier, which is the default; of others programs disagree
+    # whether they take its place or multiply it. 1 and -1 stand for none.
+    given = keys.number("rope.scaling.yarn_attn_factor", 1.0)
+    if given not in (1.0, -1.0) and not math.isclose(given, default, rel_tol=1e-4):
+        raise keys.error(
+            f"{keys.arch}.rope.scaling.yarn_attn_factor = {given} is not read; only "
+            f"0.1 ln(factor) + 1 = {default:.6g} is, which is what is computed without it"
+        )
     return RopeScaling(
         "yarn",
         factor,
