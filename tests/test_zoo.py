@@ -15,6 +15,7 @@ from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.format.manifest import Manifest, parse_manifest, to_json
 from llmasos_jax.generate.load import init_model
+from llmasos_jax.hub.library import LIBRARY
 from llmasos_jax.interop.families import FAMILIES
 from llmasos_jax.interop.hf_config import Keys
 from llmasos_jax.models import zoo
@@ -147,6 +148,13 @@ def test_names() -> None:
     assert zoo.find("no-such-model") is None
     with pytest.raises(ConfigError, match='no preset is called "lama-7b"; did you mean "llama-7b"'):
         zoo.preset("lama-7b")
+
+
+def test_the_library_and_the_presets_say_the_same_count() -> None:
+    both = [row for row in LIBRARY.values() if zoo.find(row.name) and row.kind == "decoder"]
+    assert len(both) > 60
+    for row in both:
+        assert count_parameters(zoo.preset(row.name).config) == row.num_parameters, row.name
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -77,42 +78,48 @@ def compare(
     if tolerance is not None and not 0 < tolerance < 1:
         raise GenerationError(f"tolerance={tolerance} is not possible; give a share, above 0")
     one, two = (_open(source, allow_code) for source in (a, b))
-    tolerance = tolerance if tolerance is not None else _tolerance(one, two)
-    options = tuple(config_differences(one.config, two.config))
     tick("weights")
     weights: list[LeafDifference] = []
     if one.files is not None and two.files is not None:
         weights = list(compare_weights(one.files, two.files, tick))
     length = length_for((one.config, two.config), tokens)
-    notes = _notes(one, two, length)
+    found = Parity(
+        a=one.title,
+        b=two.title,
+        same=False,
+        tolerance=tolerance if tolerance is not None else _tolerance(one, two),
+        places=(),
+        options=tuple(config_differences(one.config, two.config)),
+        weights=tuple(weights),
+        notes=_notes(one, two, length),
+    )
     if (misfit := _misfit(one, two)) is not None:
-        return Parity(
-            one.title, two.title, False, tolerance, (), misfit, (), None, None, None, options,
-            tuple(weights), (*notes, "widths or depths differ, so no activations were compared"),
-        )  # fmt: skip
+        note = "widths or depths differ, so no activations were compared"
+        return dataclasses.replace(found, first=misfit, notes=(*found.notes, note))
     vocab = min(one.vocab_size, two.vocab_size)
     also = _rows_that_differ(one, two, weights)
     probes = make_probes(vocab, length, seed, (*one.avoid, *two.avoid), also)
-    found, apart = _walk(one.run(probes), two.run(probes), one.num_layers, probes, tolerance, tick)
-    parts, tried, explains_all = (), None, None
-    if apart is not None:
-        parts = _inside(one, two, apart, probes)
-        tick(f"what makes {apart.place} agree")
-        tried, explains_all = _explain(one, two, apart, probes, weights, tolerance, tick)
-    return Parity(
-        a=one.title,
-        b=two.title,
-        same=apart is None,
-        tolerance=tolerance,
-        places=tuple(found),
-        first=None if apart is None else apart.place,
-        parts=parts,
+    return _compare_places(one, two, found, probes, tick)
+
+
+def _compare_places(
+    one: Side, two: Side, found: Parity, probes: Sequence[Probe], tick: Callable[[str], None]
+) -> Parity:
+    """What was found so far, with the places, and where they part with what explains it."""
+    runs = one.run(probes), two.run(probes)
+    differences, apart = _walk(*runs, one.num_layers, probes, found.tolerance, tick)
+    if apart is None:
+        return dataclasses.replace(found, same=True, places=tuple(differences))
+    tick(f"what makes {apart.place} agree")
+    tried, explains_all = _explain(one, two, apart, probes, found.weights, found.tolerance, tick)
+    return dataclasses.replace(
+        found,
+        places=tuple(differences),
+        first=apart.place,
+        parts=_inside(one, two, apart, probes),
         hint=None if tried is None else tried.hint,
         tried=None if tried is None else tried.what,
         explains_all=explains_all,
-        options=options,
-        weights=tuple(weights),
-        notes=notes,
     )
 
 
