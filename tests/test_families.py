@@ -111,15 +111,22 @@ def build(twin: Twin) -> Any:
                 continue
             done.add(weight.data_ptr())
             noise = rng.standard_normal(weight.shape).astype(np.float32)
-            # Gemma's norms multiply by 1 + theirs.
-            scale = weight.ndim == 1 and name.endswith("weight") and "Gemma" not in twin.config
-            values = noise * size(twin, name, weight) + float(scale)
-            if name in ("model.norm.weight", "transformer.norm_f.weight"):
+            is_last = name.endswith((".norm.weight", ".norm_f.weight")) and "layers" not in name
+            values = noise * size(twin, name, weight) + centre(twin, name, weight, is_last)
+            if is_last:
                 values = values * twin.gain
             if "embeddings_layernorm" in name:
                 values = values * 0.3  # see `size`
             weight.copy_(torch.from_numpy(values))
     return model.float().eval()
+
+
+def centre(twin: Twin, name: str, weight: Any, is_last: bool) -> float:
+    """The mean of one of their weights: scales of norms are about 1."""
+    if weight.ndim > 1 or not name.endswith("weight"):
+        return 0.0
+    # Gemma's norms multiply by 1 + theirs; its last one makes up for the small embeddings.
+    return float(3 * is_last) if "Gemma" in twin.config else 1.0
 
 
 def size(twin: Twin, name: str, weight: Any) -> float:
@@ -129,7 +136,7 @@ def size(twin: Twin, name: str, weight: Any) -> float:
         return 0.1 if "correction" in name else 0.3
     if any(part in name for part in ("embed", "wte", "wpe")):
         # Smaller than what the blocks add: else a tied output layer repeats the token it reads.
-        return 0.25 if "Gemma" in twin.config else 0.5
+        return 0.06 if "Gemma" in twin.config else 0.5
     return 1.5 / weight.shape[0 if twin.config == "GPT2Config" else -1] ** 0.5
 
 
