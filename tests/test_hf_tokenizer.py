@@ -100,6 +100,19 @@ def test_tokens_that_only_the_files_beside_have(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_a_tokenizer_json_that_cannot_encode(tmp_path: Path) -> None:
+    """It can be read, but the token for unknown words is none of its own."""
+    model = {"type": "WordLevel", "vocab": {"x": 0}, "unk_token": "[UNK]"}
+    write(tmp_path / "tokenizer.json", {"version": "1.0", "added_tokens": [], "model": model})
+    with pytest.raises(TokenizerError, match="cannot encode a text"):
+        load(tmp_path)
+    write(tmp_path / "tokenizer_config.json", {"add_bos_token": False})
+    found = load(tmp_path)
+    assert found.encode("x") == [0]
+    with pytest.raises(TokenizerError, match="cannot encode a text"):
+        found.encode("y")
+
+
 def test_older_files_of_gpt2(tmp_path: Path) -> None:
     write(tmp_path / "vocab.json", VOCAB)
     write(tmp_path / "merges.txt", "#version: 0.2\nh e\n")

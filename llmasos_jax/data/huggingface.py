@@ -70,7 +70,7 @@ class HuggingFaceTokenizer:
         named = _names_beside(path)
         bos_id = _find_id(tokenizer, entry, "bos_id", named.get("bos_token"), _BOS_NAMES)
         eos_id = _find_id(tokenizer, entry, "eos_id", named.get("eos_token"), _EOS_NAMES)
-        begins = _beginning(tokenizer)
+        begins = first_special_id(tokenizer)
         if entry is not None and "adds_bos" in entry:
             adds_bos = bool(entry["adds_bos"])
         elif begins is not None and (bos_id is None or begins == bos_id):
@@ -88,7 +88,10 @@ class HuggingFaceTokenizer:
         for text in texts:
             if not text.isascii():
                 utf8(text)
-        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        try:
+            encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as error:  # the library raises bare Exception
+            raise _cannot_encode(error) from error
         prefix = [self.bos_id] if self.adds_bos and self.bos_id is not None else []
         return [prefix + e.ids for e in encoded]
 
@@ -111,7 +114,10 @@ class HuggingFaceTokenizer:
     def encode_marked(self, text: str) -> list[int]:
         """Returns the ids of a text in which special tokens stand, written out; adds none."""
         utf8(text)
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:
+            raise _cannot_encode(error) from error
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes `tokenizer.json`."""
@@ -164,9 +170,23 @@ def _find_id(
     return next((tokenizer.token_to_id(n) for n in usual if n in special), None)
 
 
-def _beginning(tokenizer: tokenizers.Tokenizer) -> int | None:
-    """The special id that the tokenizer's own template puts first, if there is one."""
-    encoded = tokenizer.encode("a", add_special_tokens=True)
+def first_special_id(tokenizer: tokenizers.Tokenizer) -> int | None:
+    """The special id that the tokenizer's own template puts first, if there is one.
+
+    Raises:
+      TokenizerError: the tokenizer cannot encode a text.
+    """
+    try:
+        encoded = tokenizer.encode("a", add_special_tokens=True)
+    except Exception as error:  # the library raises bare Exception
+        raise _cannot_encode(error) from error
     if encoded.ids and encoded.special_tokens_mask[0] == 1:
         return encoded.ids[0]
     return None
+
+
+def _cannot_encode(error: Exception) -> TokenizerError:
+    said = " ".join(str(error).split())[:200]
+    return TokenizerError(
+        f"the tokenizer.json cannot encode a text ({said}); it is damaged: get it again"
+    )

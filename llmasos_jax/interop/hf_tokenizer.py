@@ -110,7 +110,7 @@ def finished(tokenizer: Any, text: str, usual: Mapping[str, Any], folder: Path) 
       FormatError: one of these files cannot be read.
       TokenizerError: they contradict the tokenizer.
     """
-    from llmasos_jax.data.huggingface import HuggingFaceTokenizer
+    from llmasos_jax.data.huggingface import HuggingFaceTokenizer, first_special_id
 
     config = read_object(folder / CONFIG)
     if _add_tokens(tokenizer, config, folder):
@@ -122,7 +122,7 @@ def finished(tokenizer: Any, text: str, usual: Mapping[str, Any], folder: Path) 
     if any(isinstance(said.get(key), bool) for key in ("add_bos_token", "add_eos_token")):
         adds_bos = said.get("add_bos_token") is True and bos_id is not None
     else:
-        begins = _beginning(tokenizer)
+        begins = first_special_id(tokenizer)
         adds_bos = begins is not None
         bos_id = begins if begins is not None else bos_id
     return HuggingFaceTokenizer(
@@ -171,11 +171,3 @@ def _special_id(
         return tokenizer.token_to_id(named) if isinstance(named, str) else None
     special = {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}
     return next((tokenizer.token_to_id(n) for n in usual if n in special), None)
-
-
-def _beginning(tokenizer: Any) -> int | None:
-    """The special id that the tokenizer's own template puts first, if there is one."""
-    encoded = tokenizer.encode("a", add_special_tokens=True)
-    if encoded.ids and encoded.special_tokens_mask[0] == 1:
-        return encoded.ids[0]
-    return None
