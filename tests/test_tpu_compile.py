@@ -4,6 +4,8 @@ The compiler is `libtpu`, which the extra `tpu` brings.
 """
 
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from tolerances import PARITY
 
+from llmasos_jax.config.experts import Experts
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config, DataConfig, MeshConfig, TrainConfig
 from llmasos_jax.models.definition import file_def
@@ -199,3 +202,26 @@ def test_kernel_outside_the_training_step(compiler):
     tokens = jax.ShapeDtypeStruct((2, 128), jnp.int32)
     program = read_program(jax.jit(logits).lower(params, tokens).compile().as_text())
     assert list(program.kernels.values()) == [1]
+
+
+@pytest.mark.slow
+def test_experts_multiply_their_own_rows_alone(compiler):
+    """No array is as large as all rows for all experts, forward or backward; `tensor` cuts F."""
+    mesh_cfg = MeshConfig(fsdp=(2,), tensor=2)
+    experts = Experts(8, 2, 1024, (0,), shared_ffn_dim=512)
+    cfg = Config(
+        model=ModelConfig(512, 256, 3, num_heads=2, ffn_dim=512, experts=experts),
+        data=DataConfig(sequence_length=512),
+        train=TrainConfig(batch_size=4, dtype="bfloat16", remat="full"),
+        mesh=mesh_cfg,
+    )
+    trainer = make_trainer(cfg, make_mesh(mesh_cfg, chips("v5e:2x2")))
+    lowered = trainer.step.lower(trainer.abstract_state, trainer.abstract_batch)
+    text = lowered.compile().as_text()
+    products = {n: runs for n, runs in read_program(text).kernels.items() if "ragged" in n}
+    # gate, up, down of two layers: forward, recomputed, and the rows' gradients.
+    assert products["ragged-dot-none"] == 2 * 3 * 3
+    rows = 2 * 512 * 2  # a device's sequences x positions x choices
+    sizes = [math.prod(map(int, m.split(","))) for m in re.findall(r"\[8,([\d,]+)\]", text)]
+    assert sizes and max(sizes) <= 256 * 1024 < rows * 256
+    assert "bf16[8,256,512]" in text and "bf16[8,256,1024]" not in text
