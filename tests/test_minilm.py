@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llmasos_jax.errors import GenerationError
 from llmasos_jax.generate.load import load_model
 from llmasos_jax.generate.model import Model
 
@@ -50,6 +51,9 @@ def test_it_is_an_encoder_with_token_types(model: Model) -> None:
     cfg = model.config
     assert (cfg.causal, cfg.token_types, cfg.num_layers, cfg.embedding_dim) == (False, 2, 6, 384)
     assert cfg.norm_eps == 1e-12 and model.manifest.architecture == "BERT"
+    assert cfg.head is None
+    with pytest.raises(GenerationError, match="output layer"):
+        model.logits([[101, 102]])
 
 
 def test_hidden_states_of_two_padded_texts(model: Model, golden: dict[str, np.ndarray]) -> None:
