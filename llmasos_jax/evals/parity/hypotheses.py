@@ -147,6 +147,8 @@ def _with(
 def _shown(value: Any) -> str:
     if isinstance(value, RopeScaling):
         return repr(value.kind)
+    if dataclasses.is_dataclass(value):
+        return "the other model's"
     text = repr(value)
     return text if len(text) < 60 else text[:57] + "..."
 
