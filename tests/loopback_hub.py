@@ -12,6 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+
+from llmasos_jax.errors import HubError
+
 LARGE = (".safetensors", ".gguf", ".bin")
 TOKEN = "hf_right"
 
@@ -171,3 +175,11 @@ def loopback_hub(**repos: Repo) -> Iterator[LoopbackHub]:
         for server in servers:
             server.shutdown()
             server.server_close()
+
+
+def refuses(words, call, *args, error: type[Exception] = HubError):
+    """The error's one line has these words."""
+    with pytest.raises(error, match=words) as caught:
+        call(*args)
+    assert "\n" not in str(caught.value), caught.value
+    return str(caught.value)
