@@ -102,6 +102,7 @@ def parity(
     tolerance: float | None = None,
     seed: int = 0,
     allow_code: bool = False,
+    ignore: Sequence[str] = (),
     tick: Callable[[str], None] = lambda _: None,
 ) -> Parity:
     """Compares two models layer by layer, names the first place where they part, and says why.
@@ -114,7 +115,8 @@ def parity(
       tolerance: largest difference, as a share of the largest number at a place; None is 1e-4,
         more where the models are stored in different types.
       seed: of the ids.
-      allow_code: as in `load_model`.
+      allow_code: as in `load_model`, for both.
+      ignore: as in `load_model`, for both.
       tick: told what is being done.
 
     Returns:
@@ -128,7 +130,14 @@ def parity(
     from llmasos_jax.evals.parity.compare import compare
 
     return compare(
-        a, b, tokens=tokens, tolerance=tolerance, seed=seed, allow_code=allow_code, tick=tick
+        a,
+        b,
+        tokens=tokens,
+        tolerance=tolerance,
+        seed=seed,
+        allow_code=allow_code,
+        ignore=ignore,
+        tick=tick,
     )
 
 

@@ -43,6 +43,11 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--revision", metavar="R", help="a branch, tag or commit of a name on the hub"
     )
+    add_ignore(parser)
+
+
+def add_ignore(parser: argparse.ArgumentParser) -> None:
+    """Adds `--ignore`."""
     parser.add_argument(
         "--ignore",
         action="append",

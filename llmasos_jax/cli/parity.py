@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from llmasos_jax.cli.options import add_allow_code, add_json, print_json
+from llmasos_jax.cli.options import add_allow_code, add_ignore, add_json, print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the largest number at a place; default 1e-4, more where types differ",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the ids; default 0")
+    add_ignore(parser)
     add_allow_code(parser)
     add_json(parser)
 
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
             tolerance=args.tolerance,
             seed=args.seed,
             allow_code=args.allow_code,
+            ignore=args.ignore,
             tick=lambda text: status.update(f"comparing: {text}"),
         )
     if args.json:

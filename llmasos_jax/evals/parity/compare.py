@@ -56,6 +56,7 @@ def compare(
     tolerance: float | None = None,
     seed: int = 0,
     allow_code: bool = False,
+    ignore: Sequence[str] = (),
     tick: Callable[[str], None] = lambda _: None,
 ) -> Parity:
     """Compares two models. Memory is a layer of each, and the activations of one place.
@@ -67,7 +68,8 @@ def compare(
       tokens: in the longest row; None goes past every window, up to 1024.
       tolerance: share of the largest number; None is 1e-4, more where the stored types differ.
       seed: of the random ids.
-      allow_code: as in `load_model`.
+      allow_code: as in `load_model`, for both.
+      ignore: as in `load_model`, for both.
       tick: told what is being done.
 
     Raises:
@@ -77,7 +79,7 @@ def compare(
     """
     if tolerance is not None and not 0 < tolerance < 1:
         raise GenerationError(f"tolerance={tolerance} is not possible; give a share, above 0")
-    one, two = (_open(source, allow_code) for source in (a, b))
+    one, two = (_open(source, allow_code, ignore) for source in (a, b))
     tick("weights")
     weights: list[LeafDifference] = []
     if one.files is not None and two.files is not None:
@@ -123,11 +125,11 @@ def _compare_places(
     )
 
 
-def _open(source: Source, allow_code: bool) -> Side:
+def _open(source: Source, allow_code: bool, ignore: Sequence[str]) -> Side:
     text = os.fspath(source)
     if text.startswith(TRANSFORMERS):
         return TransformersSide(Path(text.removeprefix(TRANSFORMERS)))
-    return OurSide(text, open_model(source, allow_code=allow_code))
+    return OurSide(text, open_model(source, allow_code=allow_code, ignore=ignore))
 
 
 def _tolerance(one: Side, two: Side) -> float:
