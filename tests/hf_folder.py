@@ -9,8 +9,8 @@ from safetensors.numpy import save_file
 
 from llmasos_jax.format.names import expected
 from llmasos_jax.format.tensorfile import stored
-from llmasos_jax.interop.families import FAMILIES
-from llmasos_jax.interop.hf_config import Keys
+from llmasos_jax.interop.hf.config import Keys
+from llmasos_jax.interop.hf.families import FAMILIES
 from llmasos_jax.interop.tables import unbind
 
 

@@ -3,8 +3,8 @@
 import pathlib
 
 from llmasos_jax.format.strict import schema
-from llmasos_jax.interop.families import FAMILIES
 from llmasos_jax.interop.gguf.config import _READERS, family
+from llmasos_jax.interop.hf.families import FAMILIES
 from llmasos_jax.models import zoo
 from llmasos_jax.models.count import count_active_parameters, count_parameters
 

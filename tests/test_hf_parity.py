@@ -8,8 +8,8 @@ import pytest
 from tolerances import WHOLE_MODEL
 
 from llmasos_jax.generate.load import load_model
-from llmasos_jax.interop.families import FAMILIES
 from llmasos_jax.interop.hf import open_hf
+from llmasos_jax.interop.hf.families import FAMILIES
 from llmasos_jax.interop.tables import unbind
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:::(torch|transformers)")]

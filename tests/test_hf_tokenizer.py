@@ -15,7 +15,7 @@ from llmasos_jax.data.huggingface import HuggingFaceTokenizer
 from llmasos_jax.data.sentencepiece import train_model
 from llmasos_jax.data.tokenizer import Tokenizer
 from llmasos_jax.errors import FormatError, LLMasOSError, TokenizerError
-from llmasos_jax.interop.hf_tokenizer import chat_template, folder_tokenizer_files
+from llmasos_jax.interop.hf.tokenizer import chat_template, folder_tokenizer_files
 from llmasos_jax.interop.tokenizerjson import (
     Added,
     Ends,

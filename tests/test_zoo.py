@@ -16,8 +16,8 @@ from llmasos_jax.errors import ConfigError
 from llmasos_jax.format.manifest import Manifest, parse_manifest, to_json
 from llmasos_jax.generate.load import init_model
 from llmasos_jax.hub.library import LIBRARY
-from llmasos_jax.interop.families import FAMILIES
-from llmasos_jax.interop.hf_config import Keys
+from llmasos_jax.interop.hf.config import Keys
+from llmasos_jax.interop.hf.families import FAMILIES
 from llmasos_jax.models import zoo
 from llmasos_jax.models.count import count_parameters
 from llmasos_jax.models.definition import ModelDef, file_def

@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers
 
-from llmasos_jax.data.tokenizer import utf8
+from llmasos_jax.data.text import utf8
 from llmasos_jax.errors import TokenizerError
 
 FILE = "tokenizer.json"

@@ -22,7 +22,7 @@ from llmasos_jax.config.schema import Config
 from llmasos_jax.data.files import write_atomically
 from llmasos_jax.data.sources import Documents
 from llmasos_jax.data.split import split_documents
-from llmasos_jax.data.tokenizer import utf8
+from llmasos_jax.data.text import utf8
 from llmasos_jax.errors import TokenizerError
 
 FILE = "tokenizer.model"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmasos_jax.config.schema import DataConfig
-from llmasos_jax.data.tokenizer import utf8
+from llmasos_jax.data.text import utf8
 from llmasos_jax.errors import DataError, TokenizerError
 
 

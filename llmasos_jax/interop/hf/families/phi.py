@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.interop.families.decoder import (
+from llmasos_jax.interop.hf.config import Keys
+from llmasos_jax.interop.hf.families.decoder import (
     ENDS,
     IGNORED,
     LAYER,
@@ -15,8 +16,7 @@ from llmasos_jax.interop.families.decoder import (
     OUT,
     read_decoder,
 )
-from llmasos_jax.interop.families.family import Family
-from llmasos_jax.interop.hf_config import Keys
+from llmasos_jax.interop.hf.families.family import Family
 from llmasos_jax.interop.rows import PRODUCT
 from llmasos_jax.interop.tables import Table, row
 

@@ -6,7 +6,8 @@ import dataclasses
 from typing import Any
 
 from llmasos_jax.config.model import Experts, LatentAttention, ModelConfig
-from llmasos_jax.interop.families.decoder import (
+from llmasos_jax.interop.hf.config import REQUIRED, Keys
+from llmasos_jax.interop.hf.families.decoder import (
     ATTENTION,
     ENDS,
     IGNORED,
@@ -21,10 +22,9 @@ from llmasos_jax.interop.families.decoder import (
     read_widths,
     windows,
 )
-from llmasos_jax.interop.families.family import Family
-from llmasos_jax.interop.families.llama import LLAMA
-from llmasos_jax.interop.families.rope import read_rope
-from llmasos_jax.interop.hf_config import REQUIRED, Keys
+from llmasos_jax.interop.hf.families.family import Family
+from llmasos_jax.interop.hf.families.llama import LLAMA
+from llmasos_jax.interop.hf.families.rope import read_rope
 from llmasos_jax.interop.rows import PRODUCT, VECTOR, Product
 from llmasos_jax.interop.tables import Ignored, Table, row
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from llmasos_jax.config.model import Experts, ModelConfig
-from llmasos_jax.interop.families.decoder import (
+from llmasos_jax.interop.hf.config import Keys
+from llmasos_jax.interop.hf.families.decoder import (
     ATTENTION,
     ENDS,
     IGNORED,
@@ -16,9 +17,8 @@ from llmasos_jax.interop.families.decoder import (
     read_decoder,
     windows,
 )
-from llmasos_jax.interop.families.family import Family
-from llmasos_jax.interop.families.llama import LLAMA, TABLE
-from llmasos_jax.interop.hf_config import Keys
+from llmasos_jax.interop.hf.families.family import Family
+from llmasos_jax.interop.hf.families.llama import LLAMA, TABLE
 from llmasos_jax.interop.tables import Table
 
 # The defaults of transformers' Qwen2Config; only Qwen3's has a head_dim of its own.

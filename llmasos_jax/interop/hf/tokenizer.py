@@ -11,13 +11,13 @@ from llmasos_jax.errors import FormatError, TokenizerError
 from llmasos_jax.format.strict import shown
 from llmasos_jax.format.tokenizerfiles import TokenizerFiles
 from llmasos_jax.interop.built import BuiltTokenizer
-from llmasos_jax.interop.hf_files import (
+from llmasos_jax.interop.hf.files import (
     MAX_CONFIG_BYTES,
     MAX_TOKENIZER_BYTES,
     read_bounded,
     read_object,
 )
-from llmasos_jax.interop.hf_vocabulary import older_tokenizer
+from llmasos_jax.interop.hf.vocabulary import older_tokenizer
 
 CONFIG = "tokenizer_config.json"
 # Looked for, in this order, where no file says which tokens begin and end a text.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmasos_jax.config.model import RopeScaling
-from llmasos_jax.interop.hf_config import Keys
+from llmasos_jax.interop.hf.config import Keys
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.interop.families.family import Family
-from llmasos_jax.interop.families.plain import (
+from llmasos_jax.interop.hf.config import Keys
+from llmasos_jax.interop.hf.families.family import Family
+from llmasos_jax.interop.hf.families.plain import (
     GPT,
     PLAIN,
     fused,
@@ -14,7 +15,6 @@ from llmasos_jax.interop.families.plain import (
     product,
     tied_head,
 )
-from llmasos_jax.interop.hf_config import Keys
 from llmasos_jax.interop.rows import PRODUCT, SAME, VECTOR, Product
 from llmasos_jax.interop.tables import Table, row
 

@@ -16,10 +16,10 @@ from llmasos_jax.format.manifest import Generation, Manifest, to_json
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.format.strict import parse_json, shown
 from llmasos_jax.format.tensorfile import StoredTensor, open_tensors
-from llmasos_jax.interop.families import FAMILIES
-from llmasos_jax.interop.families.family import Family
-from llmasos_jax.interop.hf_config import Keys
-from llmasos_jax.interop.hf_tokenizer import chat_template, folder_tokenizer_files
+from llmasos_jax.interop.hf.config import Keys
+from llmasos_jax.interop.hf.families import FAMILIES
+from llmasos_jax.interop.hf.families.family import Family
+from llmasos_jax.interop.hf.tokenizer import chat_template, folder_tokenizer_files
 from llmasos_jax.interop.tables import bind
 
 CONFIG = "config.json"

@@ -15,7 +15,7 @@ from llmasos_jax.errors import FormatError, TokenizerError, did_you_mean
 from llmasos_jax.format.strict import shown
 from llmasos_jax.interop import tokenizerjson
 from llmasos_jax.interop.gguf.pretokenizers import pre_tokenizer
-from llmasos_jax.interop.hf_files import MAX_TOKENIZER_BYTES, read_bounded, read_object
+from llmasos_jax.interop.hf.files import MAX_TOKENIZER_BYTES, read_bounded, read_object
 from llmasos_jax.interop.tokenizerjson import SPACE, Added
 
 Parsed = tuple[Any, str, dict[str, Any]]  # tokenizers.Tokenizer, its JSON, what its class has

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.interop.families.decoder import (
+from llmasos_jax.interop.hf.config import Keys
+from llmasos_jax.interop.hf.families.decoder import (
     ATTENTION,
     ENDS,
     IGNORED,
@@ -17,10 +18,9 @@ from llmasos_jax.interop.families.decoder import (
     read_widths,
     windows,
 )
-from llmasos_jax.interop.families.family import Family
-from llmasos_jax.interop.families.llama import TABLE
-from llmasos_jax.interop.families.rope import Rope, read_rope, read_rope_group
-from llmasos_jax.interop.hf_config import Keys
+from llmasos_jax.interop.hf.families.family import Family
+from llmasos_jax.interop.hf.families.llama import TABLE
+from llmasos_jax.interop.hf.families.rope import Rope, read_rope, read_rope_group
 from llmasos_jax.interop.rows import VECTOR
 from llmasos_jax.interop.tables import Ignored, Table, row
 

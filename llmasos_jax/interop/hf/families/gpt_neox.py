@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.interop.families.family import Family
-from llmasos_jax.interop.families.plain import GPT, PLAIN, fused, masks, norm, product
-from llmasos_jax.interop.families.rope import read_rope
-from llmasos_jax.interop.hf_config import Keys
+from llmasos_jax.interop.hf.config import Keys
+from llmasos_jax.interop.hf.families.family import Family
+from llmasos_jax.interop.hf.families.plain import GPT, PLAIN, fused, masks, norm, product
+from llmasos_jax.interop.hf.families.rope import read_rope
 from llmasos_jax.interop.rows import OUT_OF_HEADS, PRODUCT, SAME, Product
 from llmasos_jax.interop.tables import Ignored, Table, row
 

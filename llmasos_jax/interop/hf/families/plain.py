@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmasos_jax.interop.hf_config import Keys
+from llmasos_jax.interop.hf.config import Keys
 from llmasos_jax.interop.rows import VECTOR, Arrangement
 from llmasos_jax.interop.tables import Ignored, Row, row
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmasos_jax.interop.families import (
+from llmasos_jax.interop.hf.families import (
     bert,
     bloom,
     cohere,
@@ -18,7 +18,7 @@ from llmasos_jax.interop.families import (
     phi,
     qwen,
 )
-from llmasos_jax.interop.families.family import Family
+from llmasos_jax.interop.hf.families.family import Family
 
 FAMILIES: tuple[Family, ...] = (
     *llama.FAMILIES,

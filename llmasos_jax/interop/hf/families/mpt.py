@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.interop.families.family import Family
-from llmasos_jax.interop.families.plain import OURS, tied_head
-from llmasos_jax.interop.hf_config import INERT, Keys
+from llmasos_jax.interop.hf.config import INERT, Keys
+from llmasos_jax.interop.hf.families.family import Family
+from llmasos_jax.interop.hf.families.plain import OURS, tied_head
 from llmasos_jax.interop.rows import OUT_OF_HEADS, PRODUCT, SAME, VECTOR
 from llmasos_jax.interop.tables import Table, row
 

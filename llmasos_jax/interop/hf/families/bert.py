@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.interop.families.family import Family
-from llmasos_jax.interop.families.plain import GPT, OURS, PLAIN, norm, product
-from llmasos_jax.interop.hf_config import Keys
+from llmasos_jax.interop.hf.config import Keys
+from llmasos_jax.interop.hf.families.family import Family
+from llmasos_jax.interop.hf.families.plain import GPT, OURS, PLAIN, norm, product
 from llmasos_jax.interop.rows import OUT_OF_HEADS, PRODUCT, SAME, VECTOR, Same
 from llmasos_jax.interop.tables import Ignored, Row, Table, row
 

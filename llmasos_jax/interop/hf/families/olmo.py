@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.interop.families.decoder import (
+from llmasos_jax.interop.hf.config import Keys
+from llmasos_jax.interop.hf.families.decoder import (
     ATTENTION,
     ENDS,
     IGNORED,
@@ -12,9 +13,8 @@ from llmasos_jax.interop.families.decoder import (
     read_biases,
     read_decoder,
 )
-from llmasos_jax.interop.families.family import Family
-from llmasos_jax.interop.families.llama import LLAMA
-from llmasos_jax.interop.hf_config import Keys
+from llmasos_jax.interop.hf.families.family import Family
+from llmasos_jax.interop.hf.families.llama import LLAMA
 from llmasos_jax.interop.tables import Table
 
 # The defaults of transformers' Olmo2Config.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmasos_jax.interop.families.rope import Rope, read_rope
-from llmasos_jax.interop.hf_config import REQUIRED, Keys
+from llmasos_jax.interop.hf.config import REQUIRED, Keys
+from llmasos_jax.interop.hf.families.rope import Rope, read_rope
 from llmasos_jax.interop.rows import (
     ALL_EXPERTS,
     OUT_OF_HEADS,
