@@ -31,6 +31,7 @@ def test_the_capital_of_france(smollm):
     text = smollm.generate_text("The capital of France is", max_length=10, temperature=0)
     assert "Paris" in text
     assert smollm.num_parameters == LIBRARY[SMOLLM].num_parameters
+    assert smollm.manifest.name == SMOLLM
 
 
 @needs(SMOLLM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Sequence
@@ -53,17 +54,25 @@ def open_model(
     if kind == "huggingface":
         from llmasos_jax.interop.hf import open_hf
 
-        return open_hf(path.parent if path.is_file() else path, ignore=ignore)
+        return _called(source, open_hf(path.parent if path.is_file() else path, ignore=ignore))
     if kind == "gguf":
         from llmasos_jax.interop.gguf import open_gguf
 
-        return open_gguf(_gguf_file(path), ignore=ignore)
+        return _called(source, open_gguf(_gguf_file(path), ignore=ignore))
     if ignore:
         raise FormatError(
             f'ignore={list(ignore)!r} is for what other programs wrote; "{source}" is an LLMasOS '
             "model, of which everything is read; leave it out"
         )
     return read_model(path, allow_code=allow_code)
+
+
+def _called(source: str | os.PathLike[str], files: ModelFiles) -> ModelFiles:
+    """A model that was asked for by name keeps it: a cache's folders are called by commits."""
+    if os.path.lexists(source):
+        return files
+    name = os.fspath(source).partition("@")[0]
+    return dataclasses.replace(files, manifest=files.manifest.replace(name=name))
 
 
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
