@@ -72,5 +72,7 @@ def test_the_packages_are_those_that_the_tests_install():
     lines = (root / "requirements" / "models.txt").read_text().splitlines()
     pinned = {line for line in lines if not line.startswith("#")}
     packages = [model.package for model in LIBRARY.values() if model.package]
-    assert pinned == {f"{p.distribution}=={p.version}" for p in packages}
+    # Beside the models stands a real sentencepiece file, for tests of tokenizers.
+    tokenizers = {line for line in pinned if line.startswith("mistral-common==")}
+    assert pinned - tokenizers == {f"{p.distribution}=={p.version}" for p in packages}
     assert all(re.fullmatch(r"[0-9a-f]{64}", p.sha256) for p in packages)
