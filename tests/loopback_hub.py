@@ -26,22 +26,26 @@ def git_sha1(data: bytes) -> str:
 
 @dataclass
 class Repo:
-    """A repository at one commit."""
+    """A repository at one commit; `large` names files that are in LFS besides weights."""
 
     files: dict[str, bytes]
     commit: str = "c" * 40
     is_gated: bool = False
     revisions: tuple[str, ...] = ("main",)
+    large: tuple[str, ...] = ()
 
     def etag(self, name: str) -> str:
         data = self.files[name]
-        return hashlib.sha256(data).hexdigest() if name.endswith(LARGE) else git_sha1(data)
+        return hashlib.sha256(data).hexdigest() if self.is_large(name) else git_sha1(data)
+
+    def is_large(self, name: str) -> bool:
+        return name.endswith(LARGE) or name in self.large
 
     def info(self, repo: str) -> dict:
         def sibling(name: str) -> dict:
             size = len(self.files[name])
             entry = {"rfilename": name, "size": size, "blobId": git_sha1(self.files[name])}
-            if name.endswith(LARGE):
+            if self.is_large(name):
                 entry["lfs"] = {"sha256": self.etag(name), "size": size, "pointerSize": 130}
             return entry
 
@@ -128,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(401, {"X-Error-Code": "GatedRepo"})
         elif file not in repo.files:
             self._send(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": repo.commit})
-        elif file.endswith(LARGE):
+        elif repo.is_large(file):
             linked = {"X-Linked-Etag": f'"{repo.etag(file)}"', "X-Repo-Commit": repo.commit,
                       "X-Linked-Size": str(len(repo.files[file])),
                       "Location": f"{self.hub.cdn}/cdn/{name}/{file}"}  # fmt: skip

@@ -106,6 +106,23 @@ def test_a_server_that_stops_half_way_and_the_next_process_goes_on(server, clien
     assert not list(client.cache.rglob("*incomplete"))
 
 
+@pytest.mark.parametrize("last", ["tokenizer.json", "model.safetensors"])
+def test_what_a_broken_download_left_is_whole_only_with_the_weights(server, client, last):
+    # As Llama 3, Gemma and Qwen have it: the tokenizer is large too, and its name comes later.
+    server.repos["acme/small"] = Repo({**FILES}, large=("tokenizer.json",))
+    commit = "c" * 40
+    server.stop_after[last] = 0
+    refuses(f"stopped while {last}", client.fetch, "acme/small", commit)
+    assert client.cached("acme/small", commit) is None
+    assert not list(client.cache.rglob("model.safetensors"))
+    server.stop_after.clear()
+    folder = client.fetch("acme/small", commit)
+    assert {p.name for p in folder.iterdir()} == NEEDED
+    assert client.cached("acme/small", commit) == folder
+    (folder / "model.safetensors").unlink()
+    assert client.cached("acme/small", commit) is None
+
+
 def test_a_wrong_hash_is_refused_and_not_kept(server, client):
     server.instead["model.safetensors"] = WEIGHTS[:-1] + b"?"
     words = r"model.safetensors of acme/small came with hash .* run this again"

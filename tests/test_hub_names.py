@@ -40,14 +40,24 @@ def listing(*names):
           "model-00002-of-00002.safetensors", "consolidated.safetensors", "model.safetensors"],
          {"config.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors",
           "model-00002-of-00002.safetensors"}),
+        (["config.json", "model.safetensors.index.json", "model.safetensors"],
+         {"config.json", "model.safetensors.index.json", "model.safetensors"}),
         (["README.md", "a.gguf"], {"a.gguf"}),
         (["config.json", "model.safetensors", "a.gguf", "onnx/model.onnx", "tokenizer.model"],
          {"config.json", "model.safetensors", "tokenizer.model"}),
     ],
-    ids=["ours", "shards", "gguf", "both"],
+    ids=["ours", "shards", "index of one", "gguf", "both"],
 )  # fmt: skip
 def test_choice_of_files(names, chosen):
     assert set(choose(listing(*names), "org/name", None)) == chosen
+
+
+def test_weights_come_last():
+    names = ("model-00001-of-00001.safetensors", "tokenizer.json", "vocab.txt", "config.json",
+             "model.safetensors.index.json")  # fmt: skip
+    assert choose(listing(*names), "org/name", None) == (*sorted(names[1:]), names[0])
+    ours = ("model.json", "model.safetensors", "tokenizer.json")
+    assert choose(listing(*ours), "org/name", None)[-1] == "model.safetensors"
 
 
 def test_a_choice_that_is_the_users():

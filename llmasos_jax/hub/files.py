@@ -38,7 +38,7 @@ class RemoteFile:
 
 
 def choose(files: Mapping[str, RemoteFile], repo: str, wanted: str | None) -> tuple[str, ...]:
-    """The names of the files that are needed, small ones first.
+    """The names of the files that are needed, the weights last: where they are, all else is too.
 
     Args:
       files: all that the repository has, by name.
@@ -62,13 +62,14 @@ def choose(files: Mapping[str, RemoteFile], repo: str, wanted: str | None) -> tu
         return _whole(wanted, files, repo)
     if _MODEL in files:
         own = (n for n in files if "/" not in n and not n.lower().endswith((".md", ".bin", ".pt")))
-        return _sorted(own, files)
+        return _sorted(own)
     weights = [n for n in files if n == "model.safetensors" or _SHARD.fullmatch(n)]
     if "config.json" in files and weights:
         # A folder with an index names its shards there; whichever else lies about is not asked for.
         index = [INDEX] if INDEX in files else []
-        kept = [n for n in weights if _SHARD.fullmatch(n)] if index else weights
-        return _sorted([*(n for n in files if n in _SMALL), *index, *kept], files)
+        shards = [n for n in weights if _SHARD.fullmatch(n)]
+        kept = shards if index and shards else weights
+        return _sorted([*(n for n in files if n in _SMALL), *index, *kept])
     if len(ggufs) == 1:
         return _whole(ggufs[0], files, repo)
     if ggufs:
@@ -80,6 +81,16 @@ def choose(files: Mapping[str, RemoteFile], repo: str, wanted: str | None) -> tu
         f"{repo} has no model that can be read (config.json with safetensors, a model.json or a "
         ".gguf)" + ("; its weights are pickled or of another framework" if has_bin else "")
     )
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of this name holds tensors.
+
+    Example:
+      >>> is_weights("model.safetensors"), is_weights("model.safetensors.index.json")
+      (True, False)
+    """
+    return name.lower().endswith((".safetensors", ".gguf"))
 
 
 def _parts(name: str) -> tuple[str, ...]:
@@ -103,8 +114,10 @@ def _whole(name: str, files: Mapping[str, RemoteFile], repo: str) -> tuple[str, 
     return parts
 
 
-def _sorted(names: Iterable[str], files: Mapping[str, RemoteFile]) -> tuple[str, ...]:
-    return tuple(sorted(names, key=lambda name: (files[name].sha256 is not None, name)))
+def _sorted(names: Iterable[str]) -> tuple[str, ...]:
+    # Not by size: a tokenizer.json may be as large as weights, and a cache that a broken download
+    # left is called whole by its weights.
+    return tuple(sorted(names, key=lambda name: (is_weights(name), name)))
 
 
 def _listed(names: list[str], files: Mapping[str, RemoteFile]) -> str:

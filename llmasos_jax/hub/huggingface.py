@@ -18,7 +18,7 @@ from typing import Any
 
 from llmasos_jax.errors import HubError, LLMasOSError, MissingExtraError
 from llmasos_jax.hub import trouble
-from llmasos_jax.hub.files import INDEX, RemoteFile, choose
+from llmasos_jax.hub.files import INDEX, RemoteFile, choose, is_weights
 from llmasos_jax.hub.verify import git_sha1_of, remember, sha256_of
 
 _LOG = logging.getLogger(__name__)
@@ -128,7 +128,9 @@ class Hub:
             chosen = choose(here, repo, file)
         except HubError:
             return None
-        whole = INDEX not in names or _shards(names[INDEX]) <= names.keys()
+        # They come last, so that nothing else is missing where they are.
+        whole = any(map(is_weights, chosen))
+        whole = whole and (INDEX not in names or _shards(names[INDEX]) <= names.keys())
         return _opened(folder, chosen) if whole else None
 
     def _download(self, client: Any, remote: Remote, revision: str | None) -> Path:
