@@ -15,6 +15,7 @@ import pytest
 from loopback_hub import TOKEN, Repo, loopback_hub, refuses
 from small_model import small_model
 
+from llmasos_jax.cli.main import main
 from llmasos_jax.config.files import cache_folder
 from llmasos_jax.generate.load import load_model
 from llmasos_jax.hub.huggingface import Hub
@@ -215,6 +216,38 @@ def test_the_hash_of_a_download_is_remembered(client):
     notes = [json.loads(p.read_text()) for p in (cache_folder() / "hashes").iterdir()]
     real = str((folder / "model.safetensors").resolve())
     assert [note[0] for note in notes] == [real] and real.endswith(notes[0][-1])
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"\xff\xfe" * 20, b"c" * 3000, b"../../models--m--x", b"", b"/etc", b"C" * 40],
+    ids=["bytes", "long", "outside", "empty", "absolute", "capitals"],
+)
+def test_a_damaged_reference_in_the_cache_is_none(client, said, monkeypatch, capsys):
+    repo = "openai-community/gpt2"
+    snapshot = client.cache / "models--m--x" / "snapshots" / "c"
+    kept = client.cache / "models--openai-community--gpt2"
+    for folder in (snapshot, snapshot.parent.parent, kept / "snapshots"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in NEEDED:
+            (folder / name).write_bytes(FILES[name])
+    (kept / "refs").mkdir()
+    reference = kept / "refs" / "main"
+    reference.write_bytes(said)
+    assert client.cached(repo) is None
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(client.cache))
+    assert main(["models", "gpt2", "--json"]) == 0
+    rows = {row["name"]: row["where"] for row in json.loads(capsys.readouterr().out)["models"]}
+    assert rows["gpt2"] == "hub"
+
+
+def test_a_revision_does_not_lead_out_of_the_cache(server, client):
+    folder = client.fetch("acme/small")
+    outside = client.cache / "x"
+    outside.write_text(folder.name)
+    assert client.cached("acme/small", "main") == folder
+    for revision in ("../../x", str(outside), "a/../../../x", "r" * 3000, "nul\0"):
+        assert client.cached("acme/small", revision) is None, revision
 
 
 @pytest.fixture(scope="module")

@@ -117,9 +117,8 @@ class Hub:
         if _is_commit(revision):
             commit = revision
         else:
-            reference = storage / "refs" / (revision or "main")
-            commit = reference.read_text(encoding="ascii").strip() if reference.is_file() else None
-        if not commit:
+            commit = _read_reference(storage, revision)
+        if commit is None:
             return None
         folder = storage / "snapshots" / commit
         names = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
@@ -146,8 +145,8 @@ class Hub:
             elif file.sha256 is not None:
                 _check_kept(folder / file.name, file, remote.repo)
         # Last, so that a name never points to half a model.
-        reference = self._storage(client, remote.repo) / "refs" / (revision or "main")
-        if not _is_commit(revision):
+        reference = _reference(self._storage(client, remote.repo), revision)
+        if not _is_commit(revision) and reference is not None:
             with contextlib.suppress(OSError):  # a cache that is read-only
                 reference.parent.mkdir(parents=True, exist_ok=True)
                 reference.write_text(remote.commit, encoding="ascii")
@@ -235,6 +234,25 @@ def _client() -> Any:
 
 def _is_commit(revision: str | None) -> bool:
     return revision is not None and len(revision) == 40 and set(revision) <= set("0123456789abcdef")
+
+
+def _reference(storage: Path, revision: str | None) -> Path | None:
+    """The file that says which commit a branch or tag is; None where that is outside the cache."""
+    path = Path(revision or "main")
+    return None if path.is_absolute() or ".." in path.parts else storage / "refs" / path
+
+
+def _read_reference(storage: Path, revision: str | None) -> str | None:
+    """The commit that a branch or tag was; None if that is not known here, or damaged."""
+    path = _reference(storage, revision)
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            said = file.read(64).decode("utf-8", errors="replace").strip()
+    except (OSError, ValueError):  # ValueError: a name with a null byte
+        return None
+    return said if _is_commit(said) else None
 
 
 def _opened(folder: Path, names: tuple[str, ...]) -> Path:
