@@ -300,6 +300,25 @@ def test_configs_of_the_hub(name: str) -> None:
     assert sum(math.prod(shape) for shape in shapes) == wanted
 
 
+def test_gemma_3_caps_logits_and_no_scores() -> None:
+    """What transformers does: it keeps the key of Gemma 2 and computes without."""
+    caps = dict(attn_logit_softcapping=2.0, final_logit_softcapping=3.0)
+    third = read(PUBLISHED["gemma-3-1b"][0] | caps)
+    assert (third.attention_soft_cap, third.logit_soft_cap) == (None, 3.0)
+    second = read(PUBLISHED["gemma-2-9b"][0] | caps)
+    assert (second.attention_soft_cap, second.logit_soft_cap) == (2.0, 3.0)
+
+
+def test_lengths_that_would_shrink_name_the_keys_of_the_file() -> None:
+    phi = LLAMA | {"architectures": ["Phi3ForCausalLM"], "original_max_position_embeddings": 64}
+    halves = {"short_factor": [1.0, 1.0], "long_factor": [2.0, 2.0]}
+    for kind in ("longrope", "yarn"):
+        with pytest.raises(FormatError) as caught:
+            read(phi | {"rope_scaling": {"type": kind, **halves}})
+        assert '"original_max_position_embeddings" = 64 is above' in str(caught.value)
+        assert '"max_position_embeddings" = 32' in str(caught.value)
+
+
 def test_deepseek_scales_its_scores_for_length() -> None:
     cfg = read(PUBLISHED["deepseek-v2-lite"][0])
     mscale = 0.1 * 0.707 * np.log(40) + 1

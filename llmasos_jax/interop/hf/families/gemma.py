@@ -87,9 +87,7 @@ def _read_gemma(keys: Keys) -> ModelConfig:
     return ModelConfig(**_common(keys, fields), **rope.fields)
 
 
-def _read_second(
-    keys: Keys, defaults: dict[str, Any], caps: tuple[float | None, float | None]
-) -> dict[str, Any]:
+def _read_second(keys: Keys, defaults: dict[str, Any], logit_cap: float | None) -> dict[str, Any]:
     """What Gemma 2 and 3 share."""
     fields = _common(keys, read_widths(keys, defaults, "hidden_activation"))
     keys.only("hidden_act", "gelu_pytorch_tanh", why='"hidden_activation" says it')
@@ -100,25 +98,26 @@ def _read_second(
         **fields,
         "norm_placement": "sandwich",
         "attention_scale": width**-0.5,
-        "attention_soft_cap": keys.number("attn_logit_softcapping", caps[0], null=True),
-        "logit_soft_cap": keys.number("final_logit_softcapping", caps[1], null=True),
+        "logit_soft_cap": keys.number("final_logit_softcapping", logit_cap, null=True),
     }
 
 
 def _read_gemma2(keys: Keys) -> ModelConfig:
-    fields = _read_second(keys, _GEMMA2, (50.0, 30.0))
+    fields = _read_second(keys, _GEMMA2, 30.0)
     num_layers, window = fields["num_layers"], keys.integer("sliding_window", 4096, null=True)
     keys.inert("cache_implementation", "sliding_window_size", why="sliding_window says it")
     alternating = [i % 2 == 0 for i in range(num_layers)]
     return ModelConfig(
         **fields,
         **read_rope(keys, context=fields["context_length"]).fields,
+        attention_soft_cap=keys.number("attn_logit_softcapping", 50.0, null=True),
         attention_windows=windows(keys, num_layers, window, alternating),
     )
 
 
 def _read_gemma3(keys: Keys) -> ModelConfig:
-    fields = _read_second(keys, _GEMMA3, (None, None))
+    fields = _read_second(keys, _GEMMA3, None)
+    keys.inert("attn_logit_softcapping", why="it stays from Gemma 2: no score is capped with it")
     num_layers, window = fields["num_layers"], keys.integer("sliding_window", 4096, null=True)
     keys.inert("_sliding_window_pattern", why="layer_types says it")
     period = keys.integer("sliding_window_pattern", 6)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmasos_jax.config.model import RopeScaling
+from llmasos_jax.errors import FormatError
 from llmasos_jax.interop.hf.config import Keys
 
 
@@ -139,7 +140,7 @@ def _llama3(keys: Keys, context: int, original: int) -> tuple[RopeScaling, float
 
 def _yarn(keys: Keys, context: int, original: int) -> tuple[RopeScaling, float]:
     factor = keys.number("factor", null=True)
-    factor = context / original if factor is None else factor
+    factor = _stretch(keys, context, original) if factor is None else factor
     multiplier = keys.number("attention_factor", None)
     mscale, all_dim = keys.number("mscale", None), keys.number("mscale_all_dim", None)
     if multiplier is None and mscale and all_dim:
@@ -156,13 +157,24 @@ def _yarn(keys: Keys, context: int, original: int) -> tuple[RopeScaling, float]:
     return scaling, _mscale(factor, all_dim) ** 2 if all_dim else 1.0
 
 
+def _stretch(keys: Keys, context: int, original: int) -> float:
+    """The factor that the two lengths give."""
+    if original > context:
+        raise FormatError(
+            f'{keys.where}: "original_max_position_embeddings" = {original} is above '
+            f'"max_position_embeddings" = {context}; the model reads no fewer tokens than it was '
+            "trained on, so one of them is wrong"
+        )
+    return context / original
+
+
 def _mscale(factor: float, scale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
 def _longrope(keys: Keys, context: int, original: int) -> tuple[RopeScaling, float]:
     factor = keys.number("factor", None)
-    factor = context / original if factor is None else factor
+    factor = _stretch(keys, context, original) if factor is None else factor
     multiplier = keys.number("attention_factor", None)
     scaling = RopeScaling(
         "longrope",
