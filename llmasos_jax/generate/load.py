@@ -1,4 +1,4 @@
-"""Opens models: from a folder of the LLMasOS format, a training run, or with random weights."""
+"""Loads models into memory: whatever `hub/open.py` opens by path or name, or random weights."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The model library: short names, where their weights are published, and under which licence.
 
-The rows say what is on the Hugging Face hub; `hub/open.py` finds the files. A preset of the same
-name in `models/zoo.py` has the shape alone, for `init_model`.
+The rows say what is on the Hugging Face hub; `hub/resolve.py` finds the files. A preset of the
+same name in `models/zoo/` has the shape alone, for `init_model`.
 """
 
 from __future__ import annotations
@@ -68,11 +68,6 @@ class LibraryModel:
     def num_bytes(self) -> int:
         """Bytes of its weights on the hub, about (parameters times bytes each)."""
         return self.num_parameters * _BYTES[self.dtype]
-
-    @property
-    def page(self) -> str:
-        """Where the hub shows it, its terms included."""
-        return f"https://huggingface.co/{self.repo}"
 
 
 _PACKAGES = {
