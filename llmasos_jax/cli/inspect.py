@@ -122,6 +122,7 @@ def look(
 
 def _remote(source: str, named: Named) -> Contents:
     from llmasos_jax.hub.huggingface import Hub
+    from llmasos_jax.hub.resolve import no_path_either
     from llmasos_jax.hub.trouble import UnreachableError
 
     model = named.model
@@ -135,7 +136,8 @@ def _remote(source: str, named: Named) -> Contents:
             install=model.package.install if model.package else None,
         )
     try:
-        remote = Hub().look(named.repo, named.revision, named.file)
+        with no_path_either(source, named):
+            remote = Hub().look(named.repo, named.revision, named.file)
     except UnreachableError as error:
         if model is None:
             raise

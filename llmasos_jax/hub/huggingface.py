@@ -74,7 +74,7 @@ class Hub:
         if client.constants.is_offline_mode():
             found = self.cached(repo, revision, file)
             if found is None:
-                raise HubError(trouble.offline(repo, revision))
+                raise trouble.UnreachableError(trouble.offline(repo, revision))
             return found
         if _is_commit(revision) and (found := self.cached(repo, revision, file)):
             return found

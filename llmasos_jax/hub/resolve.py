@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from llmasos_jax.errors import FormatError, HubError
 from llmasos_jax.hub.huggingface import Hub
 from llmasos_jax.hub.library import LIBRARY, LibraryModel, PackagedModel, find
 from llmasos_jax.hub.packages import find_package, open_package
+from llmasos_jax.hub.trouble import UnreachableError
 
 _PART = r"[A-Za-z0-9][\w.-]*"
 _REPO = re.compile(rf"({_PART}/{_PART})(?:/(.+\.gguf))?")
@@ -62,7 +65,23 @@ def resolve(
         return Path(source)
     if named.may_be_packaged and (path := open_package(_package(named))):
         return path
-    return (hub or Hub()).fetch(named.repo, named.revision, named.file)
+    with no_path_either(source, named):
+        return (hub or Hub()).fetch(named.repo, named.revision, named.file)
+
+
+@contextlib.contextmanager
+def no_path_either(source: str | os.PathLike[str], named: Named) -> Iterator[None]:
+    """Says of an "org/name" that nobody could look up that it is no path: it may be meant as one.
+
+    Raises:
+      UnreachableError: the hub does not answer.
+    """
+    try:
+        yield
+    except UnreachableError as error:
+        if named.model is not None:
+            raise
+        raise UnreachableError(f'"{os.fspath(source)}" is no path here, and {error}') from error
 
 
 def here(named: Named, *, hub: Hub | None = None) -> tuple[str, Path] | None:
@@ -128,7 +147,8 @@ def _unknown(name: str) -> str:
             f'"{name}" has no public weights; init_model("{name}") gives its shape random ones, '
             "and `llmasos models` lists the names that have some"
         )
-    near = difflib.get_close_matches(name.lower(), [*LIBRARY, *zoo.names()], n=3, cutoff=0.6)
+    known = dict.fromkeys([*LIBRARY, *zoo.names()])  # many are in both
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
     hint = "; did you mean " + " or ".join(f'"{n}"' for n in near) + "?" if near else ""
     return (
         f'"{name}" is not there, and no name in the library{hint or ";"} `llmasos models` lists '

@@ -13,7 +13,7 @@ _NETWORK = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "requests", "u
 
 
 class UnreachableError(HubError):
-    """The hub does not answer, or stops in the middle."""
+    """The hub does not answer."""
 
 
 def offline(repo: str, revision: str | None) -> str:
@@ -83,7 +83,7 @@ def in_words(
         if not _is_network(error):
             raise
         if file is not None:
-            raise UnreachableError(
+            raise HubError(
                 f"{address} stopped while {file} of {repo} was being downloaded "
                 f"({_reason(error)}); run this again: it goes on where it stopped"
             ) from error
