@@ -130,10 +130,11 @@ def render(
     try:
         return sandbox.run(template, given)
     except RecursionError as error:
-        raise GenerationError("the chat template calls itself without end; repair it") from error
+        raise GenerationError("the chat template is nested, or calls itself, too deep") from error
     except Exception as error:  # whatever a stranger's template raises
         raise GenerationError(
-            f"the chat template makes no prompt of these messages: {shown(str(error))}"
+            "the chat template makes no prompt of these messages: "
+            f"{shown(str(error) or type(error).__name__)}"
         ) from error
 
 
