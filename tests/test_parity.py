@@ -283,6 +283,7 @@ def test_command_line(
     [
         (["--tokens=1"], "tokens=1 is not possible; give 2 to 64"),
         (["--tolerance=0"], "tolerance=0.0 is not possible"),
+        (["--seed=-1"], "seed=-1 is not possible; give 0 or more"),
     ],
 )
 def test_wrong_arguments(

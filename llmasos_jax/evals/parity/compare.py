@@ -79,6 +79,8 @@ def compare(
     """
     if tolerance is not None and not 0 < tolerance < 1:
         raise GenerationError(f"tolerance={tolerance} is not possible; give a share, above 0")
+    if seed < 0:
+        raise GenerationError(f"seed={seed} is not possible; give 0 or more")
     one, two = (_open(source, allow_code, ignore) for source in (a, b))
     tick("weights")
     weights: list[LeafDifference] = []
