@@ -92,14 +92,21 @@ def expert_rows(
             row(f"{OURS}moe.{part}", f"{theirs}experts.{{e}}.{name}.weight", PER_EXPERT)
             for part, name in zip(parts, names, strict=True)
         ),
-        # As transformers 5 holds them, and writes them when asked not to keep the older names.
-        row(f"{OURS}moe.gate {OURS}moe.up", f"{theirs}experts.gate_up_proj", ALL_EXPERTS),
-        row(f"{OURS}moe.down", f"{theirs}experts.down_proj", ALL_EXPERTS),
+        *fused_expert_rows(block),
         *(
             row(f"{OURS}moe.shared.{part}", f"{theirs}{shared}{part}_proj.weight", PRODUCT)
             for part in parts
         ),
         row(f"{OURS}moe.shared_gate", f"{theirs}shared_expert_gate.weight", PRODUCT),
+    )
+
+
+def fused_expert_rows(block: str = "mlp.") -> tuple[Row, ...]:
+    """Experts as transformers 5 holds them, and writes when asked not to keep the older names."""
+    theirs = f"{LAYER}{block}experts."
+    return (
+        row(f"{OURS}moe.gate {OURS}moe.up", f"{theirs}gate_up_proj", ALL_EXPERTS),
+        row(f"{OURS}moe.down", f"{theirs}down_proj", ALL_EXPERTS),
     )
 
 

@@ -10,14 +10,18 @@ from llmasos_jax.interop.hf.families.decoder import (
     ATTENTION,
     ENDS,
     IGNORED,
+    LAYER,
     MLP,
     NORMS,
+    OURS,
     expert_rows,
+    fused_expert_rows,
     read_biases,
     read_decoder,
 )
 from llmasos_jax.interop.hf.families.family import Family
-from llmasos_jax.interop.tables import Table
+from llmasos_jax.interop.rows import PRODUCT
+from llmasos_jax.interop.tables import Table, row
 
 # The defaults of transformers' LlamaConfig.
 LLAMA: dict[str, Any] = {
@@ -42,7 +46,12 @@ _MIXTRAL = _MISTRAL | {"rms_norm_eps": 1e-5}
 
 TABLE = Table((*ENDS, *ATTENTION, *MLP, *NORMS), IGNORED)
 _MIXTRAL_TABLE = Table(
-    (*ENDS, *ATTENTION, *NORMS, *expert_rows("block_sparse_moe.", names=("w1", "w3", "w2"))),
+    (
+        *(*ENDS, *ATTENTION, *NORMS),
+        *expert_rows("block_sparse_moe.", names=("w1", "w3", "w2")),
+        row(f"{OURS}moe.router", f"{LAYER}mlp.gate.weight", PRODUCT),
+        *fused_expert_rows(),
+    ),
     IGNORED,
 )
 
