@@ -284,6 +284,34 @@ def test_a_header_of_very_many_tensors(folders: dict, copied: Callable) -> None:
         open_hf(folder)
 
 
+def test_a_header_of_very_many_tensors_and_biases(folders: dict, copied: Callable) -> None:
+    """Wrong names and wrong shapes: neither is looked for to the end."""
+    folder = copied(folders["llama"])
+    config = json.loads((folder / "config.json").read_bytes())
+    biases = dict(attention_bias=True, mlp_bias=True, num_hidden_layers=4096)
+    (folder / "config.json").write_text(json.dumps(config | biases))
+    empty = dict(dtype="F32", shape=[0], data_offsets=[0, 0])
+    right = [f"model.layers.{i}.self_attn.q_proj.weight" for i in range(2, 4000)]
+    names = right + [f"x.{i}" for i in range(10_000)]
+    edited(folder, lambda header: header.update(dict.fromkeys(names, empty)))
+    with pytest.raises(FormatError, match=r"\(\d+ or more problems\)"), bounded():
+        open_hf(folder)
+
+
+def test_very_many_tensors_of_which_one_is_there_twice(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "model"
+    text = {k: v for k, v in CONFIGS["gemma3"].items() if k != "architectures"}
+    folder.mkdir()
+    whole = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3"}
+    (folder / "config.json").write_text(json.dumps({**whole, "text_config": text}))
+    empty = dict(dtype="F32", shape=[0], data_offsets=[0, 0])
+    names = [*(f"x.{i}" for i in range(10_000)), "model.a", "language_model.a"]
+    raw = json.dumps(dict.fromkeys(names, empty)).encode()
+    (folder / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw)
+    with pytest.raises(FormatError, match="model.a is there twice"), bounded():
+        open_hf(folder)
+
+
 def test_a_link_that_leaves_the_folder_is_refused(folders: dict, copied: Callable) -> None:
     folder = copied(folders["llama"])
     shutil.move(folder / "model.safetensors", folder.parent / "outside")

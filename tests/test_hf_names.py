@@ -32,6 +32,12 @@ CONFIGS = {
     "bloom": config("BloomForCausalLM", "bloom", vocab_size=24, n_embed=8, n_layer=2, n_head=2),
     "mpt": config("MPTForCausalLM", "mpt", vocab_size=24, d_model=8, n_layers=2, n_heads=2),
     "opt": config("OPTForCausalLM", "opt", **WIDTHS, ffn_dim=12, max_position_embeddings=6),
+    "llama": config("LlamaForCausalLM", "llama", **WIDTHS, intermediate_size=12),
+    "mixtral": config(
+        *("MixtralForCausalLM", "mixtral"),
+        **WIDTHS,
+        **{"num_key_value_heads": 1, "intermediate_size": 12, "num_local_experts": 3},
+    ),
     "bert": config(
         "BertForMaskedLM", "bert", **WIDTHS, intermediate_size=12, max_position_embeddings=6
     ),
@@ -61,8 +67,20 @@ def repeated(name: str, table: str) -> Callable[[Tensors], Tensors]:
     return lambda tensors: tensors | {name: tensors[table].copy()}
 
 
+def fused(tensors: Tensors) -> Tensors:
+    """A mixture as transformers 5 writes it without the older names."""
+    made = renamed("block_sparse_moe", "mlp")(tensors)
+    for layer in range(2):
+        stem = f"model.layers.{layer}.mlp.experts."
+        w1, w2, w3 = (
+            np.stack([made.pop(f"{stem}{e}.w{i}.weight") for e in range(3)]) for i in (1, 2, 3)
+        )
+        made |= {f"{stem}gate_up_proj": np.concatenate([w1, w3], 1), f"{stem}down_proj": w2}
+    return made
+
+
 MASK = np.tril(np.ones((1, 1, 8, 8), bool))
-LOW = np.float32(-1e9)
+LOW = np.array(-1e9, np.float32)
 SPELLINGS: dict[str, tuple[str, Callable[[Tensors], Tensors]]] = {
     "gpt2, base class": ("gpt2", cut("transformer.")),
     "gpt2, masks": (
@@ -87,6 +105,7 @@ SPELLINGS: dict[str, tuple[str, Callable[[Tensors], Tensors]]] = {
             gpt_neox__layers__1__attention__rotary_emb__inv_freq=np.ones(1, np.float32),
         ),
     ),
+    "mixtral, fused": ("mixtral", fused),
     "bloom, base class": ("bloom", cut("transformer.")),
     "mpt, base class": ("mpt", cut("transformer.")),
     "opt, base class": ("opt", cut("model.")),
@@ -188,3 +207,38 @@ def test_positions_of_opt_and_roberta_count_from_two(tmp_path: Path) -> None:
         files = open_hf(folder)
         assert files.manifest.parameters.context_length == rows
         np.testing.assert_array_equal(files.tensors["embed.positions"].read(), stored[2:])
+
+
+def test_a_base_class_without_its_own_head_is_refused(tmp_path: Path) -> None:
+    for name, saved in (("llama", "LlamaModel"), ("gptj", "GPTJModel")):
+        folder = write(tmp_path / name, CONFIGS[name])
+        spelled = CONFIGS[name] | {"architectures": [saved]}
+        (folder / "config.json").write_text(json.dumps(spelled))
+        tensors = load_file(folder / "model.safetensors")
+        headless = {n: t for n, t in tensors.items() if not n.startswith("lm_head.")}
+        save_file(headless, folder / "model.safetensors")
+        with pytest.raises(FormatError, match=f"{saved} is the model without .*ForCausalLM"):
+            open_hf(folder)
+        save_file(tensors, folder / "model.safetensors")
+        assert "head.w" in open_hf(folder).tensors  # the tensors say more than the class
+
+
+def test_errors_and_ignore_have_the_names_of_the_file(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", CONFIGS["opt"])
+    tensors = cut("model.")(load_file(folder / "model.safetensors"))
+    norm = tensors.pop("decoder.final_layer_norm.weight")
+    tensors["decoder.fc.weight"] = tensors["decoder.embed_tokens.weight"][:5].copy()
+    tensors["decoder.embed_tokens.weight"] = tensors["decoder.embed_tokens.weight"][:7].copy()
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(FormatError) as caught:
+        open_hf(folder)
+    says = str(caught.value)
+    assert "model.decoder" not in says
+    for name in ("embed_tokens.weight", "final_layer_norm.weight", "fc.weight"):
+        assert f"  decoder.{name}: " in says
+
+    tensors["decoder.final_layer_norm.weight"] = norm
+    tensors["decoder.embed_tokens.weight"] = np.zeros((24, 8), np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    for accepted in ("decoder.fc.weight", "decoder.fc.*", "model.decoder.fc.weight"):
+        assert open_hf(folder, ignore=(accepted,)).tensors

@@ -30,6 +30,7 @@ DTYPES = {
     "F16": np.dtype(np.float16),
 }
 CODES = {str(dtype): code for code, dtype in DTYPES.items()}
+_NAMES = {code: name for name, code in CODES.items()}
 # Types that safetensors has and weights of ours have not: by code, name and bytes of one number.
 _OTHERS = {
     **{
@@ -234,7 +235,7 @@ def _entry(name: str, value: Any, where: str, others: bool) -> Entry:
         raise FormatError(f"{where}: {shown(name)} has shape {shown(shape)}, which no tensor has")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FormatError(f"{where}: {shown(name)} has data_offsets {shown(offsets)}")
-    dtype = str(DTYPES[code]) if code in DTYPES else _OTHERS[code][0]
+    dtype = _NAMES[code] if code in _NAMES else _OTHERS[code][0]
     expected = math.prod(shape) * _SIZES[dtype]
     if offsets[1] - offsets[0] != expected:
         raise FormatError(

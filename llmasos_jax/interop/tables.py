@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,6 +25,7 @@ from llmasos_jax.interop.rows import Arrangement
 
 _LOG = logging.getLogger(__name__)
 _SHOWN_PROBLEMS = 20
+_MOST_PROBLEMS = 2000  # after which no more are looked for
 _CHUNK = 2**24  # bytes that are compared at a time
 
 
@@ -91,6 +92,7 @@ def bind(
     where: str,
     *,
     ignore: Iterable[str] = (),
+    spelled: Callable[[str], str] = str,
 ) -> dict[str, StoredTensor]:
     """Our tensors, each read from theirs when asked for.
 
@@ -100,6 +102,7 @@ def bind(
       theirs: every tensor of their files, by name.
       where: what is read, for messages.
       ignore: names of theirs that the caller accepts to lose; "*" stands for anything.
+      spelled: a name of theirs -> the same as the file has it, for messages and for `ignore`.
 
     Returns:
       Exactly the tensors of the model, in the order of the format.
@@ -116,14 +119,19 @@ def bind(
     for group in _expanded(table.rows, cfg, theirs):
         used.update(group.theirs)
         absent = [name for name in group.theirs if name not in theirs]
-        missing.update({n: f"missing, it holds {', '.join(group.ours)}" for n in absent})
+        missing.update({spelled(n): f"missing, it holds {', '.join(group.ours)}" for n in absent})
         if not absent:
-            problems += _misfits(group, cfg, theirs)
+            problems += _misfits(group, cfg, theirs, spelled)
             bound.update(_read_group(group, cfg, theirs))
-    extra, more = _unused(table, theirs, used, tuple(ignore))
+        if len(missing) + len(problems) > _MOST_PROBLEMS:
+            # Another model's files, or a hostile one's: the rest would say nothing new.
+            raise FormatError(
+                _report(where, problems + _lines(missing, (), missing.__getitem__), " or more")
+            )
+    extra, more = _unused(table, theirs, used, tuple(ignore), spelled)
     problems += more
-    problems += _lines(missing, extra, lambda name: missing[name])
-    problems += _lines(extra, missing, lambda name: f"{theirs[name]} has no place in the model")
+    problems += _lines(missing, extra, missing.__getitem__)
+    problems += _lines(extra, missing, lambda name: f"{extra[name]} has no place in the model")
     unsaid = [name for name in specs if name not in bound and not missing]
     problems += [f"  {name}: no row of the table says where it is" for name in unsaid]
     if problems:
@@ -162,32 +170,39 @@ def unbind(
 
 def _expanded(
     rows: Sequence[Row], cfg: ModelConfig, theirs: Mapping[str, StoredTensor] | None = None
-) -> list[Row]:
-    """The rows of every layer that the model has; each of our tensors in one at most.
+) -> Iterator[Row]:
+    """The rows of every layer that the model has, layer by layer, so that a reader may stop early.
 
-    Rows whose tensors are there go before those whose are not, so that alternatives work.
+    Each of our tensors is in one at most.
     """
     specs = expected(cfg)
     mixtures = sum(cfg.has_experts(layer) for layer in range(cfg.num_layers))
     if theirs is not None and mixtures * cfg.experts.count > 2 * len(theirs):
         # Too few tensors for one of each expert; their names alone could fill the memory.
         rows = [written for written in rows if not any("{e}" in n for n in written.theirs)]
-    possible = [
-        single
-        for written in rows
-        for layer in (range(cfg.num_layers) if "{i}" in written.ours[0] else (0,))
-        if all(_in_layer(name, layer) in specs for name in written.ours)
-        for single in [_of_layer(written, layer, cfg)]
-    ]
+    for is_layered in (False, True):
+        some = [written for written in rows if ("{i}" in written.ours[0]) == is_layered]
+        for layer in range(cfg.num_layers if is_layered else 1):
+            possible = [
+                _of_layer(written, layer, cfg)
+                for written in some
+                if all(_in_layer(name, layer) in specs for name in written.ours)
+            ]
+            yield from _chosen(possible, theirs)
+
+
+def _chosen(possible: Sequence[Row], theirs: Mapping[str, StoredTensor] | None) -> Iterator[Row]:
+    """Of rows for the same tensors of ours, one.
+
+    Rows whose tensors are there go before those whose are not, so that alternatives work.
+    """
     claimed: set[str] = set()
-    chosen: list[Row] = []
     for is_first in (True, False):
         for single in possible:
             is_there = theirs is None or all(name in theirs for name in single.theirs)
             if (is_there or not is_first) and claimed.isdisjoint(single.ours):
                 claimed.update(single.ours)
-                chosen.append(single)
-    return chosen
+                yield single
 
 
 def _in_layer(name: str, layer: int) -> str:
@@ -207,7 +222,12 @@ def _of_layer(written: Row, layer: int, cfg: ModelConfig) -> Row:
     )
 
 
-def _misfits(group: Row, cfg: ModelConfig, theirs: Mapping[str, StoredTensor]) -> list[str]:
+def _misfits(
+    group: Row,
+    cfg: ModelConfig,
+    theirs: Mapping[str, StoredTensor],
+    spelled: Callable[[str], str],
+) -> list[str]:
     specs = expected(cfg)
     shapes = group.arrangement.shapes([specs[name].shape for name in group.ours])
     found = []
@@ -215,11 +235,14 @@ def _misfits(group: Row, cfg: ModelConfig, theirs: Mapping[str, StoredTensor]) -
         tensor = theirs[name]
         if tensor.shape != shape:
             found.append(
-                f"  {shown(name)}: the file has {list(tensor.shape)}, the config {list(shape)}"
+                f"  {shown(spelled(name))}: the file has {list(tensor.shape)}, the config "
+                f"{list(shape)}"
             )
         elif tensor.dtype not in CODES:
             known = ", ".join(CODES)
-            found.append(f"  {shown(name)}: it is {tensor.dtype}; weights are read from {known}")
+            found.append(
+                f"  {shown(spelled(name))}: it is {tensor.dtype}; weights are read from {known}"
+            )
     dtypes = {theirs[name].dtype for name in group.theirs}
     if len(dtypes) > 1:
         found.append(
@@ -245,26 +268,32 @@ def _read_group(
 
 
 def _unused(
-    table: Table, theirs: Mapping[str, StoredTensor], used: set[str], ignore: Sequence[str]
-) -> tuple[list[str], list[str]]:
+    table: Table,
+    theirs: Mapping[str, StoredTensor],
+    used: set[str],
+    ignore: Sequence[str],
+    spelled: Callable[[str], str],
+) -> tuple[dict[str, StoredTensor], list[str]]:
     """Names that nothing accounts for, and what is wrong with those that are ignored."""
     rules = [(re.compile(rule.pattern), rule) for rule in table.ignored]
-    extra, problems = [], []
+    extra: dict[str, StoredTensor] = {}
+    problems = []
     for name, tensor in theirs.items():
         if name in used:
             continue
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore):
-            _LOG.warning("%s is left out, as asked", shown(name))
+        said = spelled(name)
+        if any(fnmatch.fnmatchcase(n, pattern) for pattern in ignore for n in (said, name)):
+            _LOG.warning("%s is left out, as asked", shown(said))
             continue
         rule = next((rule for pattern, rule in rules if pattern.fullmatch(name)), None)
         if rule is None:
-            extra.append(name)
+            extra[said] = tensor
         elif rule.is_zero and tensor.read().any():
-            problems.append(f"  {shown(name)}: not zero, {rule.reason}")
+            problems.append(f"  {shown(said)}: not zero, {rule.reason}")
         elif rule.equals is not None and not _is_equal(tensor, theirs.get(rule.equals)):
             problems.append(
-                f"  {shown(name)}: differs from {rule.equals}, {rule.reason}; "
-                f"ignore={name!r} takes the other one"
+                f"  {shown(said)}: differs from {spelled(rule.equals)}, {rule.reason}; "
+                f"ignore={said!r} takes the other one"
             )
     return extra, problems
 
@@ -292,10 +321,10 @@ def _lines(names: Iterable[str], others: Iterable[str], say: Callable[[str], str
     return lines
 
 
-def _report(where: str, problems: Sequence[str]) -> str:
-    more = len(problems) - _SHOWN_PROBLEMS
+def _report(where: str, problems: Sequence[str], more_than: str = "") -> str:
+    more, count = len(problems) - _SHOWN_PROBLEMS, f"{len(problems)}{more_than}"
     lines = [*problems[:_SHOWN_PROBLEMS], *([f"  and {more} more"] if more > 0 else [])]
     return (
         f"{where}: its tensors are not those that its config asks for; correct either, or accept "
-        f"to lose one with ignore=(name,) ({len(problems)} problems):\n" + "\n".join(lines)
+        f"to lose one with ignore=(name,) ({count} problems):\n" + "\n".join(lines)
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -64,12 +65,15 @@ def open_hf(folder: str | os.PathLike[str], *, ignore: Sequence[str] = ()) -> Mo
     )
     _check(manifest)
     stored = _open_weights(folder)
-    spelled = family.rename(list(stored))
-    if len(set(spelled)) != len(spelled):
-        twice = next(name for name in spelled if spelled.count(name) > 1)
+    names = list(stored)
+    renamed = family.rename(names)
+    theirs = dict(zip(renamed, stored.values(), strict=True))
+    if len(theirs) != len(renamed):
+        twice = Counter(renamed).most_common(1)[0][0]
         raise FormatError(f"{folder}: {shown(twice)} is there twice, with and without a prefix")
-    theirs = dict(zip(spelled, stored.values(), strict=True))
-    tensors = bind(family.table(cfg), cfg, theirs, str(folder), ignore=ignore)
+    _check_head(family, config, cfg, theirs)
+    spelled = family.spelling(names, renamed)
+    tensors = bind(family.table(cfg), cfg, theirs, str(folder), ignore=ignore, spelled=spelled)
     return ModelFiles(folder, manifest, MappingProxyType(tensors), folder_tokenizer_files(folder))
 
 
@@ -147,6 +151,21 @@ def _check(manifest: Manifest) -> None:
         raise FormatError(
             f"{CONFIG} gives a model that the format does not allow: {error}"
         ) from error
+
+
+def _check_head(
+    family: Family, config: Mapping[str, Any], cfg: ModelConfig, names: Iterable[str]
+) -> None:
+    """Refuses what a base class saved, if the model has an output layer of its own."""
+    saved = (config.get("architectures") or family.architectures)[0]
+    if not saved.endswith("Model") or cfg.head is None or cfg.tie_embeddings:
+        return
+    if not any(name.startswith(family.outside) for name in names):
+        raise FormatError(
+            f"{CONFIG}: {saved} is the model without its output layer, which is not tied to the "
+            f"embedding (tie_word_embeddings), so it gives no logits; save the "
+            f"{family.architectures[0]} that it is of"
+        )
 
 
 def _name(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,6 +43,31 @@ class Family:
         if any(name.startswith(self.base_prefix) for name in inner):
             return spelled
         return [n if n.startswith(self.outside) else self.base_prefix + n for n in spelled]
+
+    def spelling(self, names: list[str], renamed: list[str]) -> Callable[[str], str]:
+        """From the table's names to the file's; of tensors that are not there, to what it is like.
+
+        Args:
+          names: as the file has them.
+          renamed: the same, as `rename` gives them.
+        """
+        known = dict(zip(renamed, names, strict=True))
+        theirs, ours = next(
+            (
+                (name.removesuffix(shared), other.removesuffix(shared))
+                for other, name in known.items()
+                if other != name and not other.startswith(self.outside)
+                for shared in [os.path.commonprefix([name[::-1], other[::-1]])[::-1]]
+            ),
+            ("", ""),
+        )
+
+        def spelled(name: str) -> str:
+            if name in known or name.startswith(self.outside) or not name.startswith(ours):
+                return known.get(name, name)
+            return theirs + name.removeprefix(ours)
+
+        return spelled
 
     def _renamed(self, name: str) -> str:
         for begin, other in self.renames:

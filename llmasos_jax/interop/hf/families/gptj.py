@@ -64,7 +64,7 @@ FAMILIES = (
     Family(
         "GPT-J",
         "gptj",
-        ("GPTJForCausalLM",),
+        ("GPTJForCausalLM", "GPTJModel"),
         _read_gptj,
         lambda _: TABLE,
         base_prefix="transformer.",
