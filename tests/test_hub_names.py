@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 from loopback_hub import refuses
-from small_model import SMALL
+from small_model import SMALL, small_model
 
 from llmasos_jax.cli import models
 from llmasos_jax.cli.main import main
@@ -18,7 +18,7 @@ from llmasos_jax.generate.load import init_model
 from llmasos_jax.hub import packages, resolve
 from llmasos_jax.hub.files import RemoteFile, choose
 from llmasos_jax.hub.library import LIBRARY, PackagedModel, find
-from llmasos_jax.hub.open import open_model
+from llmasos_jax.hub.open import kind_of, open_model
 
 
 @pytest.fixture(autouse=True)
@@ -193,6 +193,28 @@ def test_folders_say_what_they_hold(tmp_path):
     words = "it has 2 .gguf files, give one: a.gguf, b.gguf"
     refuses(words, open_model, tmp_path, error=FormatError)
     refuses("give the folder", open_model, _touched(tmp_path / "x.safetensors"), error=FormatError)
+
+
+def test_a_folder_of_another_program_may_have_checkpoints(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    assert kind_of(tmp_path) == "training"
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        (tmp_path / name).touch()
+        assert kind_of(tmp_path) == "huggingface"
+        (tmp_path / name).unlink()
+
+
+def test_nothing_of_ours_is_ignored(tmp_path, capsys):
+    model = small_model().save(tmp_path / "model")
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    for path, what in ((model, "an LLMasOS model"), (run, "a training run of LLMasOS")):
+        words = rf"ignore=\['x'\] is for what other programs wrote; .* is {what}, .*leave it out"
+        refuses(words, lambda path=path: open_model(path, ignore=["x"]), error=FormatError)
+        assert main(["inspect", str(path), "--ignore", "x"]) == 2
+        assert re.search(words, capsys.readouterr().err)
+    assert main(["inspect", str(model)]) == 0
 
 
 def _touched(path):

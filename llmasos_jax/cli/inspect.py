@@ -104,7 +104,7 @@ def look(
       HubError: a name that nobody knows.
     """
     from llmasos_jax.checkpoint import steps
-    from llmasos_jax.hub.open import kind_of
+    from llmasos_jax.hub.open import check_ignore, kind_of
     from llmasos_jax.hub.resolve import here, read_name
 
     path = Path(source)
@@ -115,6 +115,7 @@ def look(
             return _remote(str(source), named)
         path = found[1]
     kind = kind_of(path)
+    check_ignore(source, kind, ignore)
     if kind == "training":
         return _checkpoint(steps.find_step(path))
     return _model(path, allow_code) if kind == "llmasos" else _foreign(path, ignore)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llmasos_jax.checkpoint import steps
 from llmasos_jax.errors import FormatError
-from llmasos_jax.format.folder import MANIFEST
+from llmasos_jax.format.folder import INDEX, MANIFEST, WEIGHTS
 from llmasos_jax.format.read import ModelFiles, read_model
 from llmasos_jax.format.training import open_training
 from llmasos_jax.hub.resolve import resolve
@@ -47,6 +47,7 @@ def open_model(
     """
     path = resolve(source, revision)
     kind = kind_of(path)
+    check_ignore(source, kind, ignore)
     if kind == "training":
         return open_training(path, step, allow_code=allow_code)
     if step is not None:
@@ -59,12 +60,26 @@ def open_model(
         from llmasos_jax.interop.gguf import open_gguf
 
         return _called(source, open_gguf(_gguf_file(path), ignore=ignore))
-    if ignore:
-        raise FormatError(
-            f'ignore={list(ignore)!r} is for what other programs wrote; "{source}" is an LLMasOS '
-            "model, of which everything is read; leave it out"
-        )
     return read_model(path, allow_code=allow_code)
+
+
+def check_ignore(source: str | os.PathLike[str], kind: str, ignore: Sequence[str]) -> None:
+    """Refuses to leave out parts of what LLMasOS wrote itself.
+
+    Args:
+      source: what the user asked for, for the message.
+      kind: of it, from `kind_of`.
+      ignore: what may get lost.
+
+    Raises:
+      FormatError: something may, of an LLMasOS model or training run.
+    """
+    if ignore and kind in ("llmasos", "training"):
+        what = "an LLMasOS model" if kind == "llmasos" else "a training run of LLMasOS"
+        raise FormatError(
+            f'ignore={list(ignore)!r} is for what other programs wrote; "{source}" is {what}, of '
+            "which everything is read; leave it out"
+        )
 
 
 def _called(source: str | os.PathLike[str], files: ModelFiles) -> ModelFiles:
@@ -99,9 +114,13 @@ def _kind_of_folder(path: Path) -> str:
     # The link may be broken: then the reader says what is wrong with it.
     if os.path.lexists(path / MANIFEST):
         return "llmasos"
+    has_config = (path / _HF_CONFIG).is_file()
+    # First, since other programs too keep "checkpoints" beside what they have made.
+    if has_config and any(os.path.lexists(path / name) for name in (WEIGHTS, INDEX)):
+        return "huggingface"
     if _is_training(path):
         return "training"
-    if (path / _HF_CONFIG).is_file():
+    if has_config:
         return "huggingface"
     if len(_ggufs(path)) == 1:
         return "gguf"
