@@ -63,7 +63,7 @@ def test_no_tokenizer(tmp_path: Path) -> None:
     [
         ({}, (257, 258, False)),  # by their usual names
         ({"tokenizer_config.json": {"bos_token": None, "eos_token": "he"}}, (None, 256, False)),
-        ({"tokenizer_config.json": {"add_bos_token": True}}, (257, 258, True)),
+        ({"tokenizer_config.json": {"add_bos_token": True}}, (257, 258, False)),
         ({"special_tokens_map.json": {"bos_token": {"content": "</s>"}}}, (258, 258, False)),
     ],
 )
@@ -77,11 +77,27 @@ def test_what_begins_and_ends_a_text(
     assert (found.bos_id, found.eos_id, found.adds_bos) == expected
 
 
-def test_the_template_of_the_file_adds_a_bos_unless_a_flag_says_no(tmp_path: Path) -> None:
+def test_the_template_of_the_file_decides_whatever_a_flag_says(tmp_path: Path) -> None:
     write_json(tmp_path, Ends(257, 258, adds_bos=True, adds_eos=True))
     assert load(tmp_path).encode("he") == [257, 256]
-    write(tmp_path / "tokenizer_config.json", {"add_bos_token": False})
+    llama = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}
+    write(tmp_path / "tokenizer_config.json", llama)
+    assert load(tmp_path).encode("he") == [257, 256]
+    write(tmp_path / "tokenizer_config.json", {"tokenizer_class": "GPTNeoXTokenizer"})
     assert load(tmp_path).encode("he") == [256]
+
+
+def test_a_template_that_begins_with_two_tokens_is_refused(tmp_path: Path) -> None:
+    write_json(tmp_path, Ends(257, 258, adds_bos=True, adds_eos=True))
+    path = tmp_path / "tokenizer.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    processor = found["post_processor"]
+    parts = [processor, *processor.get("processors", [])]
+    template = next(p for p in parts if p["type"] == "TemplateProcessing")
+    template["single"].insert(1, {"SpecialToken": {"id": "</s>", "type_id": 0}})
+    write(path, found)
+    with pytest.raises(TokenizerError, match="begins a text with 2 tokens \\(<s> </s>\\)"):
+        load(tmp_path)
 
 
 def test_tokens_that_only_the_files_beside_have(tmp_path: Path) -> None:
@@ -106,7 +122,7 @@ def test_a_tokenizer_json_that_cannot_encode(tmp_path: Path) -> None:
     write(tmp_path / "tokenizer.json", {"version": "1.0", "added_tokens": [], "model": model})
     with pytest.raises(TokenizerError, match="cannot encode a text"):
         load(tmp_path)
-    write(tmp_path / "tokenizer_config.json", {"add_bos_token": False})
+    write(tmp_path / "tokenizer_config.json", {"tokenizer_class": "GPTNeoXTokenizer"})
     found = load(tmp_path)
     assert found.encode("x") == [0]
     with pytest.raises(TokenizerError, match="cannot encode a text"):
@@ -217,6 +233,14 @@ def test_damaged_files_give_our_errors(tmp_path: Path) -> None:
         ({}, None),
         ({"tokenizer_config.json": {"chat_template": "A"}}, "A"),
         ({"tokenizer_config.json": {"chat_template": "A"}, "chat_template.jinja": "B"}, "B"),
+        ({"tokenizer_config.json": {}, "chat_template.json": {"chat_template": "C"}}, "C"),
+        (
+            {
+                "tokenizer_config.json": {"chat_template": "A"},
+                "chat_template.json": {"chat_template": "C"},
+            },
+            "A",
+        ),
         (
             {
                 "tokenizer_config.json": {
@@ -266,6 +290,11 @@ def check_ids(folder: Path, texts: list[str], *, ends: int = 0) -> None:
         assert ours.encode(text) == expected[: len(expected) - ends], repr(text)
 
 
+CLASSES = (
+    *("PreTrainedTokenizerFast", "LlamaTokenizer", "LlamaTokenizerFast", "GPT2TokenizerFast"),
+    *("GPTNeoXTokenizer", "GPTNeoXTokenizerFast", "Qwen2TokenizerFast", "GemmaTokenizerFast"),
+    *("CohereTokenizerFast", None),
+)
 parity = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:::(torch|transformers)")]
 
 
@@ -306,3 +335,39 @@ class TestParity:
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|im_start|>"}
         write(tmp_path / "tokenizer_config.json", {**config, "eos_token": "<|im_end|>"})
         check_ids(tmp_path, TEXTS)
+
+    @pytest.mark.parametrize("flag", [True, False, None])
+    @pytest.mark.parametrize("processor", ["template", "byte level", "none"])
+    def test_whether_a_text_begins_with_bos(
+        self, tmp_path: Path, processor: str, flag: bool | None
+    ) -> None:
+        write_json(tmp_path)
+        path = tmp_path / "tokenizer.json"
+        found = json.loads(path.read_text(encoding="utf-8"))
+        special = {"<s>": {"id": "<s>", "ids": [257], "tokens": ["<s>"]}}
+        single = [
+            {"SpecialToken": {"id": "<s>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ]
+        template = {"single": single, "pair": [*single, {"Sequence": {"id": "B", "type_id": 0}}]}
+        byte_level = {"add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+        found["post_processor"] = {
+            "template": {"type": "TemplateProcessing", "special_tokens": special, **template},
+            "byte level": {"type": "ByteLevel", **byte_level},
+            "none": None,
+        }[processor]
+        # As the classes that build their tokenizer anew have it, so that all ids can be compared.
+        found["pre_tokenizer"] = {"type": "ByteLevel", **byte_level}
+        write(path, found)
+        flags = {} if flag is None else {"add_bos_token": flag}
+        names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": None, **flags}
+        begins = set()
+        for model_type in ("llama", "gpt_neox"):
+            write(tmp_path / "config.json", {"model_type": model_type})
+            for kind in CLASSES:
+                config = names if kind is None else {**names, "tokenizer_class": kind}
+                write(tmp_path / "tokenizer_config.json", config)
+                expected = theirs_of(tmp_path)("he")["input_ids"]
+                assert load(tmp_path).encode("he") == expected, (model_type, kind)
+                begins.add(expected[0] == 257)
+        assert True in begins or processor != "template"

@@ -70,10 +70,9 @@ class HuggingFaceTokenizer:
         named = _names_beside(path)
         bos_id = _find_id(tokenizer, entry, "bos_id", named.get("bos_token"), _BOS_NAMES)
         eos_id = _find_id(tokenizer, entry, "eos_id", named.get("eos_token"), _EOS_NAMES)
-        begins = first_special_id(tokenizer)
         if entry is not None and "adds_bos" in entry:
             adds_bos = bool(entry["adds_bos"])
-        elif begins is not None and (bos_id is None or begins == bos_id):
+        elif (begins := first_special_id(tokenizer)) is not None and bos_id in (None, begins):
             bos_id, adds_bos = begins, True
         else:
             adds_bos = bool(named.get("add_bos_token", False)) and bos_id is not None
@@ -174,15 +173,24 @@ def first_special_id(tokenizer: tokenizers.Tokenizer) -> int | None:
     """The special id that the tokenizer's own template puts first, if there is one.
 
     Raises:
-      TokenizerError: the tokenizer cannot encode a text.
+      TokenizerError: the tokenizer cannot encode a text, or puts several special ids in front.
     """
     try:
         encoded = tokenizer.encode("a", add_special_tokens=True)
     except Exception as error:  # the library raises bare Exception
         raise _cannot_encode(error) from error
-    if encoded.ids and encoded.special_tokens_mask[0] == 1:
-        return encoded.ids[0]
-    return None
+    mask = encoded.special_tokens_mask
+    if not mask or mask[0] != 1:
+        return None
+    # Where the text itself gave no id, what stands behind the first id may as well be the end.
+    num_first = mask.index(0) if 0 in mask else 1
+    if num_first > 1:
+        raise TokenizerError(
+            f"the template of the tokenizer.json begins a text with {num_first} tokens "
+            f"({' '.join(encoded.tokens[:num_first])}), and encode adds one at most; leave one or "
+            'none in its "post_processor" and write the others into the text'
+        )
+    return encoded.ids[0]
 
 
 def _cannot_encode(error: Exception) -> TokenizerError:

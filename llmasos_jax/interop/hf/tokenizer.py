@@ -23,6 +23,12 @@ CONFIG = "tokenizer_config.json"
 # Looked for, in this order, where no file says which tokens begin and end a text.
 _BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[CLS]")
 _EOS_NAMES = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "[SEP]")
+# The class of transformers that builds its tokenizer anew, without the template of the file; and
+# the models that have it where no class is named.
+_NO_TEMPLATE = "GPTNeoXTokenizer"
+_NO_TEMPLATE_MODELS = frozenset(
+    ("falcon_mamba", "gpt_neox", "mamba", "mamba2", "mpt", "olmo", "olmoe", "rwkv", "xlstm")
+)
 
 
 def folder_tokenizer_files(folder: Path) -> TokenizerFiles | None:
@@ -37,7 +43,7 @@ def folder_tokenizer_files(folder: Path) -> TokenizerFiles | None:
       TokenizerError: the folder has a tokenizer of a kind that is not read here.
     """
     if (folder / "tokenizer.json").is_file():
-        return BuiltTokenizer(lambda: finished(*_from_json(folder), folder))
+        return BuiltTokenizer(lambda: finished(*_from_json(folder), folder, has_flags=False))
     if make := older_tokenizer(folder):
         return BuiltTokenizer(lambda: finished(*make(), folder))
     return None
@@ -46,8 +52,8 @@ def folder_tokenizer_files(folder: Path) -> TokenizerFiles | None:
 def chat_template(folder: Path) -> str | None:
     """The chat template of a Hugging Face folder: Jinja text; None if it has none.
 
-    `chat_template.jinja` goes before the one in `tokenizer_config.json`; of several the one that is
-    called "default".
+    `chat_template.jinja` goes before the one in `tokenizer_config.json`, and that one before the
+    one in `chat_template.json`; of several the one that is called "default".
 
     Raises:
       FormatError: a file is too large, is not JSON, or the template is no text.
@@ -58,23 +64,30 @@ def chat_template(folder: Path) -> str | None:
             return read_bounded(path, MAX_CONFIG_BYTES).decode("utf-8")
         except UnicodeDecodeError as error:
             raise FormatError(f"{path} is not UTF-8 text; repair it or take it away") from error
-    found = read_object(folder / CONFIG).get("chat_template")
+    for name in (CONFIG, "chat_template.json"):
+        if (found := _template_in(folder / name)) is not None:
+            return found
+    return None
+
+
+def _template_in(path: Path) -> str | None:
+    found = read_object(path).get("chat_template")
     if isinstance(found, list):
         named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
         if len(named) != len(found):
             raise FormatError(
-                f"{folder / CONFIG}: chat_template is a list of other things than templates with "
+                f"{path}: chat_template is a list of other things than templates with "
                 "different names"
             )
         found = named.get("default")
         if found is None and named:
             names = ", ".join(shown(str(name)) for name in named)
             raise FormatError(
-                f'{folder / CONFIG}: no chat template is called "default" (there are {names}); '
+                f'{path}: no chat template is called "default" (there are {names}); '
                 'call one so, or put it into "chat_template.jinja"'
             )
     if found is not None and not isinstance(found, str):
-        raise FormatError(f"{folder / CONFIG}: chat_template = {shown(found)} must be a string")
+        raise FormatError(f"{path}: chat_template = {shown(found)} must be a string")
     return found
 
 
@@ -96,7 +109,9 @@ def _from_json(folder: Path) -> tuple[Any, str, dict[str, Any]]:
     return tokenizer, text, {}
 
 
-def finished(tokenizer: Any, text: str, usual: Mapping[str, Any], folder: Path) -> Tokenizer:
+def finished(
+    tokenizer: Any, text: str, usual: Mapping[str, Any], folder: Path, *, has_flags: bool = True
+) -> Tokenizer:
     """Adds what the files beside a tokenizer say of it.
 
     Args:
@@ -105,6 +120,8 @@ def finished(tokenizer: Any, text: str, usual: Mapping[str, Any], folder: Path) 
       usual: what its class has where the files say nothing, in their words.
       folder: has `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`, or
         some of them.
+      has_flags: whether `add_bos_token` and `add_eos_token` count. Beside a `tokenizer.json` they
+        do not: there its template decides, as in transformers 5.
 
     Raises:
       FormatError: one of these files cannot be read.
@@ -118,9 +135,11 @@ def finished(tokenizer: Any, text: str, usual: Mapping[str, Any], folder: Path) 
     said = {**usual, **read_object(folder / "special_tokens_map.json"), **config}
     bos_id = _special_id(tokenizer, said, "bos_token", _BOS_NAMES)
     eos_id = _special_id(tokenizer, said, "eos_token", _EOS_NAMES)
-    # As transformers has it: where one of the two flags is given, the file's template is not used.
-    if any(isinstance(said.get(key), bool) for key in ("add_bos_token", "add_eos_token")):
+    flags = ("add_bos_token", "add_eos_token")
+    if has_flags and any(isinstance(said.get(key), bool) for key in flags):
         adds_bos = said.get("add_bos_token") is True and bos_id is not None
+    elif not has_flags and _ignores_template(config, folder):
+        adds_bos = False
     else:
         begins = first_special_id(tokenizer)
         adds_bos = begins is not None
@@ -128,6 +147,13 @@ def finished(tokenizer: Any, text: str, usual: Mapping[str, Any], folder: Path) 
     return HuggingFaceTokenizer(
         text, bos_id=bos_id, eos_id=eos_id, adds_bos=adds_bos, parsed=tokenizer
     )
+
+
+def _ignores_template(config: Mapping[str, Any], folder: Path) -> bool:
+    name = config.get("tokenizer_class")
+    if isinstance(name, str):
+        return name.removesuffix("Fast") == _NO_TEMPLATE
+    return read_object(folder / "config.json").get("model_type") in _NO_TEMPLATE_MODELS
 
 
 def _add_tokens(tokenizer: Any, config: Mapping[str, Any], folder: Path) -> bool:
