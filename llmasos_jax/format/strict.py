@@ -12,6 +12,7 @@ from typing import Any
 from llmasos_jax.errors import FormatError, did_you_mean
 
 MAX_DEPTH = 64
+POINTER = b"version https://git-lfs"
 _SHOWN = 60  # characters of a value that an error message shows
 
 
@@ -43,6 +44,7 @@ def parse_json(raw: bytes, where: str) -> Any:
     except RecursionError as error:
         raise FormatError(f"{where}: nested deeper than {MAX_DEPTH} levels") from error
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        refuse_pointer(raw, where)
         raise FormatError(f"{where} is not JSON: {_one_line(error)}") from error
     _check_depth(value, where)
     # An escape such as \ud800 alone is JSON but not text: it could never be printed or written.
@@ -52,6 +54,26 @@ def parse_json(raw: bytes, where: str) -> Any:
         except ValueError as error:
             raise FormatError(f"{where}: a string holds half a surrogate pair") from error
     return value
+
+
+def refuse_pointer(raw: bytes, where: str) -> None:
+    """Refuses what git-lfs leaves in place of a large file that has not been downloaded.
+
+    Args:
+      raw: the first bytes of the file, or all.
+      where: the file, for messages.
+
+    Raises:
+      FormatError: they are those of such a pointer.
+
+    Example:
+      >>> refuse_pointer(b"version https://git-lfs.github.com/spec/v1", "w")
+      Traceback (most recent call last):
+      ...
+      llmasos_jax.errors.FormatError: w is a git-lfs pointer; run `git lfs pull` in its folder
+    """
+    if raw.startswith(POINTER):
+        raise FormatError(f"{where} is a git-lfs pointer; run `git lfs pull` in its folder")
 
 
 def _unique(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:

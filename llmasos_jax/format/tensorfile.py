@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from llmasos_jax.errors import FormatError
-from llmasos_jax.format.strict import parse_json, shown
+from llmasos_jax.format.strict import POINTER, parse_json, refuse_pointer, shown
 
 DTYPES = {
     "F32": np.dtype(np.float32),
@@ -108,8 +108,9 @@ def open_tensors(path: Path, *, others: bool = False) -> dict[str, StoredTensor]
         if size < 8:
             raise FormatError(f"{where} has {size} bytes; a safetensors file has at least 8")
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            length = int.from_bytes(start := file.read(8), "little")
             if length > min(MAX_HEADER, size - 8):
+                refuse_pointer(start + file.read(len(POINTER)), where)
                 raise FormatError(
                     f"{where} claims a header of {length} bytes; the file has {size} and a header "
                     f"at most {MAX_HEADER}. It is cut off, or not a safetensors file"

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from llmasos_jax.errors import FormatError
-from llmasos_jax.format.strict import shown
+from llmasos_jax.format.strict import refuse_pointer, shown
 from llmasos_jax.interop.gguf.types import BLOCK_TYPES, BlockType
 
 MAGIC = b"GGUF"
@@ -105,6 +105,7 @@ def parse_container(raw: bytes, size: int, path: Path) -> Container:
     Raises:
       FormatError: as `read_container`.
     """
+    refuse_pointer(raw, path.name)
     reader = _Reader(raw, size, path.name)
     version, num_tensors, num_keys = _read_start(reader)
     metadata: dict[str, Any] = {}

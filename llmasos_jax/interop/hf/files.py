@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmasos_jax.errors import FormatError
-from llmasos_jax.format.strict import parse_json, shown
+from llmasos_jax.format.strict import parse_json, refuse_pointer, shown
 
 MAX_CONFIG_BYTES = 16 * 2**20
 MAX_TOKENIZER_BYTES = 256 * 2**20
@@ -17,15 +17,17 @@ def read_bounded(path: Path, most: int) -> bytes:
     """The bytes of a file of at most `most` bytes.
 
     Raises:
-      FormatError: it is larger, or cannot be read.
+      FormatError: it is larger, cannot be read, or is a git-lfs pointer.
     """
     try:
         size = os.path.getsize(path)
         if size > most:
             raise FormatError(f"{path} has {size} bytes; expected at most {most}")
-        return path.read_bytes()
+        raw = path.read_bytes()
     except OSError as error:
         raise FormatError(f"{path} cannot be read: {error.strerror}") from error
+    refuse_pointer(raw, str(path))
+    return raw
 
 
 def read_object(path: Path, most: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
