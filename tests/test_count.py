@@ -14,17 +14,15 @@ from hypothesis import strategies as st
 from llmasos_jax.config.experts import Experts
 from llmasos_jax.config.model import GATED_MLPS, ModelConfig
 from llmasos_jax.models.count import (
-    cache_bytes,
     count_active_parameters,
     count_matmul_parameters,
     count_parameters,
     flops_per_token,
     forward_flops_per_token,
     layer_parameters,
-    parameter_bytes,
     visible_keys,
 )
-from llmasos_jax.models.definition import ModelDef, empty_cache, file_def
+from llmasos_jax.models.definition import ModelDef, file_def
 from llmasos_jax.models.layout import scan_layout
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.runtime import Runtime
@@ -212,12 +210,6 @@ def test_closed_form_equals_the_weights(cfg: ModelConfig) -> None:
     idle = jax.tree.map(lambda n, lead: n * (1 - share) * lead, sizes, definition.leads)
     active = count_parameters(cfg) - sum(jax.tree.leaves(idle))
     assert count_active_parameters(cfg) == pytest.approx(active)
-
-
-def test_bytes() -> None:
-    assert parameter_bytes(SMALL, 2) == 2 * count_parameters(SMALL)
-    cache = empty_cache(file_def(SMALL), 3, 11, jnp.bfloat16)
-    assert cache_bytes(SMALL, 3, 11, 2) == sum(a.nbytes for a in jax.tree.leaves(cache.layers))
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -155,17 +155,6 @@ def flops_per_token(cfg: ModelConfig, sequence_length: int) -> float:
     return 3.0 * forward_flops_per_token(cfg, sequence_length)
 
 
-def parameter_bytes(cfg: ModelConfig, itemsize: int = 4) -> int:
-    """Bytes of the weights, `itemsize` of them per number."""
-    return count_parameters(cfg) * itemsize
-
-
-def cache_bytes(cfg: ModelConfig, batch_size: int, num_slots: int, itemsize: int = 4) -> int:
-    """Bytes of the keys and values of `num_slots` tokens in each row."""
-    per_token = cfg.num_layers * cfg.kv_heads * (cfg.head_width + cfg.value_width)
-    return batch_size * num_slots * per_token * itemsize
-
-
 def _mlp(cfg: ModelConfig, width: int) -> int:
     """Numbers in the products of an MLP."""
     return (3 if cfg.is_gated else 2) * cfg.embedding_dim * width
