@@ -40,8 +40,10 @@ def read(config: Json, ignore: tuple[str, ...] = ()) -> ModelConfig:
     return cfg
 
 
-def write(folder: Path, config: Json, seed: int = 0, **changes: Any) -> dict[str, np.ndarray]:
-    """A folder of random weights; gives their tensors."""
+def write(
+    folder: Path, config: Json, seed: int = 0, *, files: int = 1, **changes: Any
+) -> dict[str, np.ndarray]:
+    """A folder of random weights, in one file or with an index; gives their tensors."""
     config = {**config, **changes}
     cfg = read(config)
     family = next(f for f in FAMILIES if config["architectures"][0] in f.architectures)
@@ -53,5 +55,19 @@ def write(folder: Path, config: Json, seed: int = 0, **changes: Any) -> dict[str
     }
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    save_file(theirs, folder / "model.safetensors")
+    if files == 1:
+        save_file(theirs, folder / "model.safetensors")
+        return theirs
+    names = sorted(theirs)
+    homes = {n: f"model-{1 + i % files:05}-of-{files:05}.safetensors" for i, n in enumerate(names)}
+    for file in set(homes.values()):
+        save_file({n: theirs[n] for n in names if homes[n] == file}, folder / file)
+    index = {"metadata": {"total_size": sum(t.nbytes for t in theirs.values())}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({**index, "weight_map": homes}))
     return theirs
+
+
+def written(folder: Path, config: Json, files: int = 1) -> Path:
+    """The folder itself; see `write`."""
+    write(folder, config, files=files)
+    return folder

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hf_folder import write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutations import bounded, mutated
+from small_hf import written
 
 from llmasos_jax.errors import FormatError, TokenizerError
 from llmasos_jax.interop.hf import open_hf
@@ -62,8 +62,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
     base = tmp_path_factory.mktemp("fuzz")
-    made = {name: write(base / name, config) for name, config in CONFIGS.items()}
-    made["sharded"] = write(base / "sharded", CONFIGS["llama"], files=3)
+    made = {name: written(base / name, config) for name, config in CONFIGS.items()}
+    made["sharded"] = written(base / "sharded", CONFIGS["llama"], files=3)
     for folder in made.values():
         assert open_hf(folder).tensors  # imports and traces what only the first call does
     return made

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hf_folder import write
 from safetensors.numpy import load_file, save_file
+from small_hf import written
 
 from llmasos_jax.errors import FormatError
 from llmasos_jax.interop.hf import open_hf
@@ -145,7 +145,7 @@ SPELLINGS: dict[str, tuple[str, Callable[[Tensors], Tensors]]] = {
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_each_spelling_is_the_same_model(spelling: str, tmp_path: Path) -> None:
     name, spell = SPELLINGS[spelling]
-    folder = write(tmp_path / "model", CONFIGS[name])
+    folder = written(tmp_path / "model", CONFIGS[name])
     wanted = {n: t.read().copy() for n, t in open_hf(folder).tensors.items()}
     tensors = load_file(folder / "model.safetensors")
     spelled = spell(dict(tensors))
@@ -188,7 +188,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_not_computed_is_refused_by_name(case: str, tmp_path: Path) -> None:
     name, changes, says = REFUSED[case]
-    folder = write(tmp_path / "model", CONFIGS[name])
+    folder = written(tmp_path / "model", CONFIGS[name])
     open_hf(folder)
     (folder / "config.json").write_text(json.dumps({**CONFIGS[name], **changes}))
     with pytest.raises(FormatError, match=re.escape(says)) as caught:
@@ -201,7 +201,7 @@ def test_positions_of_opt_and_roberta_count_from_two(tmp_path: Path) -> None:
         ("opt", "model.decoder.embed_positions.weight", 6),
         ("roberta", "roberta.embeddings.position_embeddings.weight", 6),
     ):
-        folder = write(tmp_path / name, CONFIGS[name])
+        folder = written(tmp_path / name, CONFIGS[name])
         stored = load_file(folder / "model.safetensors")[table]
         assert stored.shape == (rows + 2, 8)
         files = open_hf(folder)
@@ -211,7 +211,7 @@ def test_positions_of_opt_and_roberta_count_from_two(tmp_path: Path) -> None:
 
 def test_a_base_class_without_its_own_head_is_refused(tmp_path: Path) -> None:
     for name, saved in (("llama", "LlamaModel"), ("gptj", "GPTJModel")):
-        folder = write(tmp_path / name, CONFIGS[name])
+        folder = written(tmp_path / name, CONFIGS[name])
         spelled = CONFIGS[name] | {"architectures": [saved]}
         (folder / "config.json").write_text(json.dumps(spelled))
         tensors = load_file(folder / "model.safetensors")
@@ -224,7 +224,7 @@ def test_a_base_class_without_its_own_head_is_refused(tmp_path: Path) -> None:
 
 
 def test_errors_and_ignore_have_the_names_of_the_file(tmp_path: Path) -> None:
-    folder = write(tmp_path / "model", CONFIGS["opt"])
+    folder = written(tmp_path / "model", CONFIGS["opt"])
     tensors = cut("model.")(load_file(folder / "model.safetensors"))
     norm = tensors.pop("decoder.final_layer_norm.weight")
     tensors["decoder.fc.weight"] = tensors["decoder.embed_tokens.weight"][:5].copy()

@@ -51,6 +51,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             **dict(use_sliding_window=True, sliding_window=WINDOW, attention_bias=True),
         ),
     ),
+    "mixtral-fused": ("MixtralConfig", dict(num_local_experts=3, num_experts_per_tok=2)),
+    "gemma-3-score-cap": (
+        "Gemma3TextConfig",
+        dict(head_dim=12, attn_logit_softcapping=0.5, final_logit_softcapping=4.0),
+    ),
     "gemma-biases": ("GemmaConfig", dict(head_dim=12, attention_bias=True)),
     "olmo2-yarn": (
         "Olmo2Config",
@@ -86,7 +91,7 @@ def test_logits_and_the_way_back(name: str, tmp_path: Path) -> None:
             std = 0.1 if "correction" in part else 0.3
             mean = float("norm" in part and "gemma" not in name)
             weight.normal_(mean, 1.5 / weight.shape[-1] ** 0.5 if weight.ndim > 1 else std)
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path, save_original_format="fused" not in name)
     tokens = np.random.default_rng(0).integers(2, 60, (2, LENGTH))
     with torch.no_grad():
         wanted = model(torch.from_numpy(tokens)).logits.numpy()
