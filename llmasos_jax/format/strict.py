@@ -111,13 +111,13 @@ def _check_depth(value: Any, where: str) -> None:
         level = below
 
 
-def shown(value: Any) -> str:
-    """A value as a message shows it: one line, cut where it is long."""
+def shown(value: Any, most: int = _SHOWN) -> str:
+    """A value as a message shows it: one line, cut after `most` characters."""
     if isinstance(value, int) and abs(value) >= 10**_SHOWN:
         return f"a number of about 2^{value.bit_length()}"
     text = value if isinstance(value, str) else repr(value)
     text = "".join(c if c.isprintable() else "?" for c in text)
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+    return text if len(text) <= most else text[:most] + "..."
 
 
 def _one_line(error: Exception) -> str:

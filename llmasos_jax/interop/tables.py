@@ -25,6 +25,7 @@ from llmasos_jax.interop.rows import Arrangement
 
 _LOG = logging.getLogger(__name__)
 _SHOWN_PROBLEMS = 20
+_MOST_NAME = 120  # characters
 _MOST_PROBLEMS = 2000  # after which no more are looked for
 _CHUNK = 2**24  # bytes that are compared at a time
 
@@ -235,13 +236,13 @@ def _misfits(
         tensor = theirs[name]
         if tensor.shape != shape:
             found.append(
-                f"  {shown(spelled(name))}: the file has {list(tensor.shape)}, the config "
+                f"  {_shown(spelled(name))}: the file has {list(tensor.shape)}, the config "
                 f"{list(shape)}"
             )
         elif tensor.dtype not in CODES:
             known = ", ".join(CODES)
             found.append(
-                f"  {shown(spelled(name))}: it is {tensor.dtype}; weights are read from {known}"
+                f"  {_shown(spelled(name))}: it is {tensor.dtype}; weights are read from {known}"
             )
     dtypes = {theirs[name].dtype for name in group.theirs}
     if len(dtypes) > 1:
@@ -283,16 +284,16 @@ def _unused(
             continue
         said = spelled(name)
         if any(fnmatch.fnmatchcase(n, pattern) for pattern in ignore for n in (said, name)):
-            _LOG.warning("%s is left out, as asked", shown(said))
+            _LOG.warning("%s is left out, as asked", _shown(said))
             continue
         rule = next((rule for pattern, rule in rules if pattern.fullmatch(name)), None)
         if rule is None:
             extra[said] = tensor
         elif rule.is_zero and tensor.read().any():
-            problems.append(f"  {shown(said)}: not zero, {rule.reason}")
+            problems.append(f"  {_shown(said)}: not zero, {rule.reason}")
         elif rule.equals is not None and not _is_equal(tensor, theirs.get(rule.equals)):
             problems.append(
-                f"  {shown(said)}: differs from {spelled(rule.equals)}, {rule.reason}; "
+                f"  {_shown(said)}: differs from {spelled(rule.equals)}, {rule.reason}; "
                 f"ignore={said!r} takes the other one"
             )
     return extra, problems
@@ -307,17 +308,22 @@ def _is_equal(one: StoredTensor, other: StoredTensor | None) -> bool:
     )
 
 
+def _shown(name: str) -> str:
+    """A name of theirs in a message; those of models for images are longer than other values."""
+    return shown(name, _MOST_NAME)
+
+
 def _lines(names: Iterable[str], others: Iterable[str], say: Callable[[str], str]) -> list[str]:
-    few = [shown(other) for other, _ in zip(others, range(200), strict=False)]
+    few = [_shown(other) for other, _ in zip(others, range(200), strict=False)]
     lines = []
     for index, name in enumerate(names):
         # What nobody sees is not written: a hostile file must not choose how long that takes.
         if index >= _SHOWN_PROBLEMS:
             lines.append("")
             continue
-        hint = did_you_mean(shown(name), few) if few else ""
+        hint = did_you_mean(_shown(name), few) if few else ""
         near = hint if "did you mean" in hint else ""
-        lines.append(f"  {shown(name)}: {say(name)}{near}")
+        lines.append(f"  {_shown(name)}: {say(name)}{near}")
     return lines
 
 
