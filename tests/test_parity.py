@@ -214,6 +214,31 @@ def test_rows_that_pad_the_vocabulary_are_no_difference(right: Path, tmp_path: P
     assert found.same and {leaf.name for leaf in found.weights} == {"embed.table", "head.w"}
 
 
+def test_a_final_norm_that_only_one_has(tmp_path: Path) -> None:
+    """Of two trunks: the last places are compared, and the norm that is missing is named."""
+    cfg = FULL.replace(head=None, causal=False, tie_embeddings=True)
+    arrays = arrays_of(cfg)
+    right = save(tmp_path / "right", cfg, arrays)
+    wrong = save(tmp_path / "wrong", cfg.replace(final_norm=False), arrays)
+    for pair in ((right, wrong), (wrong, right)):
+        found = api.parity(*pair)
+        assert not found.same and found.first == "final norm"
+        assert "final norm" in str(found.hint) and found.explains_all
+        assert 1e-2 < found.places[-1].relative < float("inf")
+
+
+def test_an_output_layer_that_only_one_has(tmp_path: Path) -> None:
+    cfg = FULL.replace(head=None, causal=False, tie_embeddings=True)
+    arrays = arrays_of(cfg)
+    trunk = save(tmp_path / "trunk", cfg, arrays)
+    whole = save(tmp_path / "whole", cfg.replace(head="linear"), arrays)
+    for pair, which in (((trunk, whole), "second"), ((whole, trunk), "first")):
+        found = api.parity(*pair)
+        assert not found.same and found.first == "logits"
+        assert found.hint == f"output layer: only the {which} model has one"
+        assert [p.place for p in found.places if p.relative > 0] == ["logits"]
+
+
 def test_another_stored_type_has_its_own_tolerance(right: Path, tmp_path: Path) -> None:
     import ml_dtypes
 

@@ -15,6 +15,7 @@ from llmasos_jax.evals.parity.hypotheses import changes, config_differences
 from llmasos_jax.evals.parity.probe import Probe, distance, length_for, make_probes
 from llmasos_jax.evals.parity.report import Parity, PlaceDifference
 from llmasos_jax.evals.parity.sides import (
+    FINAL_NORM,
     LOGITS,
     Change,
     Leaves,
@@ -45,7 +46,8 @@ class _Apart:
 
     place: str
     before: Values
-    there: Values  # in the first model
+    there: Values  # in the first model; nothing where only one of them has the place
+    only: str | None = None  # "first" or "second": the model that alone has the place
 
 
 def compare(
@@ -110,10 +112,14 @@ def _compare_places(
     one: Side, two: Side, found: Parity, probes: Sequence[Probe], tick: Callable[[str], None]
 ) -> Parity:
     """What was found so far, with the places, and where they part with what explains it."""
-    runs = one.run(probes), two.run(probes)
+    runs = _runs(one, two, probes)
     differences, apart = _walk(*runs, one.num_layers, probes, found.tolerance, tick)
     if apart is None:
         return dataclasses.replace(found, same=True, places=tuple(differences))
+    if apart.only is not None:
+        what = {FINAL_NORM: "final norm", LOGITS: "output layer"}[apart.place]
+        hint = f"{what}: only the {apart.only} model has one"
+        return dataclasses.replace(found, places=tuple(differences), first=apart.place, hint=hint)
     tick(f"what makes {apart.place} agree")
     tried, explains_all = _explain(one, two, apart, probes, found.weights, found.tolerance, tick)
     return dataclasses.replace(
@@ -125,6 +131,25 @@ def _compare_places(
         tried=None if tried is None else tried.what,
         explains_all=explains_all,
     )
+
+
+def _runs(
+    one: Side, two: Side, probes: Sequence[Probe], change: Change | None = None
+) -> tuple[Iterator[tuple[str, Values]], Iterator[tuple[str, Values]]]:
+    """Both models' places; a final norm that one of ours lacks is the identity there.
+
+    Args:
+      one: a model.
+      two: the other.
+      probes: the ids.
+      change: of `two`, which must be ours then.
+    """
+    norms = False
+    if isinstance(one, OurSide) and isinstance(two, OurSide):
+        norms = one.has_final_norm() or two.has_final_norm(change)
+    left = one.run(probes, norms=norms) if isinstance(one, OurSide) else one.run(probes)
+    right = two.run(probes, change, norms=norms) if isinstance(two, OurSide) else two.run(probes)
+    return left, right
 
 
 def _open(source: Source, allow_code: bool, ignore: Sequence[str]) -> Side:
@@ -188,25 +213,34 @@ def _walk(
     tolerance: float,
     tick: Callable[[str], None],
 ) -> tuple[list[PlaceDifference], _Apart | None]:
-    """Runs both models side by side; places that one of them does not show are passed over.
+    """Runs both models side by side; a hidden place that one does not show is passed over.
 
-    Models part where the difference that leads past the tolerance begins to stand out of rounding.
+    Models part where the difference that leads past the tolerance begins to stand out of rounding,
+    or where only one of them has a final norm or an output layer. A final norm that transformers
+    does not show is none that it lacks if the logits agree after it.
     """
     rank = {place: i for i, place in enumerate(places(num_layers))}
+    end = ("", [])
+    rank[""] = len(rank)
     found, apart, before = [], None, []
+    alone: _Apart | None = None
     is_past = False
     (place_a, x), (place_b, y) = next(a), next(b)
-    while True:
-        while rank[place_a] != rank[place_b]:
-            if rank[place_a] < rank[place_b]:
-                place_a, x = next(a, (LOGITS, []))
+    while place_a or place_b:
+        if place_a != place_b:
+            first = rank[place_a] < rank[place_b]
+            place = place_a if first else place_b
+            if place in (FINAL_NORM, LOGITS) and alone is None:
+                alone = _Apart(place, [], [], "first" if first else "second")
+            if first:
+                place_a, x = next(a, end)
             else:
-                place_b, y = next(b, (LOGITS, []))
-            if not x or not y:
-                return found, apart if is_past else None
+                place_b, y = next(b, end)
+            continue
         tick(place_a)
         if place_a == LOGITS:  # rows that pad a vocabulary are no difference
             x, y = _as_wide(x, y), _as_wide(y, x)
+            alone = None
         relative = distance(x, y, probes)
         found.append(PlaceDifference(place_a, relative))
         if not is_past:
@@ -216,9 +250,10 @@ def _walk(
                 apart = _Apart(place_a, before, x)
             is_past = not relative <= tolerance
         before = [] if is_past else x
-        (place_a, x), (place_b, y) = next(a, (LOGITS, [])), next(b, (LOGITS, []))
-        if not x or not y:
-            return found, apart if is_past else None
+        (place_a, x), (place_b, y) = next(a, end), next(b, end)
+    if alone is not None:
+        found.append(PlaceDifference(alone.place, float("inf")))
+    return found, apart if is_past else alone
 
 
 def _as_wide(x: Values, other: Values) -> Values:
@@ -289,8 +324,8 @@ def _agrees(
     tick: Callable[[str], None],
 ) -> bool:
     """Whether the whole models agree with the change."""
-    runs = other.run(probes), changed.run(probes, change)
     try:
+        runs = _runs(other, changed, probes, change)
         return _walk(*runs, changed.num_layers, probes, tolerance, tick)[1] is None
     except (KeyError, ValueError, TypeError):
         return False  # it fits that place only

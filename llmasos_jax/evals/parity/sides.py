@@ -84,17 +84,25 @@ class OurSide:
         self._files = files
 
     def run(
-        self, probes: Sequence[Probe], change: Change | None = None
+        self, probes: Sequence[Probe], change: Change | None = None, *, norms: bool = False
     ) -> Iterator[tuple[str, Values]]:
-        """Yields what stands at each place, in order."""
+        """Yields what stands at each place, in order; with `norms` a final norm that is not there.
+
+        Such a norm changes nothing: what stands there is what stood before it.
+        """
         values: Values = []
-        cfg = self._files.manifest.parameters
+        cfg = (change and change.config) or self._files.manifest.parameters
+        norms = norms or cfg.final_norm
         for place in places(self.num_layers):
-            if (place == FINAL_NORM and not cfg.final_norm) or (place == LOGITS and not cfg.head):
+            if (place == FINAL_NORM and not norms) or (place == LOGITS and not cfg.head):
                 continue
             out = self.at(place, values, probes, change)
             yield place, out
             values = out
+
+    def has_final_norm(self, change: Change | None = None) -> bool:
+        """Whether a norm follows the last block, with the change."""
+        return ((change and change.config) or self._files.manifest.parameters).final_norm
 
     def at(
         self, place: str, before: Values, probes: Sequence[Probe], change: Change | None = None
