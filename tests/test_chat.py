@@ -1,6 +1,7 @@
 """Chat: templates in the sandbox, beside transformers'; Model.chat; the command."""
 
 import importlib.util
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -146,9 +147,71 @@ def test_the_sandbox_refuses(template: str) -> None:
         render(template, USER)
 
 
+LONG = "{% set s = 'a' * 10**6 %}"
+
+
 @pytest.mark.parametrize(
     "template",
     [
+        "{{ '%020000000d' | format(1) }}",
+        "{{ [1] | tojson(indent=20000000) }}",
+        "{{ ([1] * 1000) | tojson(indent=s) }}",
+        "{{ '{:20000000}'.format(1) }}",
+        "{{ '{:{}{}}'.format(1, '20000', '000') }}",
+        "{{ ('{:1000000}' * 99).format(*[1] * 99) }}",
+        "{{ '{a:20000000}'.format_map({'a': 1}) }}",
+        "{{ s.replace('a', s) }}",
+        "{{ s | replace('a', s) }}",
+        "{{ s.encode().replace('a'.encode(), s.encode()) }}",
+        "{{ s.join([s] * 10**6) }}",
+        "{{ ([s] * 10**6) | join(s) }}",
+        "{{ ('\t' * 10**6).expandtabs(10**6) }}",
+        "{{ ('\n' * 10**6) | indent(s) }}",
+        "{{ s | wordwrap(1, true, s) }}",
+        "{{ s.translate({97: s}) }}",
+        "{{ ['a'] | map('center', 10**9) | list }}",
+        "{{ 'a'.encode() * 10**9 }}",
+        "{% set x %}{% for i in range(99999) %}{{ s }}{% endfor %}{% endset %}",
+        "{% macro f() %}{% for i in range(99999) %}{{ s }}{% endfor %}{% endmacro %}{{ f() }}",
+    ],
+)
+def test_a_long_text_is_refused_before_it_is_made(template: str) -> None:
+    """Most would need 10^12 bytes."""
+    refusals = "makes a text or list of more|asks for a number above|repeats|formats|translate"
+    with pytest.raises(GenerationError, match=f"it ({refusals}|calls translate)"):
+        render(LONG + template, USER)
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ '{:>5}|{a!r}'.format('x', a=[1]) }}", "    x|[1]"),
+        ("{{ '{a}'.format_map({'a': 2}) }}", "2"),
+        ("{{ 1700000000 | string }} {{ [3, 4] | sum }}", "1700000000 7"),
+        ("{{ {'b': [1, '<é>'], 'a': none} | tojson }}", '{"b": [1, "<é>"], "a": null}'),
+        ("{{ [1] | tojson(indent=2) }}", "[\n  1\n]"),
+        ("{{ messages | join('+', attribute='role') }}", "user"),
+        ("{{ 'abab'.replace('b', 'cc') }}{{ 'ab' | replace('a', 'd') }}", "accaccdb"),
+        ("{{ '-'.join(messages[0].keys()) }}{{ 'a\nb' | indent(2) }}", "role-contenta\n  b"),
+        ("{% set x %}{{ 'a\tb'.expandtabs(4) }}{% endset %}{{ x ~ 1 }}", "a   b1"),
+    ],
+)
+def test_what_the_sandbox_bounds_is_right_when_it_is_short(template: str, text: str) -> None:
+    assert render(template, USER) == text
+
+
+def test_an_error_without_words_is_named() -> None:
+    with pytest.raises(GenerationError, match=r"of these messages: \S"):
+        render("{{ raise_exception('') }}", USER)
+    with pytest.raises(GenerationError, match="is nested, or calls itself, too deep"):
+        render("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", USER)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% set r = range(30000) | map('string') | list %}{{ r | reject('in', r) | list }}",
+        "{{ range(100000) | map('string') | join('x') | wordwrap(1) }}",
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
         "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     ],
@@ -186,6 +249,15 @@ def test_chat_stops_at_the_models_strings_and_refuses_an_echo() -> None:
         model_with("a").chat(USER, echo=True)
     with pytest.raises(GenerationError, match="temperature"):
         model_with("a").chat(USER, temperature=-1.0)
+    wrong: dict[str, Any] = {"topk": 2}
+    with pytest.raises(TypeError, match=r"chat\(\) got an unexpected keyword argument 'topk'"):
+        model_with("a").chat(USER, **wrong)
+
+
+def test_chat_takes_what_generate_text_takes() -> None:
+    chat, text = (inspect.signature(f).parameters for f in (Model.chat, Model.generate_text))
+    assert list(chat)[2:] == list(text)[2:]
+    assert [chat[n].default for n in list(chat)[2:]] == [text[n].default for n in list(text)[2:]]
 
 
 def test_a_model_without_a_template() -> None:

@@ -204,7 +204,9 @@ def bert_arrays(theirs) -> dict[str, np.ndarray]:
         ({"token_type_ids": 0.5 * TYPES}, "token_type_ids is float64"),
         ({"token_ids": IDS + (1 << 32)}, "token_ids reach from 429.*0 to 60"),
         ({"token_ids": IDS + 61}, "token_ids reach"),
-        ({"attention_mask": MASK + (1 << 32)}, "1 for tokens and 0 for padding"),
+        ({"attention_mask": MASK + (1 << 32)}, "attention_mask holds 42.*1 for tokens and 0 for"),
+        ({"attention_mask": np.arange(16).reshape(2, 8) % 8 != 3}, "padding between tokens"),
+        ({"attention_mask": MASK[:, 1:]}, r"attention_mask \[2, 7\] does not fit .* \[2, 8\]"),
     ],
     ids=str,
 )

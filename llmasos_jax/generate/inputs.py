@@ -34,7 +34,7 @@ class ForwardInputs:
 
 
 def read_inputs(
-    cfg: ModelConfig, token_ids: Any, attention_mask: Any, token_type_ids: Any
+    cfg: ModelConfig, token_ids: Any, attention_mask: Any, token_type_ids: Any = None
 ) -> ForwardInputs:
     """Checks the arguments of `Model.logits` and `Model.hidden_states`.
 
@@ -47,10 +47,20 @@ def read_inputs(
     mask_bt = np.ones(shape, np.int32)
     if attention_mask is not None:
         mask_bt = _integers("attention_mask", attention_mask)
-        if mask_bt.shape != shape or not np.isin(mask_bt, (0, 1)).all():
+        if mask_bt.shape != shape:
             raise GenerationError(
                 f"attention_mask {list(mask_bt.shape)} does not fit token_ids {list(shape)}; give "
-                "1 for tokens and 0 for padding, as many"
+                "one number for each id"
+            )
+        if not np.isin(mask_bt, (0, 1)).all():
+            wrong = mask_bt[~np.isin(mask_bt, (0, 1))][0]
+            raise GenerationError(
+                f"attention_mask holds {wrong}; give 1 for tokens and 0 for padding"
+            )
+        starts = np.diff(mask_bt.astype(np.int32), axis=1, prepend=0) == 1
+        if (starts.sum(axis=1) > 1).any():  # windows and ALiBi count columns
+            raise GenerationError(
+                "attention_mask has padding between tokens; give padding before or after them only"
             )
     types_bt = None if token_type_ids is None else _token_types(cfg, token_type_ids, shape)
     longest, num_positions = int(mask_bt.sum(axis=1).max()), cfg.context_length

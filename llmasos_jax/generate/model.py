@@ -18,7 +18,7 @@ from llmasos_jax.errors import GenerationError
 from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.format.write import write_model
 from llmasos_jax.generate.chat import chat_ids
-from llmasos_jax.generate.inputs import ForwardInputs, read_inputs
+from llmasos_jax.generate.inputs import read_inputs
 from llmasos_jax.generate.loop import Programs
 from llmasos_jax.generate.request import (
     Options,
@@ -141,12 +141,21 @@ class Model:
             return texts[0] if isinstance(prompt, str) else texts
         return _stream(heads, pieces, with_index=not isinstance(prompt, str))
 
-    def chat(
+    def chat(  # noqa: D417, one line for what is as in generate_text
         self,
         messages: Sequence[Mapping[str, str]],
         max_length: int = 100,
         temperature: float = 1.0,
-        **options: Any,
+        *,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        stream: bool = False,
+        echo: bool = False,
+        deterministic: bool = False,
     ) -> Any:
         """Answers a conversation, through the model's chat template.
 
@@ -155,9 +164,9 @@ class Model:
         Args:
           messages: one {"role": ..., "content": ...} after the other; roles are those that the
             template knows, mostly "system", "user" and "assistant".
-          max_length: new tokens at most.
-          temperature: divides the logits; 0 is greedy.
-          **options: the others of `generate_text`, but `echo`.
+          max_length, temperature: as in `generate_text`.
+          top_k, top_p, min_p, repetition_penalty, stop, seed, stream, deterministic: as there.
+          echo: refused; the messages are no part of the answer.
 
         Returns:
           The text of the answer, or an iterator of its pieces if `stream`.
@@ -178,16 +187,28 @@ class Model:
           >>> text == model.generate_text("user: Hi; ", max_length=5, seed=0)
           True
         """
-        checked = read_options(max_length, temperature, **options)
-        if checked.echo:
+        options = read_options(
+            max_length,
+            temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+            seed=seed,
+            stream=stream,
+            echo=echo,
+            deterministic=deterministic,
+        )
+        if options.echo:
             raise GenerationError("chat has no echo: the messages are not part of the answer")
         self._require_causal()
         tokenizer = self._require_tokenizer()
         template = self.manifest.generation.chat_template
         ids = chat_ids(template, messages, tokenizer, self.manifest.name)
-        requests = requests_of([ids], checked, self.config.context_length)
-        pieces = (piece for _, piece in self._write(requests, checked))
-        return pieces if checked.stream else "".join(pieces)
+        requests = requests_of([ids], options, self.config.context_length)
+        pieces = (piece for _, piece in self._write(requests, options))
+        return pieces if options.stream else "".join(pieces)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, after the beginning id if the tokenizer adds one.
@@ -220,8 +241,8 @@ class Model:
 
         Args:
           token_ids: whole numbers [B, T].
-          attention_mask: [B, T], 1 for tokens and 0 for padding, on either side; padding changes
-            nothing at the tokens, positions count tokens only.
+          attention_mask: [B, T], 1 for tokens and 0 for padding, on either side, none between;
+            padding changes nothing at the tokens, positions count tokens only.
 
         Returns:
           float32 [B, T, V].
@@ -233,7 +254,7 @@ class Model:
             raise GenerationError(
                 f"{self!r} has no output layer, so no logits; call hidden_states for what it reads"
             )
-        inputs = self._inputs(token_ids, attention_mask)
+        inputs = read_inputs(self.config, token_ids, attention_mask)
         return self._logits(self._weights.params, *inputs.arrays())[:, : inputs.width]
 
     def hidden_states(
@@ -254,7 +275,7 @@ class Model:
         Raises:
           GenerationError: shapes or ids do not fit the model.
         """
-        inputs = self._inputs(token_ids, attention_mask, token_type_ids)
+        inputs = read_inputs(self.config, token_ids, attention_mask, token_type_ids)
         layers = self._layers(self._weights.params, *inputs.arrays())
         return [x[:, : inputs.width] for x in layers]
 
@@ -326,11 +347,6 @@ class Model:
                 'hidden_states); add a "tokenizer" to its model.json'
             )
         return self.tokenizer
-
-    def _inputs(
-        self, token_ids: Any, attention_mask: Any, token_type_ids: Any = None
-    ) -> ForwardInputs:
-        return read_inputs(self.config, token_ids, attention_mask, token_type_ids)
 
     @cached_property
     def _logits(self) -> Any:
