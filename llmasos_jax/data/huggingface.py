@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -92,7 +93,7 @@ class HuggingFaceTokenizer:
         except Exception as error:  # the library raises bare Exception
             raise _cannot_encode(error) from error
         prefix = [self.bos_id] if self.adds_bos and self.bos_id is not None else []
-        return [prefix + e.ids for e in encoded]
+        return [prefix + self._checked(e.ids) for e in encoded]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text; ids that the tokenizer does not have give U+FFFD."""
@@ -110,13 +111,43 @@ class HuggingFaceTokenizer:
         """The text of an id, a special one's too; None if there is no such id."""
         return self._tokenizer.id_to_token(number)
 
+    def tokens_from(self, first: int) -> dict[int, str] | None:
+        """The added tokens whose ids are `first` or above; None if others are there too."""
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        added = self._tokenizer.get_added_tokens_decoder()
+        found = {i: token for token, i in vocabulary.items() if i >= first}
+        return dict(sorted(found.items())) if found.keys() <= added.keys() else None
+
+    def within(self, num_ids: int) -> HuggingFaceTokenizer:
+        """This tokenizer for a model of `num_ids` ids: a text that gives another one is refused.
+
+        `save` writes all tokens still.
+        """
+        other = copy.copy(self)
+        other.vocab_size = min(num_ids, self.vocab_size)
+        for name in ("bos_id", "eos_id"):
+            number = getattr(self, name)
+            if number is not None and number >= num_ids:
+                setattr(other, name, None)
+        return other
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        if ids and max(ids) >= self.vocab_size:
+            first = next(i for i in ids if i >= self.vocab_size)
+            raise TokenizerError(
+                f"the text has the token {self.token(first)!r}, id {first}, and the model's ids "
+                f"are 0 to {self.vocab_size - 1}; take it out of the text"
+            )
+        return ids
+
     def encode_marked(self, text: str) -> list[int]:
         """Returns the ids of a text in which special tokens stand, written out; adds none."""
         utf8(text)
         try:
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         except Exception as error:
             raise _cannot_encode(error) from error
+        return self._checked(ids)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes `tokenizer.json`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from numbers import Integral
@@ -17,12 +18,16 @@ from llmasos_jax.errors import FormatError, GenerationError, did_you_mean
 from llmasos_jax.format.folder import find_manifest
 from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.format.read import read_manifest
+from llmasos_jax.format.strict import shown
 from llmasos_jax.format.tokenizerfiles import TokenizerFiles, folder_tokenizer
 from llmasos_jax.generate.model import Model
 from llmasos_jax.generate.weights import Placing, check_dtype, place_random, place_tensors
 from llmasos_jax.hub.open import kind_of, open_model
 from llmasos_jax.models import zoo
 from llmasos_jax.models.definition import file_def
+
+_LOG = logging.getLogger(__name__)
+_NUM_NAMED = 8  # of the added tokens beyond the model, in the log line
 
 Source = str | os.PathLike[str]
 
@@ -160,9 +165,26 @@ def _tokenizer(
     if files is None:
         return None
     tokenizer = files.load(allow_code=allow_code)
-    if tokenizer.vocab_size > manifest.parameters.vocab_size:
+    num_ids = manifest.parameters.vocab_size
+    return tokenizer if tokenizer.vocab_size <= num_ids else _within(tokenizer, num_ids)
+
+
+def _within(tokenizer: Tokenizer, num_ids: int) -> Tokenizer:
+    """A tokenizer to which tokens were added that the model has no rows for: never to be read."""
+    from llmasos_jax.data.huggingface import HuggingFaceTokenizer
+
+    is_known = isinstance(tokenizer, HuggingFaceTokenizer)
+    beyond = tokenizer.tokens_from(num_ids) if is_known else None
+    begins = tokenizer.bos_id if tokenizer.adds_bos else None
+    if not is_known or not beyond or (begins is not None and begins >= num_ids):
         raise FormatError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the model only "
-            f"{manifest.parameters.vocab_size}; they do not belong together"
+            f"the tokenizer has {tokenizer.vocab_size} ids, the model only {num_ids}; they do "
+            "not belong together"
         )
-    return tokenizer
+    names = [f"{shown(token)} ({i})" for i, token in beyond.items()]
+    more = f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
+    _LOG.info(
+        "added tokens beyond the model's %d ids: %s%s; a text that has one is refused",
+        *(num_ids, ", ".join(names[:_NUM_NAMED]), more),
+    )
+    return tokenizer.within(num_ids)
