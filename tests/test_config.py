@@ -109,6 +109,15 @@ def test_a_field_that_json_lacks_takes_its_default():
         (small(model={"rope_theta": float("nan")}), "model.rope_theta=nan must be a finite number"),
         (small(optim={"weight_decay": float("inf")}), "optim.weight_decay=inf must be a finite"),
         (small(optim={"momentum": -1.0}), "optim.momentum=-1.0 must be at least 0 and below 1"),
+        (small(train={"expert_capacity": 2.0}), "set model.experts.count, or leave out"),
+        (
+            small(model={"rope_scaling": {"factor": 2.0}}),
+            "factor=2.0 without a kind scales nothing",
+        ),
+        (
+            small(model={"position": "alibi", "rope_scaling": {"kind": "linear", "factor": 2.0}}),
+            'goes with position="rope", not "alibi"',
+        ),
         (small(train={"seed": 2**32}), "train.seed=4294967296 must be below 2**32"),
         (small(model={"position": "rop"}), "model.position='rop' is not known; did you mean"),
     ],

@@ -222,6 +222,11 @@ def check_model(cfg: ModelConfig) -> None:
         )
     _check_heads(cfg)
     _check_attention(cfg)
+    if cfg.rope_scaling.kind is not None and cfg.position != "rope":
+        raise ConfigError(
+            f'model.rope_scaling.kind="{cfg.rope_scaling.kind}" goes with position="rope", not '
+            f'"{cfg.position}"; set model.position, or leave out the scaling'
+        )
     check_rope_scaling(cfg.rope_scaling, cfg.rope_theta, cfg.rope_width // 2)
     check_experts(cfg.experts, cfg.num_layers)
     check_latent(cfg.latent, cfg.head_width)

@@ -57,6 +57,11 @@ def check_rope_scaling(scaling: RopeScaling, theta: float, pairs: int) -> None:
     require_one_of(f"{path}.kind", scaling.kind, ROPE_SCALINGS)
     if scaling.kind is not None:
         require_positive(f"{path}.factor", scaling.factor)
+    elif scaling.factor != 1.0:
+        raise ConfigError(
+            f"{path}.factor={scaling.factor} without a kind scales nothing; set {path}.kind to "
+            "one of " + ", ".join(f'"{kind}"' for kind in ROPE_SCALINGS[1:])
+        )
     if scaling.kind in ("llama3", "yarn", "longrope") and not scaling.original_length:
         raise ConfigError(
             f'{path}.kind="{scaling.kind}" needs '

@@ -230,6 +230,11 @@ def check_config(cfg: Config) -> None:
             f"data.sequence_length={cfg.data.sequence_length} is longer than model.context_length="
             f"{cfg.model.context_length}; raise the context or shorten the sequence"
         )
+    if cfg.train.expert_capacity is not None and not cfg.model.experts.count:
+        raise ConfigError(
+            f"train.expert_capacity={cfg.train.expert_capacity} goes with experts, the model has "
+            "none; set model.experts.count, or leave out the capacity"
+        )
     for path, value in (
         ("data.heldout_fraction", cfg.data.heldout_fraction),
         ("train.dropout_rate", cfg.train.dropout_rate),
