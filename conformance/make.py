@@ -43,7 +43,7 @@ SMALL = {
 MODELS = {
     "llama": {
         **{"num_heads": 4, "num_kv_heads": 2, "tie_embeddings": False},
-        "rope_scaling": RopeScaling("llama3", 8.0, 16),
+        "rope_scaling": RopeScaling("llama3", 8.0, 16, low_frequency=1.5, high_frequency=3.0),
     },
     "gpt2": {
         **{"num_heads": 2, "position": "learned", "norm": "layernorm", "mlp": "gelu_tanh"},
@@ -62,8 +62,9 @@ MODELS = {
     },
     "neox": {
         **{"num_heads": 2, "block": "parallel_two_norms", "rope_fraction": 0.5, "mlp": "gelu"},
+        "head_dim": 16,
         **{"norm": "layernorm", "qkv_bias": True, "mlp_bias": True, "tie_embeddings": False},
-        "rope_scaling": RopeScaling("yarn", 4.0, 16),
+        "rope_scaling": RopeScaling("yarn", 4.0, 16, beta_fast=0.2, beta_slow=0.005),
     },
     "olmo2-interleaved": {
         **{"num_heads": 2, "norm_placement": "output", "qk_norm": "full", "mlp": "reglu"},
@@ -80,12 +81,21 @@ MODELS = {
     "defaults": {"vocab_size": 259, "embedding_dim": 8, "num_layers": 1, "ffn_dim": None},
     "latent": {
         **{"num_heads": 3, "head_dim": 10, "rope_interleaved": True, "tie_embeddings": False},
-        **{"latent": LatentAttention(12, 8, 4, 6), "head_bias": True, "attention_out_bias": True},
+        **{
+            "latent": LatentAttention(12, 8, 4, 6, 0.05),
+            "head_bias": True,
+            "attention_out_bias": True,
+        },
     },
     "longrope": {
         **{"num_heads": 2, "head_dim": 12, "rope_fraction": 0.5},
         "rope_scaling": RopeScaling(
-            "longrope", 4.0, 10, short_factors=(1.0, 1.2, 1.5), long_factors=(2.0, 3.0, 5.0)
+            "longrope",
+            4.0,
+            10,
+            attention_factor=1.3,
+            short_factors=(1.0, 1.2, 1.5),
+            long_factors=(2.0, 3.0, 5.0),
         ),
     },
     "trunk": {
@@ -251,6 +261,29 @@ REFUSED = [
             ("a tensor too many", '"num_layers": 2', '"num_layers": 1'),
             ("a file outside the folder", '"model.safetensors"', '"../plain/model.safetensors"'),
             ("a file that is not there", '"model.safetensors"', '"other.safetensors"'),
+        )
+    ),
+    *(
+        {"what": what, "model": model, "file": "model.json", "replace": list(replace)}
+        for what, model, *replace in (
+            ("a longrope factor too many", "longrope", "      5.0", "      5.0, 6.0"),
+            ("more experts than a token reaches", "experts-in-groups", '_token": 3', '_token": 5'),
+            ("groups that do not divide", "experts-in-groups", '"groups": 4', '"groups": 3'),
+            ("a dense layer that is not there", "mixtral", "        0\n", "        0, 3\n"),
+            ("latent attention with qk_norm", "latent", '"qk_norm": null', '"qk_norm": "head"'),
+            (
+                "latent keys without kv_rank",
+                "plain",
+                '"qk_norm"',
+                '"latent": {"q_rank": 8}, "qk_norm"',
+            ),
+            (
+                "expert keys without a count",
+                "plain",
+                '"mlp":',
+                '"experts": {"per_token": 3}, "mlp":',
+            ),
+            ("a causal model without a head", "trunk", '"causal": false', '"causal": true'),
         )
     ),
     {"what": "weights cut off", "model": "plain", "file": "model.safetensors", "cut": 6000},

@@ -40,7 +40,7 @@ EXPERTS = {
     **{"group_score": "max", "shared_ffn_dim": 0, "shared_gate": False},
 }
 GATED = ("swiglu", "geglu", "geglu_tanh", "reglu")
-WIDTHS = {"F32": 4, "BF16": 2, "F16": 2}
+TYPES = {"F32": "<f4", "BF16": "<u2", "F16": "<f2"}
 
 
 class RefusedError(Exception):
@@ -62,16 +62,22 @@ def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
     known |= {"tokenizer", "generation", "metadata"}
     need(not model.keys() - known, f"unknown keys {model.keys() - known}")
     p = {**DEFAULTS, **model["parameters"]}
-    three = ("vocab_size", "embedding_dim", "num_layers")
-    need(not p.keys() - DEFAULTS.keys() - set(three), "unknown parameters")
     limits = {"vocab_size": 2**24, "embedding_dim": 2**18, "num_layers": 4096}
-    for name in three:
-        need(type(p.get(name)) is int and 1 <= p[name] <= limits[name], f"{name} is out of range")
-    for name, defaults in (("rope_scaling", SCALING), ("latent", LATENT)):
+    need(not p.keys() - DEFAULTS.keys() - limits.keys(), "unknown parameters")
+    for name, limit in limits.items():
+        need(type(p.get(name)) is int and 1 <= p[name] <= limit, f"{name} is out of range")
+    for name, defaults in (("rope_scaling", SCALING), ("latent", LATENT), ("experts", EXPERTS)):
         p[name] = {**defaults, **p[name]}
         need(p[name].keys() == defaults.keys(), f"unknown keys in {name}")
-    p["experts"] = {**EXPERTS, **p["experts"]}
-    need(p["experts"].keys() == EXPERTS.keys(), "unknown keys in experts")
+    o, latent, scaling = p["experts"], p["latent"], p["rope_scaling"]
+    need(len(scaling["short_factors"]) == len(scaling["long_factors"]), "longrope factors")
+    need(latent["kv_rank"] or latent == LATENT, "latent without kv_rank")
+    need(not latent["kv_rank"] or not (p["qk_norm"] or p["qkv_bias"]), "does not go with latent")
+    need(o["count"] or o == EXPERTS, "experts without a count")
+    need(all(0 <= i < p["num_layers"] for i in o["dense_layers"]), "dense_layers")
+    reached = o["count"] // o["groups"] * o["groups_per_token"]
+    need(not o["count"] or o["per_token"] <= reached, "per_token is above what a token reaches")
+    need(p["head"] or (p["tie_embeddings"] and not p["causal"]), "head")
     p["num_heads"] = p["num_heads"] or max(1, p["embedding_dim"] // 64)
     p["num_kv_heads"] = p["num_kv_heads"] or p["num_heads"]
     need(p["num_heads"] % p["num_kv_heads"] == 0, "num_heads is not divisible by num_kv_heads")
@@ -101,12 +107,11 @@ def read_safetensors(raw: bytes) -> dict[str, np.ndarray]:
     data, end, tensors = raw[8 + length :], 0, {}
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         start, stop = entry["data_offsets"]
-        need(entry["dtype"] in WIDTHS and start == end, f"{name}: dtype, gap or overlap")
-        need(stop - start == math.prod(entry["shape"]) * WIDTHS[entry["dtype"]], f"{name}: length")
+        need(entry["dtype"] in TYPES and start == end, f"{name}: dtype, gap or overlap")
+        width = int(TYPES[entry["dtype"]][-1])
+        need(stop - start == math.prod(entry["shape"]) * width, f"{name}: length")
         need(all(n >= 0 for n in entry["shape"]) and stop <= len(data), f"{name}: shape or end")
-        bits = np.frombuffer(
-            data[start:stop], {"F32": "<f4", "BF16": "<u2", "F16": "<f2"}[entry["dtype"]]
-        )
+        bits = np.frombuffer(data[start:stop], TYPES[entry["dtype"]])
         if entry["dtype"] == "BF16":
             bits = (bits.astype("<u4") << 16).view("<f4")
         tensors[name], end = bits.astype(np.float64).reshape(entry["shape"]), stop
@@ -266,8 +271,7 @@ class Model:
             theta = p["rope_theta_local"] if local else p["rope_theta"]
             f, m = frequencies(p, theta, SCALING if local else p["rope_scaling"], len(x))
             turn = lambda y: rotate(y, f, m, p["rope_interleaved"])
-        heads = self.latent_heads if p["latent"]["kv_rank"] else self.heads
-        q, key, value = heads(x, at, turn)
+        q, key, value = (self.latent_heads if p["latent"]["kv_rank"] else self.heads)(x, at, turn)
         scale = h**-0.5 if p["attention_scale"] is None else p["attention_scale"]
         s = np.einsum("tnh,unh->ntu", q, key) * scale
         if p["attention_soft_cap"] is not None:
@@ -338,11 +342,10 @@ class Model:
         if p["norm_placement"] == "post":
             x = p1(x + self.attention(x, i))
             return p2(x + self.mlp(x, i))
-        if p["norm_placement"] == "sandwich":
-            x = x + p1(self.attention(n1(x), i))
-            return x + p2(self.mlp(n2(x), i))
-        x = x + p1(self.attention(x, i))
-        return x + p2(self.mlp(x, i))
+        if p["norm_placement"] == "output":
+            n1 = n2 = lambda y: y
+        x = x + p1(self.attention(n1(x), i))
+        return x + p2(self.mlp(n2(x), i))
 
     def hidden(self, ids: list[int], types: list[int] | None = None) -> np.ndarray:
         """The residual stream [T, D] after the last block and the final norm."""
@@ -356,9 +359,7 @@ class Model:
             x = self.norm(x, "embed.norm", d)
         for i in range(p["num_layers"]):
             x = self.block(x, i)
-        if p["final_norm"]:
-            x = self.norm(x, "final_norm", d)
-        return x
+        return self.norm(x, "final_norm", d) if p["final_norm"] else x
 
     def logits(self, ids: list[int]) -> np.ndarray:
         """Scores [T, V] of what follows each id."""
@@ -366,8 +367,7 @@ class Model:
         table, x = self.get("embed.table", v, d), self.hidden(ids)
         y = x @ (table.T if p["tie_embeddings"] else self.get("head.w", d, v))
         y = (y + self.get("head.bias", v) if p["head_bias"] else y) * p["logit_scale"]
-        cap = p["logit_soft_cap"]
-        return y if cap is None else cap * np.tanh(y / cap)
+        return y if (cap := p["logit_soft_cap"]) is None else cap * np.tanh(y / cap)
 
     def greedy(self, prompt: list[int], count: int) -> list[int]:
         """The best next id, `count` times."""

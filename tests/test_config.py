@@ -112,7 +112,7 @@ def test_a_field_that_json_lacks_takes_its_default():
         (small(train={"expert_capacity": 2.0}), "set model.experts.count, or leave out"),
         (
             small(model={"rope_scaling": {"factor": 2.0}}),
-            "factor=2.0 without a kind scales nothing",
+            "factor=2.0 without a kind scales",
         ),
         (
             small(model={"position": "alibi", "rope_scaling": {"kind": "linear", "factor": 2.0}}),

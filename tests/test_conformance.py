@@ -92,6 +92,15 @@ def test_the_kit_uses_every_parameter() -> None:
         assert {json.dumps(v) for v in known} <= seen[name], name
 
 
+@pytest.mark.parametrize("group", ["rope_scaling", "latent", "experts"])
+def test_the_kit_uses_every_key_of_a_group(group: str) -> None:
+    rules = schema()["properties"]["parameters"]["properties"][group]["properties"]
+    models = [json.loads(p.read_text()) for p in (KIT / "models").glob("*/model.json")]
+    groups = [model["parameters"].get(group, {}) for model in models]
+    used = {n for n, r in rules.items() for g in groups if g.get(n, r["default"]) != r["default"]}
+    assert used == set(rules)
+
+
 @pytest.mark.parametrize(
     "case", json.loads((KIT / "refused.json").read_text()), ids=lambda c: c["what"]
 )
