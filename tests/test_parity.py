@@ -239,6 +239,60 @@ def test_an_output_layer_that_only_one_has(tmp_path: Path) -> None:
         assert [p.place for p in found.places if p.relative > 0] == ["logits"]
 
 
+def check_unreached(folder: Path, cfg: ModelConfig, other: ModelConfig, part: str, **new) -> None:
+    """The same on what was run, and what was not reached is named; exit status 1."""
+    arrays = arrays_of(cfg)
+    right = save(folder / "right", cfg, arrays)
+    wrong = save(folder / "wrong", other, {**arrays, **new})
+    found = api.parity(right, wrong)
+    assert not found.same and found.first is None
+    assert len(found.unreached) == 1 and found.unreached[0].startswith(part), found
+    assert found.verdict()[0].startswith("the same on what was run; these weights or options")
+    assert found.notes and main(["parity", str(right), str(wrong)]) == 1
+
+
+def test_a_difference_that_no_probe_reaches_is_not_the_same(tmp_path: Path) -> None:
+    cfg = FULL.replace(num_layers=1, attention_windows=(None,), rope_scaling=RopeScaling())
+    check_unreached(tmp_path / "context", cfg, cfg.replace(context_length=8), "context_length")
+    learned = cfg.replace(position="learned", context_length=96)
+    table = arrays_of(learned)["embed.positions"].copy()
+    table[70:] += 50
+    new = {"embed.positions": table}
+    check_unreached(tmp_path / "rows", learned, learned, "embed.positions: rows from 64", **new)
+    arrays = arrays_of(cfg.replace(vocab_size=90))
+    head = np.concatenate([arrays_of(cfg)["head.w"], arrays["head.w"][:, 80:]], axis=1)
+    rows = np.concatenate([arrays_of(cfg)["embed.table"], arrays["embed.table"][80:]])
+    new = {"embed.table": rows, "head.w": head}
+    check_unreached(tmp_path / "ids", cfg, cfg.replace(vocab_size=90), "vocab_size", **new)
+    long = [
+        RopeScaling("longrope", 4.0, 2048, 1.0, 4.0, 32.0, 1.0, None, (1.0,) * 4, (x,) * 4)
+        for x in (2.0, 9.0)
+    ]
+    pair = [cfg.replace(rope_scaling=scaling, context_length=4096) for scaling in long]
+    check_unreached(tmp_path / "long", pair[0], pair[1], "rope_scaling.long_factors")
+
+
+def test_long_factors_and_token_types_are_reached(tmp_path: Path) -> None:
+    long = [
+        RopeScaling("longrope", 4.0, 80, 1.0, 4.0, 32.0, 1.0, None, (1.0,) * 4, (x,) * 4)
+        for x in (2.0, 9.0)
+    ]
+    one, two = (FULL.replace(rope_scaling=scaling, context_length=96) for scaling in long)
+    found = api.parity(
+        save(tmp_path / "a", one, arrays_of(one)), save(tmp_path / "b", two, arrays_of(two))
+    )
+    assert found.first == "layer 0" and "rope scaling" in str(found.hint)
+    cfg = FULL.replace(head=None, causal=False, tie_embeddings=True, token_types=2)
+    arrays = arrays_of(cfg)
+    types = arrays["embed.types"].copy()
+    types[1:] += 5
+    found = api.parity(
+        save(tmp_path / "c", cfg, arrays),
+        save(tmp_path / "d", cfg, {**arrays, "embed.types": types}),
+    )
+    assert found.first == "embedding" and "embed.types" in str(found.hint)
+
+
 def test_another_stored_type_has_its_own_tolerance(right: Path, tmp_path: Path) -> None:
     import ml_dtypes
 

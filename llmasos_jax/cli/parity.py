@@ -41,7 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compares, prints what was found, and answers with the exit status."""
+    """Compares, prints what was found, and answers with the exit status.
+
+    Returns:
+      0 if the models are the same; 1 if they are not, or if they agree on what was run but
+      differ in weights or options that it did not reach.
+    """
     from rich.console import Console
 
     from llmasos_jax import api

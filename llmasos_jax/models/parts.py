@@ -42,9 +42,11 @@ def shapes(cfg: ModelConfig, part: str) -> Tree:
     return file_def(_one_layer(cfg, 0)).shapes.get(part, {})
 
 
-def embed(cfg: ModelConfig, params: Tree, tokens_bt: Any, mask_bt: Any) -> jax.Array:
+def embed(
+    cfg: ModelConfig, params: Tree, tokens_bt: Any, mask_bt: Any, types_bt: Any = None
+) -> jax.Array:
     """The embeddings of ids int32 [B, T], float32 [B, T, D]; `mask_bt` is 1 for tokens."""
-    return _embed(_one_layer(cfg, 0), params, tokens_bt, mask_bt)
+    return _embed(_one_layer(cfg, 0), params, tokens_bt, mask_bt, types_bt)
 
 
 def block(cfg: ModelConfig, layer: int, params: Tree, x_btd: Any, mask_bt: Any) -> jax.Array:
@@ -82,8 +84,10 @@ def _positions(mask_bt: jax.Array) -> jax.Array:
 
 
 @partial(jax.jit, static_argnums=0)
-def _embed(cfg: ModelConfig, params: Tree, tokens_bt: Any, mask_bt: Any) -> jax.Array:
-    return _bound(cfg, embed=params).embed(tokens_bt, _positions(mask_bt), None, Runtime())
+def _embed(
+    cfg: ModelConfig, params: Tree, tokens_bt: Any, mask_bt: Any, types_bt: Any
+) -> jax.Array:
+    return _bound(cfg, embed=params).embed(tokens_bt, _positions(mask_bt), types_bt, Runtime())
 
 
 @partial(jax.jit, static_argnums=0)

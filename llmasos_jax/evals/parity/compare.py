@@ -13,6 +13,7 @@ import numpy as np
 from llmasos_jax.errors import ConfigError, FormatError, GenerationError
 from llmasos_jax.evals.parity.hypotheses import changes, config_differences
 from llmasos_jax.evals.parity.probe import Probe, distance, length_for, make_probes
+from llmasos_jax.evals.parity.reach import long_from, unreached
 from llmasos_jax.evals.parity.report import Parity, PlaceDifference
 from llmasos_jax.evals.parity.sides import (
     FINAL_NORM,
@@ -104,8 +105,13 @@ def compare(
         return dataclasses.replace(found, first=misfit, notes=(*found.notes, note))
     vocab = min(one.vocab_size, two.vocab_size)
     also = _rows_that_differ(one, two, weights)
-    probes = make_probes(vocab, length, seed, (*one.avoid, *two.avoid), also)
-    return _compare_places(one, two, found, probes, tick)
+    types = min((0 if s.config is None else s.config.token_types) for s in (one, two))
+    probes = make_probes(vocab, length, seed, (*one.avoid, *two.avoid), also, types)
+    found = _compare_places(one, two, found, probes, tick)
+    if not found.same:
+        return found
+    missed = tuple(unreached(one, two, found.options, weights, length))
+    return dataclasses.replace(found, same=not missed, unreached=missed)
 
 
 def _compare_places(
@@ -180,6 +186,19 @@ def _notes(one: Side, two: Side, length: int) -> tuple[str, ...]:
             f"rows have {length} tokens, the window {max(windows)}: what it hides was not compared "
             f"(--tokens={max(windows) + 24})"
         )
+    configs = [s.config for s in (one, two) if s.config]
+    if (begin := long_from(configs)) >= length:
+        notes.append(
+            f"rows have {length} tokens: LongRoPE's long factors, past {begin}, were not compared"
+        )
+    contexts = {cfg.context_length for cfg in configs}
+    if len(contexts) > 1 and min(contexts) <= length:
+        notes.append(f"rows have {length} tokens: one of the models takes no more")
+    if any(cfg.position == "learned" and cfg.context_length > length for cfg in configs):
+        notes.append(f"rows have {length} tokens: learned positions past them were not run")
+    if one.vocab_size != two.vocab_size:
+        sizes = sorted((one.vocab_size, two.vocab_size))
+        notes.append(f"vocabularies of {sizes[0]} and {sizes[1]}: ids below {sizes[0]} were run")
     for side in (one, two):
         if side.files is None:
             notes.append(f"{side.title}: weights and options are not readable as ours")

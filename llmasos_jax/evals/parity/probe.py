@@ -25,14 +25,16 @@ class Probe:
     Attributes:
       tokens_bt: int32 [B, T]; padding holds 0.
       mask_bt: int32 [B, T], 1 for tokens; padding stands on the right.
+      types_bt: int32 [B, T], the type of each token; None for type 0.
     """
 
     tokens_bt: np.ndarray
     mask_bt: np.ndarray
+    types_bt: np.ndarray | None = None
 
 
 def length_for(configs: Sequence[ModelConfig | None], tokens: int | None) -> int:
-    """How many tokens the longest row has: past every window, within every context.
+    """How many tokens the longest row has: past windows and LongRoPE's short factors, if it may.
 
     Args:
       configs: of the models; None where one is not known.
@@ -48,6 +50,11 @@ def length_for(configs: Sequence[ModelConfig | None], tokens: int | None) -> int
             raise GenerationError(f"tokens={tokens} is not possible; give 2 to {most}")
         return tokens
     windows = [w for cfg in known for w in cfg.attention_windows if w is not None]
+    windows += [
+        cfg.rope_scaling.original_length or 0
+        for cfg in known
+        if cfg.rope_scaling.kind == "longrope"
+    ]
     return max(2, min(most, _MOST, max([_LENGTH, *(w + _PAST_WINDOW for w in windows)])))
 
 
@@ -57,6 +64,7 @@ def make_probes(
     seed: int,
     avoid: Sequence[int] = (),
     also: Sequence[int] = (),
+    token_types: int = 0,
 ) -> list[Probe]:
     """Random ids: a row of `length`, and rows of unequal length, padded on the right.
 
@@ -66,6 +74,7 @@ def make_probes(
       seed: of the draw.
       avoid: ids that are not drawn (padding, which some models take for no token).
       also: ids that must occur.
+      token_types: of both models; above 1 there is one more probe, in which each of them occurs.
     """
     rng = np.random.default_rng(seed)
     allowed = np.setdiff1d(np.arange(vocab_size), np.asarray(avoid, np.int64))
@@ -80,6 +89,10 @@ def make_probes(
         probes.append(Probe(tokens_bt * mask_bt, mask_bt))
     few = np.asarray(also[: length // 2], np.int32)
     probes[0].tokens_bt[0, : len(few)] = few
+    if token_types > 1:  # of the shape of another probe: nothing more is compiled for its blocks
+        last = probes[-1]
+        types = np.arange(last.mask_bt.size, dtype=np.int32).reshape(last.mask_bt.shape)
+        probes.append(Probe(last.tokens_bt, last.mask_bt, types % token_types * last.mask_bt))
     return probes
 
 

@@ -32,7 +32,7 @@ class Parity:
 
     Attributes:
       a, b: what was compared.
-      same: whether every place agrees within `tolerance`.
+      same: whether every place agrees within `tolerance`, and nothing is in `unreached`.
       tolerance: share of the largest number.
       places: in the order in which the models compute them; empty where widths do not fit.
       first: the first place that does not agree; None if all do.
@@ -43,6 +43,7 @@ class Parity:
       options: parameters that differ, `"norm_eps: 1e-05 -> 1e-06"`.
       weights: weights that differ.
       notes: what was not compared.
+      unreached: options and weights that differ, but not in what was run; every place agrees then.
     """
 
     a: str
@@ -58,6 +59,7 @@ class Parity:
     options: tuple[str, ...] = ()
     weights: tuple[LeafDifference, ...] = ()
     notes: tuple[str, ...] = ()
+    unreached: tuple[str, ...] = ()
 
     def verdict(self) -> list[str]:
         """The answer in a few lines."""
@@ -65,6 +67,11 @@ class Parity:
             worst = max((p.relative for p in self.places), default=0.0)
             text = f"the same: every place within {worst:.1e} (tolerance {self.tolerance:.0e})"
             return [text]
+        if self.unreached:
+            return [
+                "the same on what was run; these weights or options differ and were not reached: "
+                + "; ".join(self.unreached)
+            ]
         lines = [f"not the same: they part at {self.first}"]
         if self.parts:
             named = ", ".join(f"{p.place} {_agrees(p, self.tolerance)}" for p in self.parts)

@@ -115,7 +115,7 @@ class OurSide:
         cfg = (change and change.config) or self._files.manifest.parameters
         if place == EMBEDDING:
             params = self._params(cfg, "embed", change)
-            run = [parts.embed(cfg, params, p.tokens_bt, p.mask_bt) for p in probes]
+            run = [parts.embed(cfg, params, p.tokens_bt, p.mask_bt, p.types_bt) for p in probes]
         elif place == FINAL_NORM:
             params = self._params(cfg, "final_norm", change)
             run = [parts.final_norm(cfg, params, x) for x in before]

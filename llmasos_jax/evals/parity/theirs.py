@@ -69,6 +69,9 @@ class TransformersSide:
     def _forward(self, probe: Probe) -> dict[str, np.ndarray]:
         torch, last = self._torch, []
         tokens_bt = np.where(probe.mask_bt > 0, probe.tokens_bt, self._pad)
+        types = {}
+        if probe.types_bt is not None:
+            types = {"token_type_ids": torch.from_numpy(probe.types_bt.astype(np.int64))}
         hook = self._last_block().register_forward_hook(
             lambda _, __, out: last.append(out[0] if isinstance(out, tuple) else out)
         )
@@ -78,6 +81,7 @@ class TransformersSide:
                     input_ids=torch.from_numpy(tokens_bt.astype(np.int64)),
                     attention_mask=torch.from_numpy(probe.mask_bt.astype(np.int64)),
                     output_hidden_states=True,
+                    **types,
                 )
         finally:
             hook.remove()
