@@ -97,7 +97,7 @@ def test_embedding_scale_positions_and_norm(key) -> None:
     x = 3.0 * np.asarray(embed.table[...])[tokens] + np.asarray(embed.positions[...])[positions]
     x -= x.mean(-1, keepdims=True)
     expected = 2.0 * x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) + 0.5
-    actual = embed(jnp.asarray(tokens), jnp.asarray(positions), Runtime())
+    actual = embed(jnp.asarray(tokens), jnp.asarray(positions), None, Runtime())
     np.testing.assert_allclose(actual, expected, atol=SIMPLE)
 
 

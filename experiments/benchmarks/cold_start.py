@@ -51,17 +51,17 @@ def start(name: str, python: str, folder: Path, work: Path) -> dict:
     )
     line = process.stdout.readline() if process.stdout else ""
     seconds = time.monotonic() - began
+    said = process.stdout.read() if process.stdout else ""
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = status
-    if not line or status:
+    if not line or not said or status:
         raise SystemExit(f"{name} ended with status {status}")
     return {
         "name": name,
         "seconds": round(seconds, 3),
         "cpu_seconds": round(used.ru_utime + used.ru_stime, 3),
-        "peak_mb": round(used.ru_maxrss / 1e3, 1),
         "load": round(os.getloadavg()[0], 1),
-        **json.loads(line),
+        **json.loads(said),
     }
 
 

@@ -1,4 +1,4 @@
-"""Loads a folder and writes one token. A worker of cold_start.py: one line of JSON, then the end.
+"""Loads a folder and writes one token. A worker of cold_start.py: a line at once, then one of JSON.
 
 What `llmasos generate` does, with the id that was drawn said too.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+
+from cold_start_peak import peak_mb
 
 from llmasos_jax.cli.compile_cache import use_compile_cache
 
@@ -20,8 +22,10 @@ def main() -> None:
 
     model = load_model(folder)
     text = model.generate_text(prompt, max_length=1, temperature=0)
+    print("first token", flush=True)
     row = {"tokens": len(model.encode(prompt)), "id": model.encode(text)[0], "text": text}
-    print(json.dumps({**row, "compiled": programs.requested - programs.found}), flush=True)
+    row |= {"compiled": programs.requested - programs.found, "peak_mb": peak_mb()}
+    print(json.dumps(row), flush=True)
     os._exit(0)
 
 

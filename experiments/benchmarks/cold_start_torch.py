@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
+from cold_start_peak import peak_mb
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -26,7 +27,9 @@ def main() -> None:
         out = model.generate(**inputs, max_new_tokens=1, do_sample=False, pad_token_id=0)
     num = inputs.input_ids.shape[1]
     new = int(out[0, num])
-    print(json.dumps({"tokens": num, "id": new, "text": tokenizer.decode([new])}), flush=True)
+    print("first token", flush=True)
+    row = {"tokens": num, "id": new, "text": tokenizer.decode([new]), "peak_mb": peak_mb()}
+    print(json.dumps(row), flush=True)
     os._exit(0)
 
 
