@@ -9,7 +9,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/quickstart
 EXTRAS ?= test,dev
-PYTEST_ARGS ?=
+# Two workers; the tests of a file share their compiled models, so a file stays with one of them.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -292,7 +292,7 @@ def test_a_header_of_very_many_tensors_and_biases(folders: dict, copied: Callabl
     (folder / "config.json").write_text(json.dumps(config | biases))
     empty = dict(dtype="F32", shape=[0], data_offsets=[0, 0])
     right = [f"model.layers.{i}.self_attn.q_proj.weight" for i in range(2, 4000)]
-    names = right + [f"x.{i}" for i in range(10_000)]
+    names = right[:2000] + [f"x.{i}" for i in range(5_000)]
     edited(folder, lambda header: header.update(dict.fromkeys(names, empty)))
     with pytest.raises(FormatError, match=r"\(\d+ or more problems\)"), bounded():
         open_hf(folder)

@@ -174,6 +174,15 @@ def test_evaluation_weighs_tokens_not_batches():
     assert values["heldout_tokens"] == 40
 
 
+@pytest.fixture
+def default_sigint():
+    """Ctrl-C as a program finds it: a worker of pytest-xdist ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_sigint")
 def test_handlers_come_back_and_the_second_signal_stops():
     before = signal.getsignal(signal.SIGINT)
     with StopRequest() as stop:

@@ -158,7 +158,9 @@ def _check_head(
 ) -> None:
     """Refuses what a base class saved, if the model has an output layer of its own."""
     saved = (config.get("architectures") or family.architectures)[0]
-    if not saved.endswith("Model") or cfg.head is None or cfg.tie_embeddings:
+    # GPT2LMHeadModel is no base class, for all its name.
+    is_base = saved.endswith("Model") and saved != family.architectures[0]
+    if not is_base or cfg.head is None or cfg.tie_embeddings:
         return
     if not any(name.startswith(family.outside) for name in names):
         raise FormatError(
