@@ -14,9 +14,9 @@ from llmasos_jax.data.text import utf8
 from llmasos_jax.errors import TokenizerError
 
 FILE = "tokenizer.json"
-# Looked for only where neither the entry nor a tokenizer_config.json beside the file says it.
-_BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[CLS]")
-_EOS_NAMES = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "[SEP]")
+# Looked for, in this order, only where no file says which tokens begin and end a text.
+BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[CLS]")
+EOS_NAMES = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "[SEP]")
 
 
 class HuggingFaceTokenizer:
@@ -59,18 +59,13 @@ class HuggingFaceTokenizer:
           TokenizerError: the file is no `tokenizer.json`, or an id of `entry` is not in it.
         """
         try:
-            text = path.read_text(encoding="utf-8")
-            tokenizer = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises bare Exception
-            raise TokenizerError(
-                f"{path} is not a tokenizer.json ({error}); expected one of the Hugging Face "
-                "tokenizers library"
-            ) from error
-        if not tokenizer.get_vocab(with_added_tokens=True):
-            raise TokenizerError(f"{path} has no tokens; expected a trained tokenizer.json")
+            raw = path.read_bytes()
+        except OSError as error:
+            raise TokenizerError(f"{path} cannot be read ({error}); check it") from error
+        text, tokenizer = parse(raw, path)
         named = _names_beside(path)
-        bos_id = _find_id(tokenizer, entry, "bos_id", named.get("bos_token"), _BOS_NAMES)
-        eos_id = _find_id(tokenizer, entry, "eos_id", named.get("eos_token"), _EOS_NAMES)
+        bos_id = _find_id(tokenizer, entry, "bos_id", named.get("bos_token"), BOS_NAMES)
+        eos_id = _find_id(tokenizer, entry, "eos_id", named.get("eos_token"), EOS_NAMES)
         if entry is not None and "adds_bos" in entry:
             adds_bos = bool(entry["adds_bos"])
         elif (begins := first_special_id(tokenizer)) is not None and bos_id in (None, begins):
@@ -159,6 +154,29 @@ class HuggingFaceTokenizer:
             "eos_id": self.eos_id,
             "adds_bos": self.adds_bos,
         }
+
+
+def parse(raw: bytes, where: Path) -> tuple[str, tokenizers.Tokenizer]:
+    """The text of a `tokenizer.json`, and the tokenizer that it is.
+
+    Args:
+      raw: the file's bytes.
+      where: the file, for messages.
+
+    Raises:
+      TokenizerError: it is none, or has no tokens.
+    """
+    try:
+        text = raw.decode("utf-8")
+        tokenizer = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception
+        raise TokenizerError(
+            f"{where} is not a tokenizer.json ({error}); expected one of the Hugging Face "
+            "tokenizers library"
+        ) from error
+    if not tokenizer.get_vocab(with_added_tokens=True):
+        raise TokenizerError(f"{where} has no tokens; expected a trained tokenizer.json")
+    return text, tokenizer
 
 
 def _names_beside(path: Path) -> dict[str, Any]:

@@ -20,9 +20,6 @@ from llmasos_jax.interop.hf.files import (
 from llmasos_jax.interop.hf.vocabulary import older_tokenizer
 
 CONFIG = "tokenizer_config.json"
-# Looked for, in this order, where no file says which tokens begin and end a text.
-_BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[CLS]")
-_EOS_NAMES = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "[SEP]")
 # The class of transformers that builds its tokenizer anew, without the template of the file; and
 # the models that have it where no class is named.
 _NO_TEMPLATE = "GPTNeoXTokenizer"
@@ -92,20 +89,10 @@ def _template_in(path: Path) -> str | None:
 
 
 def _from_json(folder: Path) -> tuple[Any, str, dict[str, Any]]:
-    import tokenizers
+    from llmasos_jax.data.huggingface import parse
 
     path = folder / "tokenizer.json"
-    raw = read_bounded(path, MAX_TOKENIZER_BYTES)
-    try:
-        text = raw.decode("utf-8")
-        tokenizer = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises bare Exception
-        raise TokenizerError(
-            f"{path} is not a tokenizer.json ({shown(str(error))}); expected one of the Hugging "
-            "Face tokenizers library"
-        ) from error
-    if not tokenizer.get_vocab(with_added_tokens=True):
-        raise TokenizerError(f"{path} has no tokens; expected a trained tokenizer.json")
+    text, tokenizer = parse(read_bounded(path, MAX_TOKENIZER_BYTES), path)
     return tokenizer, text, {}
 
 
@@ -127,14 +114,19 @@ def finished(
       FormatError: one of these files cannot be read.
       TokenizerError: they contradict the tokenizer.
     """
-    from llmasos_jax.data.huggingface import HuggingFaceTokenizer, first_special_id
+    from llmasos_jax.data.huggingface import (
+        BOS_NAMES,
+        EOS_NAMES,
+        HuggingFaceTokenizer,
+        first_special_id,
+    )
 
     config = read_object(folder / CONFIG)
     if _add_tokens(tokenizer, config, folder):
         text = tokenizer.to_str()
     said = {**usual, **read_object(folder / "special_tokens_map.json"), **config}
-    bos_id = _special_id(tokenizer, said, "bos_token", _BOS_NAMES)
-    eos_id = _special_id(tokenizer, said, "eos_token", _EOS_NAMES)
+    bos_id = _special_id(tokenizer, said, "bos_token", BOS_NAMES)
+    eos_id = _special_id(tokenizer, said, "eos_token", EOS_NAMES)
     flags = ("add_bos_token", "add_eos_token")
     if has_flags and any(isinstance(said.get(key), bool) for key in flags):
         adds_bos = said.get("add_bos_token") is True and bos_id is not None
