@@ -163,7 +163,8 @@ def test_the_document_lists_every_key_with_its_default() -> None:
     text = (ROOT / "docs" / "format.md").read_text()
     parameters = schema()["properties"]["parameters"]
     groups = {
-        name: parameters["properties"][name] for name in ("rope_scaling", "latent", "experts")
+        name: parameters["properties"][name]
+        for name in ("rope_scaling", "latent", "experts", "encoder", "classifier")
     }
     for title, group in {"## 2. `parameters`": parameters, **groups}.items():
         heading = title if title.startswith("#") else f"`{title}`:"

@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 from tolerances import PARITY, SIMPLE
 
-from llmasos_jax.config.schema import ObjectiveConfig
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.config.schema import Config, ObjectiveConfig
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.train.losses import cross_entropy
 from llmasos_jax.train.objective import LossSum, Objective, build_objective
+
+
+def config(**objective) -> Config:
+    return Config(ModelConfig(100, 64, 1), objective=ObjectiveConfig(**objective))
 
 
 def example(key, scale=3.0, b=2, t=5, v=11):
@@ -118,7 +123,7 @@ def test_causal_objective_adds_the_z_loss(key):
             "segment_ids": None,
         },
     )
-    sums = build_objective(ObjectiveConfig(z_loss=0.5)).loss(Model(), batch, None, None)
+    sums = build_objective(config(z_loss=0.5)).loss(Model(), batch, None, None)
     nll, z, correct, weight = reference(logits, targets, weights)
     np.testing.assert_allclose(sums.loss_sum, nll + 0.5 * z, rtol=PARITY)
     np.testing.assert_allclose(sums.nll_sum, nll, rtol=PARITY)
@@ -128,7 +133,7 @@ def test_causal_objective_adds_the_z_loss(key):
 
 def test_objective_of_a_wrong_name_or_kind():
     with pytest.raises(ConfigError, match='objective.name="casual".*did you mean "causal"'):
-        build_objective(ObjectiveConfig(name="casual"))
+        build_objective(config(name="casual"))
     with pytest.raises(ConfigError, match="gives a float; it has to be"):
-        build_objective(ObjectiveConfig(name="math:pi"))
-    assert isinstance(build_objective(ObjectiveConfig()), Objective)
+        build_objective(config(name="math:pi"))
+    assert isinstance(build_objective(config()), Objective)

@@ -11,15 +11,17 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from llmasos_jax.config.experts import Experts, check_experts
+from llmasos_jax.config.heads import Classifier, Encoder, check_classifier, check_encoder
 from llmasos_jax.config.latent import LatentAttention, check_latent
 from llmasos_jax.config.require import require_finite, require_one_of, require_positive
 from llmasos_jax.config.rope import RopeScaling, check_rope_scaling
 from llmasos_jax.errors import ConfigError
 
-POSITIONS = ("rope", "learned", "alibi", "none")
+POSITIONS = ("rope", "learned", "alibi", "relative", "none")
 BLOCKS = ("sequential", "parallel", "parallel_two_norms")
 NORM_PLACEMENTS = ("pre", "post", "sandwich", "output")
-HEADS = ("linear", None)
+HEADS = ("linear", "mlm", None)
+POOLINGS = ("mean", "cls")
 QK_NORMS = (None, "head", "full")
 GATED_MLPS = ("swiglu", "geglu", "geglu_tanh", "reglu")
 
@@ -40,6 +42,9 @@ class ModelConfig:
       ffn_dim: width F inside the MLP; None means 4 D, or for gated kinds 8/3 D rounded up to a
         multiple of 64.
       causal: whether a position sees only itself and what stands before it.
+      prefix_lm: whether a prompt is read in both directions and continued causally (Raffel et al.,
+        2019, arXiv 1910.10683, section 3.2.1).
+      encoder: see `Encoder`; with one, this stack is the decoder and attends to it in each block.
       norm: "rmsnorm" (Zhang and Sennrich, 2019, arXiv 1910.07467), "layernorm", or
         "package.module:name".
       norm_eps: added to the variance.
@@ -52,10 +57,15 @@ class ModelConfig:
         (GPT-NeoX).
       final_norm: whether a norm follows the last block.
       embedding_norm: whether a norm follows the embedding (BERT).
+      first_attn_norm: whether the first block's attention has its norm before it (not in
+        ModernBERT, where the embedding's norm stands there).
       token_types: rows of a table that is added to the embedding by each token's type (2 in BERT,
         Devlin et al., 2018, arXiv 1810.04805: the first and the second sentence); 0 for none.
       position: "rope" (Su et al., 2021, arXiv 2104.09864), "learned", "alibi" (Press et al., 2021,
-        arXiv 2108.12409), "none".
+        arXiv 2108.12409), "relative" (T5's biases: Raffel et al., 2019, arXiv 1910.10683, section
+        2.1; one table for all layers), "none".
+      relative_buckets: rows of that table; half of them count ahead if not causal.
+      relative_max_distance: from this distance on all share the last bucket.
       rope_theta: base of the rotary frequencies.
       rope_theta_local: base in layers that have a window; None means `rope_theta` (scaling then
         applies there too).
@@ -76,13 +86,22 @@ class ModelConfig:
         2002.05202); plain "gelu", "gelu_tanh", "relu", "silu"; or "package.module:name" of a plain
         activation function.
       experts: see `Experts`.
-      head: "linear", one product from the last hidden state to the logits; None for a trunk that
-        has no output layer (BERT's, whose heads are not in this version).
+      head: "linear", one product from the last hidden state to the logits; "mlm", a transform
+        (product, activation, norm) before it and a bias after it (Devlin et al., 2018, arXiv
+        1810.04805), the transform's product with a bias if `mlp_bias`; None for a trunk without an
+        output layer.
       tie_embeddings: whether the output layer is the embedding table.
       head_bias: whether an output layer of its own has a bias (GPT-J).
       embedding_scale: multiplies the embeddings (sqrt(D) in Gemma).
       logit_scale: multiplies the logits.
       logit_soft_cap: c in c tanh(logits / c).
+      pooling: what stands for a whole text: the "mean" of its tokens' last hidden states, or that
+        of the first token, "cls".
+      pooler: whether a product and tanh follow the first token's state (BERT); the classifier of a
+        sequence and `next_sentence` read it.
+      next_sentence: whether there is a score for "b follows a" and one for "b is from elsewhere"
+        (BERT); needs the pooler.
+      classifier: see `Classifier`.
     """
 
     vocab_size: int
@@ -94,6 +113,8 @@ class ModelConfig:
     head_dim: int | None = None
     ffn_dim: int | None = None
     causal: bool = True
+    prefix_lm: bool = False
+    encoder: Encoder = field(default_factory=Encoder)
     norm: str = "rmsnorm"
     norm_eps: float = 1e-5
     norm_bias: bool = True
@@ -102,8 +123,11 @@ class ModelConfig:
     block: str = "sequential"
     final_norm: bool = True
     embedding_norm: bool = False
+    first_attn_norm: bool = True
     token_types: int = 0
     position: str = "rope"
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
     rope_theta: float = 10000.0
     rope_theta_local: float | None = None
     rope_fraction: float = 1.0
@@ -126,6 +150,10 @@ class ModelConfig:
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     logit_soft_cap: float | None = None
+    pooling: str = "mean"
+    pooler: bool = False
+    next_sentence: bool = False
+    classifier: Classifier = field(default_factory=Classifier)
 
     def __post_init__(self) -> None:
         check_model(self)
@@ -198,6 +226,7 @@ def check_model(cfg: ModelConfig) -> None:
         *("vocab_size", "embedding_dim", "num_layers", "context_length"),
         *("num_heads", "num_kv_heads", "head_dim", "ffn_dim"),
         *("norm_eps", "rope_theta", "rope_theta_local", "attention_soft_cap", "logit_soft_cap"),
+        *("relative_buckets", "relative_max_distance"),
     ):
         if getattr(cfg, name) is not None:
             require_positive(f"model.{name}", getattr(cfg, name))
@@ -207,21 +236,16 @@ def check_model(cfg: ModelConfig) -> None:
         ("norm_placement", NORM_PLACEMENTS),
         ("qk_norm", QK_NORMS),
         ("head", HEADS),
+        ("pooling", POOLINGS),
     ):
         require_one_of(f"model.{name}", getattr(cfg, name), known)
     if cfg.token_types < 0:
         raise ConfigError(f"model.token_types={cfg.token_types} must be 0 or more")
-    if cfg.head_bias and cfg.tie_embeddings:
-        raise ConfigError(
-            "model.head_bias needs an output layer of its own; set model.tie_embeddings=False"
-        )
-    if cfg.head is None and (cfg.causal or not cfg.tie_embeddings):
-        raise ConfigError(
-            "model.head=None is a trunk without an output layer; it needs model.causal=False and "
-            "model.tie_embeddings=True"
-        )
+    _check_output(cfg)
     _check_heads(cfg)
     _check_attention(cfg)
+    if cfg.position == "relative":
+        _check_relative(cfg)
     if cfg.rope_scaling.kind is not None and cfg.position != "rope":
         raise ConfigError(
             f'model.rope_scaling.kind="{cfg.rope_scaling.kind}" goes with position="rope", not '
@@ -231,6 +255,37 @@ def check_model(cfg: ModelConfig) -> None:
     check_experts(cfg.experts, cfg.num_layers)
     check_latent(cfg.latent, cfg.head_width)
     _check_latent_model(cfg)
+
+
+def _check_output(cfg: ModelConfig) -> None:
+    if cfg.head_bias and (cfg.tie_embeddings or cfg.head != "linear"):
+        raise ConfigError(
+            'model.head_bias needs model.head="linear" with weights of its own; set '
+            'model.tie_embeddings=False (the head "mlm" always has a bias)'
+        )
+    if cfg.head is None and (cfg.causal or not cfg.tie_embeddings):
+        raise ConfigError(
+            "model.head=None is a trunk without an output layer; it needs model.causal=False and "
+            "model.tie_embeddings=True"
+        )
+    for name in ("pooler", "next_sentence"):
+        if getattr(cfg, name) and cfg.causal:
+            raise ConfigError(f"model.{name}=True is for encoders; set model.causal=False")
+    if cfg.head == "mlm" and cfg.causal:
+        raise ConfigError('model.head="mlm" is for encoders; set model.causal=False')
+    if cfg.next_sentence and not cfg.pooler:
+        raise ConfigError("model.next_sentence reads the pooler; set model.pooler=True")
+    if cfg.prefix_lm and (not cfg.causal or cfg.encoder.num_layers):
+        raise ConfigError(
+            "model.prefix_lm=True is for decoders alone: set model.causal=True and "
+            "model.encoder.num_layers=0"
+        )
+    if not cfg.first_attn_norm and (cfg.norm_placement != "pre" or cfg.block != "sequential"):
+        raise ConfigError(
+            'model.first_attn_norm=False goes with norm_placement="pre" and block="sequential"'
+        )
+    check_classifier(cfg.classifier)
+    check_encoder(cfg.encoder, cfg.causal)
 
 
 def _check_heads(cfg: ModelConfig) -> None:
@@ -272,6 +327,18 @@ def _check_attention(cfg: ModelConfig) -> None:
             f'model.norm_placement="{cfg.norm_placement}" goes with '
             f'block="sequential" only; a parallel block is "pre"'
         )
+
+
+def _check_relative(cfg: ModelConfig) -> None:
+    # Half of a direction's buckets are exact distances, so the last must lie beyond them.
+    exact = cfg.relative_buckets // 4
+    if cfg.relative_buckets % 4 or cfg.relative_max_distance <= 2 * exact:
+        raise ConfigError(
+            f"model.relative_buckets={cfg.relative_buckets} must be a multiple of 4, and "
+            f"relative_max_distance={cfg.relative_max_distance} above half of it"
+        )
+    if cfg.latent.kv_rank:
+        raise ConfigError('model.position="relative" does not go with model.latent')
 
 
 def _check_latent_model(cfg: ModelConfig) -> None:

@@ -10,6 +10,8 @@ from llmasos_jax.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16")
 REMATS = ("none", "dots", "full")
+MASK_UNITS = ("token", "word", "span")
+TOKENIZER_MODELS = ("bpe", "unigram", "wordpiece")
 
 
 @dataclass(frozen=True)
@@ -17,17 +19,20 @@ class TokenizerConfig:
     """How text becomes ids.
 
     Attributes:
-      kind: "bytes", "sentencepiece", "tokenizers" (a Hugging Face tokenizer.json), or
-        "package.module:name".
-      path: file to load; None trains one from the data ("sentencepiece") with `model.vocab_size`
-        pieces.
-      model_type: "bpe" or "unigram", for training.
+      kind: "bytes", "sentencepiece", "tokenizers" (a Hugging Face tokenizer.json, or BERT's
+        vocab.txt), or "package.module:name".
+      path: file to load; None trains one from the data with `model.vocab_size` pieces.
+      model_type: "bpe", "unigram" or (kind "tokenizers") "wordpiece" (Schuster and Nakajima, 2012;
+        BERT's), for training.
+      lowercase: whether training "wordpiece", or reading a vocab.txt, makes a tokenizer that lowers
+        letters and takes accents off, as uncased BERT does.
       train_chars: characters of text to train on at most.
     """
 
     kind: str = "bytes"
     path: str | None = None
     model_type: str = "bpe"
+    lowercase: bool = True
     train_chars: int = 4_000_000
 
 
@@ -60,17 +65,36 @@ class ObjectiveConfig:
     """What the model learns.
 
     Attributes:
-      name: "causal", or "package.module:name".
+      name: "causal"; "mlm", masked tokens (Devlin et al., 2018, arXiv 1810.04805); "mlm_nsp", with
+        next sentence prediction; "mlm_sop", with sentence order prediction (Lan et al., 2019, arXiv
+        1909.11942); "prefix_lm", the rest of a text after a part read in both directions, and
+        "span_corruption", an encoder-decoder's (Raffel et al., 2019, arXiv 1910.10683); or
+        "package.module:name".
       z_loss: weight of logsumexp(logits)^2 (Chowdhery et al., 2022, arXiv 2204.02311, section 5).
       router_balance: weight of the loss that spreads tokens over experts, 1 where they are spread
         evenly (Fedus et al., 2021, arXiv 2101.03961, eq. 4). Without experts it does nothing.
       router_z: weight of logsumexp(router logits)^2 (Zoph et al., 2022, arXiv 2202.08906, eq. 5).
+      mask_rate: share of a row's tokens that are predicted, special ones and padding not counted.
+      mask_unit: what is chosen at once: a "token"; a whole "word"; a "span" of neighbouring words
+        (Joshi et al., 2019, arXiv 1907.10529).
+      mask_share, random_share: of the chosen tokens, how many become the mask and how many a random
+        token; the rest stay as they are.
+      span_length: mean length of a span: words for `mask_unit` "span", tokens for
+        "span_corruption".
+      short_fraction: share of the rows of "mlm_nsp" and "mlm_sop" that are cut to a random shorter
+        length.
     """
 
     name: str = "causal"
     z_loss: float = 0.0
     router_balance: float = 0.01
     router_z: float = 0.001
+    mask_rate: float = 0.15
+    mask_unit: str = "token"
+    mask_share: float = 0.8
+    random_share: float = 0.1
+    span_length: float = 3.0
+    short_fraction: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -119,6 +143,8 @@ class TrainConfig:
       remat: what the backward pass computes again: "none", "dots" (all but products), "full" (each
         block).
       dropout_rate: after the embedding and on each sub-layer's output.
+      start_from: a training folder whose newest weights a new run starts with, in place of random
+        ones; only the sequence length, the objective and how it is trained may differ.
       init_std: standard deviation of initial weights; outputs of sub-layers get it divided by
         sqrt(2 L).
       expert_capacity: an expert takes so many times its even share of a sequence's tokens, and
@@ -136,6 +162,7 @@ class TrainConfig:
     dtype: str = "float32"
     remat: str = "none"
     dropout_rate: float = 0.0
+    start_from: str | None = None
     init_std: float = 0.02
     expert_capacity: float | None = None
     log_every_steps: int = 10
@@ -219,7 +246,8 @@ def check_config(cfg: Config) -> None:
     _check_signs(cfg)
     require_one_of("train.dtype", cfg.train.dtype, DTYPES)
     require_one_of("train.remat", cfg.train.remat, REMATS)
-    require_one_of("tokenizer.model_type", cfg.tokenizer.model_type, ("bpe", "unigram"))
+    require_one_of("tokenizer.model_type", cfg.tokenizer.model_type, TOKENIZER_MODELS)
+    require_one_of("objective.mask_unit", cfg.objective.mask_unit, MASK_UNITS)
     if cfg.train.batch_size % cfg.train.accumulate_steps:
         raise ConfigError(
             f"train.batch_size={cfg.train.batch_size} is not divisible by accumulate_steps="
@@ -237,6 +265,7 @@ def check_config(cfg: Config) -> None:
         )
     for path, value in (
         ("data.heldout_fraction", cfg.data.heldout_fraction),
+        ("objective.short_fraction", cfg.objective.short_fraction),
         ("train.dropout_rate", cfg.train.dropout_rate),
         ("optim.beta1", cfg.optim.beta1),
         ("optim.beta2", cfg.optim.beta2),
@@ -247,9 +276,18 @@ def check_config(cfg: Config) -> None:
     for path, value in (
         ("optim.final_fraction", cfg.optim.final_fraction),
         ("optim.decay_fraction", cfg.optim.decay_fraction),
+        ("objective.mask_rate", cfg.objective.mask_rate),
+        ("objective.mask_share", cfg.objective.mask_share),
+        ("objective.random_share", cfg.objective.random_share),
+        (
+            "objective.mask_share + random_share",
+            cfg.objective.mask_share + cfg.objective.random_share,
+        ),
     ):
         if not 0.0 <= value <= 1.0:
             raise ConfigError(f"{path}={value} must be between 0 and 1")
+    if cfg.objective.span_length < 1.0:
+        raise ConfigError(f"objective.span_length={cfg.objective.span_length} must be at least 1")
     if cfg.train.seed >= 2**32:
         raise ConfigError(f"train.seed={cfg.train.seed} must be below 2**32")
 
@@ -267,6 +305,7 @@ def _check_signs(cfg: Config) -> None:
         "train.eval_batches": cfg.train.eval_batches,
         "train.init_std": cfg.train.init_std,
         "train.expert_capacity": cfg.train.expert_capacity,
+        "objective.mask_rate": cfg.objective.mask_rate,
         "mesh.data": cfg.mesh.data,
         "mesh.tensor": cfg.mesh.tensor,
         "checkpoint.every_steps": cfg.checkpoint.every_steps,

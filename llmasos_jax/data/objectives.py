@@ -1,19 +1,22 @@
 """The NumPy side of an objective: from a packed row to what the loss reads.
 
-A `prepare` function takes `(row, rng)`: a `PackedRow` and a `numpy.random.Generator` that depends
+A `prepare` function takes `(row, rng)`: a row of what the objective's `rows` made of the corpus (a
+`PackedRow`, if it says nothing) and a `numpy.random.Generator` that depends
 on the seed and on the row's place in the run alone. It returns a `Batch` without the batch axis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from llmasos_jax.data.batch import Batch
-from llmasos_jax.data.packing import PackedRow
+from llmasos_jax.data.packing import PackedRow, TokenDocuments
 
-Prepare = Callable[[PackedRow, np.random.Generator], Batch]
+Prepare = Callable[[Any, np.random.Generator], Batch]
+MakeRows = Callable[[TokenDocuments, int], Sequence[Any]]
 
 
 def causal(row: PackedRow, rng: np.random.Generator | None = None) -> Batch:

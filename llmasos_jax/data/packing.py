@@ -46,10 +46,13 @@ class TokenDocuments:
     Attributes:
       ids: unsigned integers [tokens].
       offsets: int64 [documents + 1]; document d is `ids[offsets[d]:offsets[d + 1]]`.
+      sentences: int64, rising, where sentences begin and, last, where the last one ends (each
+        document's border is among them); None where that was not kept.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
+    sentences: np.ndarray | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmasos_jax.config.experts import Experts
+from llmasos_jax.config.heads import Classifier, Encoder
 from llmasos_jax.config.latent import LatentAttention
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.rope import RopeScaling
@@ -18,7 +19,13 @@ from llmasos_jax.format.strict import check, parse_json, schema, shown
 
 FORMAT_VERSION = "1"
 MAX_BYTES = 16 * 2**20  # of model.json
-_GROUPS = {"rope_scaling": RopeScaling, "latent": LatentAttention, "experts": Experts}
+_GROUPS = {
+    "rope_scaling": RopeScaling,
+    "latent": LatentAttention,
+    "experts": Experts,
+    "encoder": Encoder,
+    "classifier": Classifier,
+}
 
 
 @dataclass(frozen=True)
@@ -46,11 +53,13 @@ class Generation:
       eos_ids: ids that end a text.
       stop: strings before which a text ends.
       chat_template: Jinja template that makes one prompt of messages; None if there is none.
+      decoder_start_id: id that the decoder of an encoder-decoder begins with; None elsewhere.
     """
 
     eos_ids: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
     chat_template: str | None = None
+    decoder_start_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,12 +119,14 @@ def parse_manifest(raw: bytes, where: str = "model.json") -> Manifest:
     generation = found.get("generation", {})
     parameters = _parameters(found["parameters"], where)
     eos_ids = tuple(generation.get("eos_ids", ()))
-    for token in eos_ids:
-        if token >= parameters.vocab_size:
-            raise FormatError(
-                f"{where}: generation.eos_ids has {token}, the model's ids end at "
-                f"vocab_size - 1 = {parameters.vocab_size - 1}"
-            )
+    _check_ids(eos_ids, "eos_ids", parameters, where)
+    start_id = generation.get("decoder_start_id")
+    _check_ids(() if start_id is None else (start_id,), "decoder_start_id", parameters, where)
+    if (start_id is not None) != (parameters.encoder.num_layers > 0):
+        raise FormatError(
+            f"{where}: generation.decoder_start_id={start_id} with parameters.encoder.num_layers="
+            f"{parameters.encoder.num_layers}; an encoder-decoder needs it, other models have none"
+        )
     return Manifest(
         name=found["name"],
         version=found["version"],
@@ -125,10 +136,19 @@ def parse_manifest(raw: bytes, where: str = "model.json") -> Manifest:
         weights=None if weights is None else _weights(weights, where),
         tokenizer=found.get("tokenizer"),
         generation=Generation(
-            eos_ids, tuple(generation.get("stop", ())), generation.get("chat_template")
+            eos_ids, tuple(generation.get("stop", ())), generation.get("chat_template"), start_id
         ),
         metadata=found.get("metadata", {}),
     )
+
+
+def _check_ids(ids: tuple[int, ...], key: str, parameters: ModelConfig, where: str) -> None:
+    for token in ids:
+        if token >= parameters.vocab_size:
+            raise FormatError(
+                f"{where}: generation.{key} has {token}, the model's ids end at "
+                f"vocab_size - 1 = {parameters.vocab_size - 1}"
+            )
 
 
 def _check_version(found: Any, where: str) -> None:

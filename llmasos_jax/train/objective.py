@@ -9,8 +9,10 @@ from typing import Any
 import jax
 
 from llmasos_jax.config.named import resolve
-from llmasos_jax.config.schema import ObjectiveConfig
+from llmasos_jax.config.schema import Config
 from llmasos_jax.data import objectives
+from llmasos_jax.data.packing import PackedRows
+from llmasos_jax.data.vocabulary import Vocabulary, stand_in
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.train.losses import cross_entropy
 from llmasos_jax.train.routing import router_losses
@@ -42,7 +44,10 @@ class Objective:
     """A training objective.
 
     Attributes:
-      prepare: the NumPy side, from a packed row to a `Batch` (see `llmasos_jax.data.objectives`).
+      prepare: the NumPy side, from a row to a `Batch` (see `llmasos_jax.data.objectives`).
+      rows: from a corpus and `data.sequence_length` to its rows; the default is `PackedRows`, which
+        cuts it into rows of one length.
+      by_sentence: whether the corpus keeps where sentences end, and has no special tokens.
       loss: `(model, batch, runtime, dropout) -> LossSum`, where `model` is a bound Transformer,
         `batch` a `Batch` of arrays [B, T], `runtime` a `Runtime`, and `dropout` what
         `Transformer.hidden` takes (None: no dropout).
@@ -57,10 +62,13 @@ class Objective:
 
     prepare: objectives.Prepare
     loss: Callable[..., LossSum]
+    rows: objectives.MakeRows = PackedRows
+    by_sentence: bool = False
 
 
-def causal(cfg: ObjectiveConfig) -> Objective:
+def causal(cfg: Config, vocabulary: Vocabulary) -> Objective:
     """Predicts each token from those before it, with z-loss (PaLM, arXiv 2204.02311, section 5)."""
+    del vocabulary
 
     def loss(model: Any, batch: Any, runtime: Any, dropout: Any) -> LossSum:
         hidden = model.hidden(
@@ -71,9 +79,9 @@ def causal(cfg: ObjectiveConfig) -> Objective:
             dropout=dropout,
         )
         sums = cross_entropy(model.logits(hidden.x_btd, runtime), batch.targets, batch.loss_weights)
-        routers, reports = router_losses(hidden.routing, sums.weight_sum, cfg, runtime)
+        routers, reports = router_losses(hidden.routing, sums.weight_sum, cfg.objective, runtime)
         return LossSum(
-            loss_sum=sums.nll_sum + cfg.z_loss * sums.z_sum + routers,
+            loss_sum=sums.nll_sum + cfg.objective.z_loss * sums.z_sum + routers,
             nll_sum=sums.nll_sum,
             weight_sum=sums.weight_sum,
             extra={"accuracy": sums.correct_sum, **reports},
@@ -82,28 +90,33 @@ def causal(cfg: ObjectiveConfig) -> Objective:
     return Objective(prepare=objectives.causal, loss=loss)
 
 
-TABLE: Mapping[str, Callable[[ObjectiveConfig], Objective]] = {"causal": causal}
+TABLE: Mapping[str, Callable[[Config, Vocabulary], Objective]] = {"causal": causal}
 
 
-def build_objective(cfg: ObjectiveConfig) -> Objective:
+def build_objective(cfg: Config, vocabulary: Vocabulary | None = None) -> Objective:
     """Returns the objective that a config names.
 
     Args:
-      cfg: `name` is a key of `TABLE`, or `"package.module:name"` of an `Objective` or of a function
-        from an ObjectiveConfig to one.
+      cfg: `objective.name` is a key of `TABLE`, or `"package.module:name"` of an `Objective`, or
+        of a function `(Config, Vocabulary) -> Objective`.
+      vocabulary: what the tokenizer's ids are; None is a stand-in of `model.vocab_size` ids, enough
+        to compile the loss, whose shapes do not depend on it.
 
     Raises:
       ConfigError: no such objective, or the name points to something else.
 
     Example:
-      >>> build_objective(ObjectiveConfig()).loss.__name__
+      >>> from llmasos_jax.config.model import ModelConfig
+      >>> build_objective(Config(ModelConfig(100, 64, 1))).loss.__name__
       'loss'
     """
-    found = resolve(cfg.name, TABLE, "objective.name")
-    objective = found if isinstance(found, Objective) or not callable(found) else found(cfg)
+    vocabulary = stand_in(cfg.model.vocab_size) if vocabulary is None else vocabulary
+    found = resolve(cfg.objective.name, TABLE, "objective.name")
+    is_factory = callable(found) and not isinstance(found, Objective)
+    objective = found(cfg, vocabulary) if is_factory else found
     if not isinstance(objective, Objective):
         raise ConfigError(
-            f'objective.name="{cfg.name}" gives a {type(objective).__name__}; it has to be a '
-            "llmasos_jax.train.objective.Objective, or a function from an ObjectiveConfig to one"
+            f'objective.name="{cfg.objective.name}" gives a {type(objective).__name__}; it has to '
+            "be a llmasos_jax.train.objective.Objective, or a function (Config, Vocabulary) to one"
         )
     return objective

@@ -16,7 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llmasos_jax.config.schema import Config
 from llmasos_jax.data.batch import Batch
-from llmasos_jax.data.packing import PackedRow
+from llmasos_jax.data.packing import TokenDocuments
+from llmasos_jax.data.vocabulary import Vocabulary
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.models.definition import ModelDef, init_params
 from llmasos_jax.models.layout import scan_layout
@@ -33,8 +34,13 @@ from llmasos_jax.train.state import StepMetrics, TrainState
 from llmasos_jax.types import Tree
 
 
-def make_trainer(cfg: Config, mesh: Mesh) -> Trainer:
+def make_trainer(cfg: Config, mesh: Mesh, vocabulary: Vocabulary | None = None) -> Trainer:
     """Builds the step of a run; nothing is compiled or allocated yet.
+
+    Args:
+      cfg: the run.
+      mesh: its devices.
+      vocabulary: the tokenizer's; None is enough for a step that never sees text.
 
     Raises:
       ConfigError: the mesh does not cut the batch or a weight into equal parts.
@@ -59,7 +65,7 @@ def make_trainer(cfg: Config, mesh: Mesh) -> Trainer:
         definition=definition,
         runtime=runtime,
         optimizer=build_optimizer(cfg.optim, cfg.train.steps),
-        objective=build_objective(cfg.objective),
+        objective=build_objective(cfg, vocabulary),
     )
 
 
@@ -105,8 +111,11 @@ class Trainer:
     @cached_property
     def abstract_batch(self) -> Batch:
         """A global batch's shapes, dtypes and shardings: with `abstract_state`, enough to lower."""
-        row = np.zeros(self.cfg.data.sequence_length + 1, np.int32)
-        batch = self.objective.prepare(PackedRow(row, row, row), np.random.default_rng(0))
+        length = self.cfg.data.sequence_length
+        # Any text will do: shapes do not depend on it.
+        text = TokenDocuments.from_lists([[0] * length, [0] * length])
+        row = self.objective.rows(text, length)[0]
+        batch = self.objective.prepare(row, np.random.default_rng(0))
 
         def abstract(leaf: np.ndarray) -> jax.ShapeDtypeStruct:
             shape = (self.cfg.train.batch_size, *leaf.shape)
