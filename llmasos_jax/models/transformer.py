@@ -20,6 +20,7 @@ from llmasos_jax.nn.block import Block, BlockInputs
 from llmasos_jax.nn.cache import Cache, LayerCache
 from llmasos_jax.nn.dropout import Dropout
 from llmasos_jax.nn.embed import Embed, Head
+from llmasos_jax.nn.heads import Affine, MLMHead, Scores, pool
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.moe import Routing
 from llmasos_jax.nn.norm import Norm
@@ -73,7 +74,12 @@ class Transformer(nnx.Module):
         self.periods = _blocks(cfg, specs[layout.prefix : end], layout.count)
         self.suffix = _blocks(cfg, specs[tail:], None)
         self.final_norm = Norm(cfg, (cfg.embedding_dim,), (None,)) if cfg.final_norm else None
-        self.head = None if cfg.tie_embeddings else Head(cfg)
+        self.head = _head(cfg)
+        self.pooler = Affine(cfg, cfg.embedding_dim) if cfg.pooler else None
+        # Called with what `pooled` gives: float32 [B, 2], "b follows a", "b is from elsewhere".
+        self.next_sentence = Scores(cfg, 2) if cfg.next_sentence else None
+        labels = cfg.classifier.labels
+        self.classifier = Scores(cfg, len(labels)) if labels else None
 
     def hidden(
         self,
@@ -129,11 +135,22 @@ class Transformer(nnx.Module):
         return Hidden(x_btd, cache, layers, run.routing())
 
     def logits(self, x_btd: jax.Array, runtime: Runtime) -> jax.Array:
-        """Scores of the next token, float32 [B, T, V], from the last hidden state."""
+        """Scores of the next token, or of a masked one, from the last hidden state.
+
+        Args:
+          x_btd: [B, T, D]; of a masked model only the places that are wanted, [B, M, D].
+          runtime: how to run.
+
+        Returns:
+          float32 [B, T, V].
+        """
         if self.cfg.head is None:
             raise ConfigError("model.head=None: this model has no output layer, so no logits")
         with jax.named_scope("logits"):
-            if self.head is None:
+            if isinstance(self.head, MLMHead):
+                head, embed = gathered(self.head, runtime), gathered(self.embed, runtime)
+                logits_btv = head(x_btd, embed, runtime)
+            elif self.head is None:
                 logits_btv = gathered(self.embed, runtime).attend(x_btd, runtime)
             else:
                 logits_btv = gathered(self.head, runtime)(x_btd, runtime)
@@ -144,6 +161,43 @@ class Transformer(nnx.Module):
                     jnp.tanh(logits_btv / self.cfg.logit_soft_cap) * self.cfg.logit_soft_cap
                 )
             return runtime.place(logits_btv, None, None, "vocab")
+
+    def pooled(
+        self, x_btd: jax.Array, runtime: Runtime, mask_bt: jax.Array | None = None
+    ) -> jax.Array:
+        """What stands for a whole text: the pooler's state, or without one what `pooling` gives.
+
+        Args:
+          x_btd: the last hidden state [B, T, D].
+          runtime: how to run.
+          mask_bt: [B, T], not 0 for tokens and 0 for padding, on either side; None has no padding.
+
+        Returns:
+          [B, D].
+        """
+        if self.pooler is None:
+            return pool(x_btd, mask_bt, self.cfg.pooling)
+        with jax.named_scope("pooler"):
+            first_bd = pool(x_btd, mask_bt, "cls")
+            return jnp.tanh(gathered(self.pooler, runtime)(first_bd, runtime))
+
+    def classify(self, x: jax.Array, runtime: Runtime) -> jax.Array:
+        """Scores of the labels, C of them.
+
+        Args:
+          x: what `pooled` gives, [B, D], where the classifier's level is "sequence"; the last
+            hidden state [B, T, D] where it is "token".
+          runtime: how to run.
+
+        Returns:
+          float32 [B, C] or [B, T, C].
+        """
+        if self.classifier is None:
+            raise ConfigError("model.classifier has no labels: this model has no classifier")
+        level = self.cfg.classifier.level
+        if x.ndim != (2 if level == "sequence" else 3):
+            raise ValueError(f'a classifier of level "{level}" was given {x.shape}')
+        return self.classifier(x, runtime)
 
     def _inputs(
         self,
@@ -171,6 +225,12 @@ class Transformer(nnx.Module):
             lengths_bt = document_lengths(positions_bt, segments_bt)
         turns = rotations(self.cfg, positions_bt, lengths_bt)
         return BlockInputs(visible, turns, slot, counted_bt)
+
+
+def _head(cfg: ModelConfig) -> Head | MLMHead | None:
+    if cfg.head == "mlm":
+        return MLMHead(cfg)
+    return None if cfg.tie_embeddings else Head(cfg)
 
 
 def _blocks(cfg: ModelConfig, specs: tuple, stack: int | None) -> nnx.Dict:

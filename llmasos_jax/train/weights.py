@@ -110,7 +110,7 @@ def decay_mask(params: Any) -> Any:
     (OLMo Team, 2025, arXiv 2501.00656, section 3, takes it away for that reason).
     Scales, biases, learned positions, token types: no.
     """
-    is_tied = "head" not in params
+    is_tied = "w" not in params.get("head", {})
 
     def decays(path: Path, _: Any) -> bool:
         return matrix(path) is not None and (is_tied or path[-1] != "table")
