@@ -191,9 +191,7 @@ class _Run:
                 "the held-out text has no token to score; give longer documents, or a larger "
                 "data.heldout_fraction"
             )
-        self.heldout = heldout_values(
-            float(total.loss_sum), float(total.nll_sum), float(total.weight_sum)
-        )
+        self.heldout = heldout_values(total)
         self.hooks.on_eval(step, self.heldout)
 
     def sample(self, step: int, state: TrainState) -> None:

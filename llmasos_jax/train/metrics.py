@@ -3,11 +3,14 @@
 | name | unit | what |
 |---|---|---|
 | step | steps | optimizer steps done, from 1 |
-| tokens | tokens | positions that the model has read since step 1 |
-| loss | nats per token | what is differentiated: mean negative log-likelihood plus z-loss |
-| nll | nats per token | mean negative log-likelihood |
+| tokens | tokens | positions that the model has read since step 1, padding included |
+| loss | nats per token | what is differentiated: mean negative log-likelihood plus z-loss, plus the
+| | | means of further terms (`nsp_loss`) |
+| nll | nats per token | mean negative log-likelihood; of the masked tokens alone in "mlm" |
 | perplexity | | exp(nll) |
 | accuracy | share | targets that have the largest logit (and other sums of the objective) |
+| nsp_loss, sop_loss | nats per row | of the score for pairs of sentences |
+| nsp_accuracy, sop_accuracy | share | rows whose pair is told right |
 | learning_rate | | of this step |
 | grad_norm | | global L2 norm of the gradient, before clipping |
 | param_norm, update_norm | | global L2 norms: of the weights before the step, of their change |
@@ -16,6 +19,7 @@
 | mfu | share | see `mfu` |
 | data_wait | share | of the step time that the loop waited for the next batch |
 | heldout_loss, heldout_perplexity, heldout_tokens | nats per token, -, tokens | on held-out text |
+| heldout_accuracy, heldout_nsp_loss, ... | as above | the objective's own, on held-out text |
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from llmasos_jax.train.sums import LossSum
 
 # Peak floating-point operations per second of one JAX device, dense bfloat16 with float32 sums,
 # from the makers' data sheets. A v2, v3 or 7x device is half a chip.
@@ -151,16 +157,20 @@ def step_values(metrics: Any) -> dict[str, float]:
     }
 
 
-def heldout_values(loss_sum: float, nll_sum: float, weight_sum: float) -> dict[str, float]:
-    """Held-out loss and perplexity per token from sums over all held-out tokens.
+def heldout_values(total: LossSum) -> dict[str, float]:
+    """Held-out loss and perplexity per token, and an objective's own, from sums over all text.
 
     Example:
-      >>> heldout_values(8.0, 8.0, 4.0)["heldout_loss"]
-      2.0
+      >>> total = LossSum(*(jnp.float32(x) for x in (8, 8, 4)), {"accuracy": jnp.float32(1)})
+      >>> values = heldout_values(total)
+      >>> values["heldout_loss"], values["heldout_accuracy"], values["heldout_tokens"]
+      (2.0, 0.25, 4.0)
     """
-    nll = nll_sum / weight_sum
+    means = {name: float(value) for name, value in total.means().items()}
+    nll = means.pop("nll")
     return {
-        "heldout_loss": loss_sum / weight_sum,
+        "heldout_loss": means.pop("loss"),
         "heldout_perplexity": perplexity(nll),
-        "heldout_tokens": weight_sum,
+        "heldout_tokens": float(total.weight_sum),
+        **{f"heldout_{name}": value for name, value in means.items()},
     }

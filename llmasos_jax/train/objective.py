@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from llmasos_jax.config.named import resolve
 from llmasos_jax.config.schema import Config
@@ -14,29 +15,10 @@ from llmasos_jax.data import objectives
 from llmasos_jax.data.packing import PackedRows
 from llmasos_jax.data.vocabulary import Vocabulary, stand_in
 from llmasos_jax.errors import ConfigError
-from llmasos_jax.train.losses import cross_entropy
-from llmasos_jax.train.routing import router_losses
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class LossSum:
-    """Sums over tokens; a mean is taken once, after all parts and devices are added.
-
-    Attributes:
-      loss_sum: what is differentiated: nats, plus the weighted z-loss and the routers' losses.
-      nll_sum: negative log-likelihood alone, nats; perplexity comes from this one.
-      weight_sum: tokens that count.
-      extra: more sums by name, reported divided by `weight_sum` (`{"accuracy": correct tokens}`).
-    """
-
-    loss_sum: jax.Array
-    nll_sum: jax.Array
-    weight_sum: jax.Array
-    extra: dict[str, jax.Array] = field(default_factory=dict)
-
-    def __add__(self, other: LossSum) -> LossSum:
-        return jax.tree.map(lambda a, b: a + b, self, other)
+from llmasos_jax.train.masked import masked_loss, row_weights
+from llmasos_jax.train.sequence import causal_loss, prefix_loss, span_corruption_loss
+from llmasos_jax.train.sums import LossSum as LossSum
+from llmasos_jax.train.sums import Term as Term
 
 
 @dataclass(frozen=True)
@@ -45,12 +27,16 @@ class Objective:
 
     Attributes:
       prepare: the NumPy side, from a row to a `Batch` (see `llmasos_jax.data.objectives`).
-      rows: from a corpus and `data.sequence_length` to its rows; the default is `PackedRows`, which
-        cuts it into rows of one length.
-      by_sentence: whether the corpus keeps where sentences end, and has no special tokens.
       loss: `(model, batch, runtime, dropout) -> LossSum`, where `model` is a bound Transformer,
         `batch` a `Batch` of arrays [B, T], `runtime` a `Runtime`, and `dropout` what
         `Transformer.hidden` takes (None: no dropout).
+      rows: from a corpus and `data.sequence_length` to its rows; the default is `PackedRows`, which
+        cuts it into rows of one length.
+      by_sentence: whether the corpus keeps where sentences end, and has no special tokens.
+      term_weights: for a loss that has `LossSum.terms`: `(batch) -> {term: weight}`, the same
+        weights as the loss will give, from the batch alone. With them the gradient is that of the
+        sum of all means over the global batch, on any mesh and in any number of parts; the weight
+        of the tokens is then the sum of `batch.loss_weights`.
 
     Example:
       Kept outside the package and named `"my_module:objective"` in `config.objective.name`:
@@ -64,33 +50,118 @@ class Objective:
     loss: Callable[..., LossSum]
     rows: objectives.MakeRows = PackedRows
     by_sentence: bool = False
+    term_weights: Callable[[Any], Mapping[str, jax.Array]] | None = None
 
 
 def causal(cfg: Config, vocabulary: Vocabulary) -> Objective:
-    """Predicts each token from those before it, with z-loss (PaLM, arXiv 2204.02311, section 5)."""
+    """Predicts each token from those before it."""
     del vocabulary
-
-    def loss(model: Any, batch: Any, runtime: Any, dropout: Any) -> LossSum:
-        hidden = model.hidden(
-            batch.tokens,
-            positions_bt=batch.positions,
-            segment_ids_bt=batch.segment_ids,
-            runtime=runtime,
-            dropout=dropout,
-        )
-        sums = cross_entropy(model.logits(hidden.x_btd, runtime), batch.targets, batch.loss_weights)
-        routers, reports = router_losses(hidden.routing, sums.weight_sum, cfg.objective, runtime)
-        return LossSum(
-            loss_sum=sums.nll_sum + cfg.objective.z_loss * sums.z_sum + routers,
-            nll_sum=sums.nll_sum,
-            weight_sum=sums.weight_sum,
-            extra={"accuracy": sums.correct_sum, **reports},
-        )
-
-    return Objective(prepare=objectives.causal, loss=loss)
+    model = cfg.model
+    _require(
+        model.causal,
+        cfg,
+        "predicts each token from those before it, and with model.causal=False it would see them "
+        'all; set model.causal=True, or objective.name="mlm"',
+    )
+    _require(
+        not model.encoder.num_layers,
+        cfg,
+        f"has no text for an encoder, and model.encoder.num_layers={model.encoder.num_layers}; set "
+        'it to 0, or objective.name="span_corruption"',
+    )
+    return Objective(prepare=objectives.causal, loss=causal_loss(cfg))
 
 
-TABLE: Mapping[str, Callable[[Config, Vocabulary], Objective]] = {"causal": causal}
+def mlm(cfg: Config, vocabulary: Vocabulary) -> Objective:
+    """Predicts masked tokens from both sides."""
+    _require_encoder(cfg)
+    return Objective(prepare=objectives.mlm(cfg, vocabulary), loss=masked_loss(cfg))
+
+
+def mlm_nsp(cfg: Config, vocabulary: Vocabulary) -> Objective:
+    """Masked tokens, and whether the second sentence follows the first or is from elsewhere."""
+    return _with_pairs(cfg, vocabulary, "nsp")
+
+
+def mlm_sop(cfg: Config, vocabulary: Vocabulary) -> Objective:
+    """Masked tokens, and whether two neighbouring sentences stand in their order."""
+    return _with_pairs(cfg, vocabulary, "sop")
+
+
+def _with_pairs(cfg: Config, vocabulary: Vocabulary, term: str) -> Objective:
+    _require_encoder(cfg)
+    _require(
+        cfg.model.next_sentence,
+        cfg,
+        "scores pairs of sentences, and model.next_sentence=False; set model.pooler=True and "
+        'model.next_sentence=True, or objective.name="mlm"',
+    )
+    _require(
+        cfg.model.token_types >= 2,
+        cfg,
+        "tells two sentences apart by token types 0 and 1, and model.token_types="
+        f'{cfg.model.token_types}; set it to 2, or objective.name="mlm"',
+    )
+    rows, prepare = objectives.mlm_pairs(cfg, vocabulary, order=term == "sop")
+    return Objective(
+        prepare=prepare,
+        loss=masked_loss(cfg, pairs=term),
+        rows=rows,
+        by_sentence=True,
+        term_weights=lambda batch: {term: jnp.sum(row_weights(batch))},
+    )
+
+
+def prefix_lm(cfg: Config, vocabulary: Vocabulary) -> Objective:
+    """Predicts each token after a prefix, which is read in both directions."""
+    _require(
+        cfg.model.prefix_lm,
+        cfg,
+        "reads the first part of a text in both directions, and model.prefix_lm=False; set "
+        'model.prefix_lm=True, or objective.name="causal"',
+    )
+    return Objective(prepare=objectives.prefix_lm(cfg, vocabulary), loss=prefix_loss(cfg))
+
+
+def span_corruption(cfg: Config, vocabulary: Vocabulary) -> Objective:
+    """An encoder reads a text with holes, the decoder writes what was in them."""
+    _require(
+        cfg.model.encoder.num_layers > 0,
+        cfg,
+        "needs an encoder, and model.encoder.num_layers=0; set it, or "
+        'objective.name="causal" for a decoder and "mlm" for an encoder alone',
+    )
+    rows, prepare = objectives.span_corruption(cfg, vocabulary)
+    return Objective(prepare=prepare, loss=span_corruption_loss(cfg), rows=rows)
+
+
+TABLE: Mapping[str, Callable[[Config, Vocabulary], Objective]] = {
+    "causal": causal,
+    "mlm": mlm,
+    "mlm_nsp": mlm_nsp,
+    "mlm_sop": mlm_sop,
+    "prefix_lm": prefix_lm,
+    "span_corruption": span_corruption,
+}
+
+
+def _require_encoder(cfg: Config) -> None:
+    _require(
+        not cfg.model.causal,
+        cfg,
+        "predicts masked tokens from both sides, and model.causal=True sees one; set "
+        'model.causal=False, or objective.name="causal"',
+    )
+    _require(
+        cfg.model.head is not None,
+        cfg,
+        'needs an output layer, and model.head=None; set model.head="mlm" or "linear"',
+    )
+
+
+def _require(is_met: bool, cfg: Config, what: str) -> None:
+    if not is_met:
+        raise ConfigError(f'objective.name="{cfg.objective.name}" {what}')
 
 
 def build_objective(cfg: Config, vocabulary: Vocabulary | None = None) -> Objective:

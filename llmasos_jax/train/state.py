@@ -32,14 +32,14 @@ class StepMetrics:
     """What one optimizer step reports, all float32 scalars, over the global batch.
 
     Attributes:
-      loss: what was minimised, nats per token.
+      loss: what was minimised, nats per token (plus the means of an objective's further terms).
       nll: negative log-likelihood alone, nats per token.
       weight: tokens that counted.
       learning_rate: of this step.
       grad_norm: global norm of the gradient, before clipping.
       param_norm: global norm of the weights, before the step.
       update_norm: global norm of the change.
-      extra: an objective's own, per token.
+      extra: an objective's own, each a mean (`LossSum.means`).
     """
 
     loss: jax.Array

@@ -146,7 +146,7 @@ class Trainer:
         return jax.jit(self._evaluate, out_shardings=replicated(self.mesh))
 
     def loss_and_grad(self, params: Tree, batch: Batch, key: jax.Array) -> tuple[LossSum, Tree]:
-        """Sums of the loss over the global batch, and the gradient of `loss_sum`.
+        """Sums of the loss over the global batch, and the gradient of `weight_sum` times the loss.
 
         Args:
           params: weights where `state_shardings` says.
@@ -177,9 +177,10 @@ class Trainer:
         with jax.named_scope("optimizer"):
             updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
+        means = sums.means()
         metrics = StepMetrics(
-            loss=sums.loss_sum / tokens,
-            nll=sums.nll_sum / tokens,
+            loss=means.pop("loss"),
+            nll=means.pop("nll"),
             weight=sums.weight_sum,
             learning_rate=jnp.float32(
                 build_schedule(self.cfg.optim, self.cfg.train.steps)(state.step)
@@ -187,7 +188,7 @@ class Trainer:
             grad_norm=optax.tree.norm(grads),
             param_norm=optax.tree.norm(state.params),
             update_norm=optax.tree.norm(updates),
-            extra={name: value / tokens for name, value in sums.extra.items()},
+            extra=means,
         )
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
@@ -221,7 +222,8 @@ class Trainer:
         # a multiple of n. (The balance of experts is over a part.)
         cut = lambda x: x.reshape(rows // num_parts, num_parts, *x.shape[1:]).swapaxes(0, 1)
         parts = jax.tree.map(cut, (batch, numbers))
-        grad_fn = jax.grad(partial(self._loss, key_data=key_data), has_aux=True)
+        scales = self._term_scales(batch)
+        grad_fn = jax.grad(partial(self._loss, key_data=key_data, scales=scales), has_aux=True)
 
         def add(total: Any, part: Any) -> tuple[Any, None]:
             grads, sums = grad_fn(params, *part)
@@ -236,8 +238,27 @@ class Trainer:
         grads = jax.tree.map(self.manual.sum_gradient, grads, self.definition.axes)
         return self.manual.sum(sums), grads
 
+    def _term_scales(self, batch: Batch) -> dict[str, jax.Array]:
+        """What each further term of the loss is multiplied by, before parts and devices add up.
+
+        The gradient is divided by the tokens of the global batch in the end: tokens / weight makes
+        of that the mean over the term's own weight.
+        """
+        if self.objective.term_weights is None:
+            return {}
+        weights = (jnp.sum(batch.loss_weights), dict(self.objective.term_weights(batch)))
+        tokens, terms = self.manual.sum(weights)
+        tokens = jnp.maximum(tokens, 1.0)
+        return {name: tokens / jnp.maximum(weight, 1.0) for name, weight in terms.items()}
+
     def _loss(
-        self, params: Tree, batch: Batch, rows_b: jax.Array, *, key_data: jax.Array
+        self,
+        params: Tree,
+        batch: Batch,
+        rows_b: jax.Array,
+        *,
+        key_data: jax.Array,
+        scales: dict[str, jax.Array],
     ) -> tuple[jax.Array, LossSum]:
         dropout = None
         if self.cfg.train.dropout_rate:
@@ -246,4 +267,10 @@ class Trainer:
         model = self.definition.bind(params)
         runtime = dataclasses.replace(self.runtime, expert_capacity=self.cfg.train.expert_capacity)
         sums = self.objective.loss(model, batch, runtime, dropout)
-        return sums.loss_sum, sums
+        if sums.terms.keys() != scales.keys():
+            raise ConfigError(
+                f'objective.name="{self.cfg.objective.name}": its loss has the terms '
+                f"{sorted(sums.terms)}, its term_weights {sorted(scales)}; give both the same names"
+            )
+        terms = [scales[name] * term.loss_sum for name, term in sums.terms.items()]
+        return sum(terms, start=sums.loss_sum), sums

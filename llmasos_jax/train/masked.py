@@ -1,0 +1,82 @@
+"""The loss of masked language models, alone or with a score for pairs of sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llmasos_jax.config.schema import Config
+from llmasos_jax.train.losses import cross_entropy
+from llmasos_jax.train.routing import router_losses
+from llmasos_jax.train.sums import LossSum, Term
+
+
+def masked_loss(cfg: Config, pairs: str | None = None) -> Callable[..., LossSum]:
+    """Predicts the masked tokens; with `pairs`, also whether the second sentence follows.
+
+    Only the masked places go through the output layer, [B, M, D] to [B, M, V]: there is no array of
+    scores for all T places. With `pairs` the loss is the mean over masked tokens plus the mean over
+    rows (Devlin et al., 2018, arXiv 1810.04805, appendix A.2), both over the global batch.
+
+    Args:
+      cfg: `objective` has the weights of the z-loss and the routers' losses.
+      pairs: what the pairs' term is called in reports, "nsp" or "sop"; None for masked tokens
+        alone.
+
+    Returns:
+      `(model, batch, runtime, dropout) -> LossSum`. The batch has targets and weights [B, M], and
+      in `extra` "masked_positions" int32 [B, M]; with `pairs` also "token_types" int32 [B, T] and
+      "next_sentence" int32 [B].
+    """
+
+    def loss(model: Any, batch: Any, runtime: Any, dropout: Any) -> LossSum:
+        hidden = model.hidden(
+            batch.tokens,
+            positions_bt=batch.positions,
+            segment_ids_bt=batch.segment_ids,
+            token_types_bt=batch.extra.get("token_types"),
+            runtime=runtime,
+            dropout=dropout,
+        )
+        x_bmd = take_places(hidden.x_btd, batch.extra["masked_positions"])
+        sums = cross_entropy(model.logits(x_bmd, runtime), batch.targets, batch.loss_weights)
+        routers, reports = router_losses(hidden.routing, sums.weight_sum, cfg.objective, runtime)
+        terms = {}
+        if pairs is not None:
+            logits_bc = model.next_sentence(model.pooled(hidden.x_btd, runtime), runtime)
+            terms[pairs] = _pair_term(logits_bc, batch)
+        return LossSum(
+            loss_sum=sums.nll_sum + cfg.objective.z_loss * sums.z_sum + routers,
+            nll_sum=sums.nll_sum,
+            weight_sum=sums.weight_sum,
+            extra={"accuracy": sums.correct_sum, **reports},
+            terms=terms,
+        )
+
+    return loss
+
+
+def take_places(x_btd: jax.Array, places_bm: jax.Array) -> jax.Array:
+    """The states at some places of each row: [B, T, D] and int32 [B, M] give [B, M, D].
+
+    Example:
+      >>> x_btd = jnp.arange(6.0).reshape(1, 3, 2)
+      >>> take_places(x_btd, jnp.array([[2, 0]])).tolist()
+      [[[4.0, 5.0], [0.0, 1.0]]]
+    """
+    return jax.vmap(lambda x_td, places_m: x_td[places_m])(x_btd, places_bm)
+
+
+def row_weights(batch: Any) -> jax.Array:
+    """Which rows are text, float32 [B]: those that fill up a last held-out batch are not."""
+    return jnp.any(batch.segment_ids > 0, axis=-1).astype(jnp.float32)
+
+
+def _pair_term(logits_bc: jax.Array, batch: Any) -> Term:
+    # A row of this product is one token of `cross_entropy`.
+    targets_b = batch.extra["next_sentence"]
+    sums = cross_entropy(logits_bc[:, None], targets_b[:, None], row_weights(batch)[:, None])
+    return Term(sums.nll_sum, sums.weight_sum, {"accuracy": sums.correct_sum})
