@@ -5,18 +5,23 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 
 from llmasos_jax.data.text import utf8
+from llmasos_jax.data.tokenizer import plain_input
+from llmasos_jax.data.words import inside_byte_level, inside_pieces, sentinels
 from llmasos_jax.errors import TokenizerError
 
 FILE = "tokenizer.json"
 # Looked for, in this order, only where no file says which tokens begin and end a text.
 BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[CLS]")
 EOS_NAMES = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "[SEP]")
+MASK_NAMES, PAD_NAMES = ("[MASK]", "<mask>"), ("[PAD]", "<pad>")
 
 
 class HuggingFaceTokenizer:
@@ -26,6 +31,7 @@ class HuggingFaceTokenizer:
       text: content of the file.
       bos_id, eos_id: ids that begin and end a text.
       adds_bos: whether `encode` begins with `bos_id`.
+      mask_id, pad_id: ids of a masked token and of padding; None where there is none.
       parsed: the file as the library reads it, if that is done already; it takes a while.
     """
 
@@ -36,6 +42,8 @@ class HuggingFaceTokenizer:
         bos_id: int | None,
         eos_id: int | None,
         adds_bos: bool,
+        mask_id: int | None = None,
+        pad_id: int | None = None,
         parsed: tokenizers.Tokenizer | None = None,
     ) -> None:
         self._text = text
@@ -47,13 +55,14 @@ class HuggingFaceTokenizer:
         # Not get_vocab_size: ids may have gaps, and an id has to fit into the embedding table.
         self.vocab_size: int = max(vocabulary.values()) + 1
         self.bos_id, self.eos_id, self.adds_bos = bos_id, eos_id, adds_bos
+        self.mask_id, self.pad_id = mask_id, pad_id
 
     @classmethod
     def from_file(cls, path: Path, entry: Mapping[str, Any] | None = None) -> HuggingFaceTokenizer:
         """Reads a `tokenizer.json`.
 
-        What `entry` does not say of `bos_id`, `eos_id` and `adds_bos` is taken from a
-        `tokenizer_config.json` beside the file, else from the names of the special tokens.
+        What `entry` does not say of the ids and `adds_bos` is taken from a `tokenizer_config.json`
+        beside the file, else from the names of the special tokens.
 
         Raises:
           TokenizerError: the file is no `tokenizer.json`, or an id of `entry` is not in it.
@@ -66,13 +75,23 @@ class HuggingFaceTokenizer:
         named = _names_beside(path)
         bos_id = _find_id(tokenizer, entry, "bos_id", named.get("bos_token"), BOS_NAMES)
         eos_id = _find_id(tokenizer, entry, "eos_id", named.get("eos_token"), EOS_NAMES)
+        mask_id = _find_id(tokenizer, entry, "mask_id", named.get("mask_token"), MASK_NAMES)
+        pad_id = _find_id(tokenizer, entry, "pad_id", named.get("pad_token"), PAD_NAMES)
         if entry is not None and "adds_bos" in entry:
             adds_bos = bool(entry["adds_bos"])
         elif (begins := first_special_id(tokenizer)) is not None and bos_id in (None, begins):
             bos_id, adds_bos = begins, True
         else:
             adds_bos = bool(named.get("add_bos_token", False)) and bos_id is not None
-        return cls(text, bos_id=bos_id, eos_id=eos_id, adds_bos=adds_bos, parsed=tokenizer)
+        return cls(
+            text,
+            bos_id=bos_id,
+            eos_id=eos_id,
+            adds_bos=adds_bos,
+            mask_id=mask_id,
+            pad_id=pad_id,
+            parsed=tokenizer,
+        )
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of `text`, after `bos_id` if `adds_bos`."""
@@ -90,6 +109,22 @@ class HuggingFaceTokenizer:
         prefix = [self.bos_id] if self.adds_bos and self.bos_id is not None else []
         return [prefix + self._checked(e.ids) for e in encoded]
 
+    def encode_input(self, text: str, pair: str | None = None) -> tuple[list[int], list[int]]:
+        """Returns what an encoder reads of a text or of two, and each id's token type.
+
+        By the file's own template ([CLS] a [SEP] b [SEP]); see `data.tokenizer.encode_input` for
+        files without one.
+        """
+        if not self._tokenizer.num_special_tokens_to_add(pair is not None):
+            return plain_input(self, text, pair)
+        for part in (text, pair or ""):
+            utf8(part)
+        try:
+            encoded = self._tokenizer.encode(text, pair, add_special_tokens=True)
+        except Exception as error:  # the library raises bare Exception
+            raise _cannot_encode(error) from error
+        return self._checked(encoded.ids), encoded.type_ids
+
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text; ids that the tokenizer does not have give U+FFFD."""
         text, known = "", []
@@ -106,6 +141,78 @@ class HuggingFaceTokenizer:
         """The text of an id, a special one's too; None if there is no such id."""
         return self._tokenizer.id_to_token(number)
 
+    @cached_property
+    def cls_id(self) -> int | None:
+        """Id that the template puts in front of a text; `bos_id` where there is none."""
+        ends = self._template_ends
+        return self.bos_id if ends is None else ends[0]
+
+    @cached_property
+    def sep_id(self) -> int | None:
+        """Id that the template puts behind a text; `eos_id` where there is none."""
+        ends = self._template_ends
+        return self.eos_id if ends is None else ends[1]
+
+    @cached_property
+    def _template_ends(self) -> tuple[int | None, int | None] | None:
+        if not self._tokenizer.num_special_tokens_to_add(False):
+            return None
+        try:
+            encoded = self._tokenizer.encode("a", add_special_tokens=True)
+        except Exception as error:  # the library raises bare Exception
+            raise _cannot_encode(error) from error
+        ids, mask = encoded.ids, encoded.special_tokens_mask
+        first, last = (
+            ids[place] if mask and mask[place] and ids[place] < self.vocab_size else None
+            for place in (0, -1)
+        )
+        return first, last
+
+    @cached_property
+    def unk_id(self) -> int | None:
+        """Id of what has no pieces; None if there is none."""
+        model = self._json["model"]
+        if isinstance(found := model.get("unk_id"), int):
+            return found
+        name = model.get("unk_token")
+        return self._tokenizer.token_to_id(name) if isinstance(name, str) else None
+
+    @cached_property
+    def sentinel_ids(self) -> tuple[int, ...]:
+        """Ids of <extra_id_0>, <extra_id_1>, ..., in this order."""
+        return sentinels([self.token(i) for i in range(self.vocab_size)])
+
+    @cached_property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids that are no text: special tokens, unknown, sentinels, and ids without a token."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        named = (self.bos_id, self.eos_id, self.cls_id, self.sep_id, self.mask_id, self.pad_id)
+        found = {
+            *(i for i in (*named, self.unk_id) if i is not None),
+            *(i for i, token in added.items() if token.special),
+            *(i for i in range(self.vocab_size) if self.token(i) is None),
+            *self.sentinel_ids,
+        }
+        return tuple(sorted(i for i in found if i < self.vocab_size))
+
+    @cached_property
+    def is_inside_v(self) -> np.ndarray:
+        """Bool [V]: whether an id goes on with the word before it (see `data.words`)."""
+        tokens = [self.token(i) or "" for i in range(self.vocab_size)]
+        model = self._json["model"]
+        prefix = model.get("continuing_subword_prefix")
+        if prefix:
+            return np.array([token.startswith(prefix) for token in tokens])
+        if model.get("type") not in ("BPE", "Unigram") or model.get("end_of_word_suffix"):
+            return np.zeros(len(tokens), dtype=bool)  # no id says whether it goes on with a word
+        if "ByteLevel" in json.dumps([self._json.get(k) for k in ("pre_tokenizer", "decoder")]):
+            return inside_byte_level(tokens)
+        return inside_pieces(tokens)
+
+    @cached_property
+    def _json(self) -> dict[str, Any]:
+        return json.loads(self._text)
+
     def tokens_from(self, first: int) -> dict[int, str] | None:
         """The added tokens whose ids are `first` or above; None if others are there too."""
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -120,7 +227,10 @@ class HuggingFaceTokenizer:
         """
         other = copy.copy(self)
         other.vocab_size = min(num_ids, self.vocab_size)
-        for name in ("bos_id", "eos_id"):
+        of_size = ("sentinel_ids", "special_ids", "is_inside_v", "_template_ends")
+        for name in ("unk_id", "cls_id", "sep_id", *of_size):
+            other.__dict__.pop(name, None)
+        for name in ("bos_id", "eos_id", "mask_id", "pad_id"):
             number = getattr(self, name)
             if number is not None and number >= num_ids:
                 setattr(other, name, None)
@@ -153,6 +263,8 @@ class HuggingFaceTokenizer:
             "bos_id": self.bos_id,
             "eos_id": self.eos_id,
             "adds_bos": self.adds_bos,
+            "mask_id": self.mask_id,
+            "pad_id": self.pad_id,
         }
 
 
@@ -214,8 +326,13 @@ def _find_id(
         named = named.get("content")
     if isinstance(named, str):
         return tokenizer.token_to_id(named)
+    return usual_id(tokenizer, usual)
+
+
+def usual_id(tokenizer: tokenizers.Tokenizer, names: Sequence[str]) -> int | None:
+    """The id of the first of these names that is a special token; None if none is."""
     special = {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}
-    return next((tokenizer.token_to_id(n) for n in usual if n in special), None)
+    return next((tokenizer.token_to_id(n) for n in names if n in special), None)
 
 
 def first_special_id(tokenizer: tokenizers.Tokenizer) -> int | None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sentencepiece
 
 from llmasos_jax.config.schema import Config
@@ -23,6 +24,7 @@ from llmasos_jax.data.files import write_atomically
 from llmasos_jax.data.sources import Documents
 from llmasos_jax.data.split import split_documents
 from llmasos_jax.data.text import utf8
+from llmasos_jax.data.words import inside_pieces, sentinels
 from llmasos_jax.errors import TokenizerError
 
 FILE = "tokenizer.model"
@@ -58,6 +60,8 @@ class SentencePieceTokenizer:
         self.bos_id = _absent_if_negative(self._processor.bos_id())
         self.eos_id = _absent_if_negative(self._processor.eos_id())
         self.adds_bos = self.bos_id is not None
+        self.pad_id = _absent_if_negative(self._processor.pad_id())
+        self.unk_id = _absent_if_negative(self._processor.unk_id())
         self._space_ids = self._find_space_ids()
         controls = [i for i in range(self.vocab_size) if self._processor.is_control(i)]
         names = sorted(map(self._processor.id_to_piece, controls), key=len, reverse=True)
@@ -67,6 +71,30 @@ class SentencePieceTokenizer:
     def from_file(cls, path: Path) -> SentencePieceTokenizer:
         """Reads a `.model` file."""
         return cls(path.read_bytes(), str(path))
+
+    @property
+    def mask_id(self) -> int | None:
+        """Id of the piece <mask> or [MASK]; None if there is none."""
+        ids = self._processor.piece_to_id(["<mask>", "[MASK]"])
+        return next((i for i in ids if i != self.unk_id), None)
+
+    @property
+    def sentinel_ids(self) -> tuple[int, ...]:
+        """Ids of <extra_id_0>, <extra_id_1>, ..., in this order."""
+        return sentinels(self._processor.id_to_piece(list(range(self.vocab_size))))
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids that are no text: control pieces, unknown, the mask, sentinels."""
+        processor = self._processor
+        ids = (i for i in range(self.vocab_size) if processor.is_control(i))
+        named = (self.unk_id, self.mask_id, *self.sentinel_ids)
+        return tuple(sorted({*ids, *(i for i in named if i is not None)}))
+
+    @property
+    def is_inside_v(self) -> np.ndarray:
+        """Bool [V]: pieces that do not begin with a space or a Chinese character."""
+        return inside_pieces(self._processor.id_to_piece(list(range(self.vocab_size))))
 
     def _find_space_ids(self) -> list[int] | None:
         """Ids of the three bytes of U+2581, for a model that would read it as a space; else None.

@@ -13,6 +13,7 @@ import numpy as np
 from llmasos_jax.config.named import resolve
 from llmasos_jax.config.schema import Config
 from llmasos_jax.data.text import utf8
+from llmasos_jax.data.words import begins_word
 from llmasos_jax.errors import ConfigError, TokenizerError
 
 
@@ -53,6 +54,15 @@ class BatchTokenizer(Tokenizer, Protocol):
         ...
 
 
+@runtime_checkable
+class InputTokenizer(Tokenizer, Protocol):
+    """A tokenizer that knows by itself what stands around the texts that an encoder reads."""
+
+    def encode_input(self, text: str, pair: str | None = None) -> tuple[list[int], list[int]]:
+        """Returns the ids of a text, or of two, with their special ids; and each id's text."""
+        ...
+
+
 class ByteTokenizer:
     """The bytes of UTF-8 are the ids 0 to 255; then bos, eos, pad.
 
@@ -77,6 +87,12 @@ class ByteTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns the ids of each text, uint16."""
         return [self._array(text) for text in texts]
+
+    @property
+    def is_inside_v(self) -> np.ndarray:
+        """Bool [259]: all but white space and the first byte of a Chinese character."""
+        text = [not begins_word(bytes([byte])) for byte in range(256)]
+        return np.array([*text, False, False, False])
 
     def _array(self, text: str) -> np.ndarray:
         raw = utf8(text)
@@ -252,6 +268,39 @@ def encode_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterable[Any]:
     if isinstance(tokenizer, BatchTokenizer):
         return tokenizer.encode_batch(texts)
     return (tokenizer.encode(text) for text in texts)
+
+
+def encode_input(
+    tokenizer: Tokenizer, text: str, pair: str | None = None
+) -> tuple[list[int], list[int]]:
+    """What an encoder reads of a text, or of two texts.
+
+    A `tokenizer.json` with a template says itself what stands around them ([CLS] a [SEP] b [SEP]).
+    Where there is none it is the ids of `encode` (so `bos_id` if the tokenizer adds one) and
+    `eos_id` if there is one; the second text follows without `bos_id`, and again ends in `eos_id`.
+
+    Returns:
+      The ids, and as many token types: 0 for the first text, 1 for the second, or as the template
+      says.
+
+    Example:
+      >>> encode_input(ByteTokenizer(), "a", "b")
+      ([256, 97, 257, 98, 257], [0, 0, 0, 1, 1])
+    """
+    if isinstance(tokenizer, InputTokenizer):
+        return tokenizer.encode_input(text, pair)
+    return plain_input(tokenizer, text, pair)
+
+
+def plain_input(
+    tokenizer: Tokenizer, text: str, pair: str | None = None
+) -> tuple[list[int], list[int]]:
+    """`encode_input` for a tokenizer without a template."""
+    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    first, second = [*tokenizer.encode(text), *end], []
+    if pair is not None:
+        second = [*tokenizer.encode(pair)[1 if tokenizer.adds_bos else 0 :], *end]
+    return first + second, [0] * len(first) + [1] * len(second)
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.errors import TokenizerError
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -43,3 +46,75 @@ def stand_in(size: int) -> Vocabulary:
     sentinels = tuple(range(size - 1, max(size - 101, 4), -1))
     inside_v = np.zeros(size, dtype=bool)
     return Vocabulary(size, 1, 2, 3, 0, (0, 1, 2, 3, *sentinels), inside_v, sentinels)
+
+
+def vocabulary_of(tokenizer: Tokenizer, size: int) -> Vocabulary:
+    """What objectives have to know of a tokenizer.
+
+    Beside `bos_id` and `eos_id` it may have `cls_id` and `sep_id` (which then go before them),
+    `mask_id`, `pad_id`, `unk_id`, `special_ids`, `sentinel_ids` and `is_inside_v` (bool, one for
+    each id: whether it goes on with the word before it; without it every id is a word, and masking
+    whole words is masking tokens). All tokenizers of the package have them.
+
+    Args:
+      tokenizer: any.
+      size: ids of the model; those that the tokenizer does not have count as special.
+
+    Raises:
+      TokenizerError: the tokenizer has more ids than `size`, or says an id that is none.
+
+    Example:
+      >>> from llmasos_jax.data.tokenizer import ByteTokenizer
+      >>> found = vocabulary_of(ByteTokenizer(), 260)
+      >>> found.cls_id, found.sep_id, found.pad_id, found.special_ids
+      (256, 257, 258, (256, 257, 258, 259))
+      >>> [bool(found.is_inside_v[byte]) for byte in b" a"]
+      [False, True]
+    """
+    num_ids = tokenizer.vocab_size
+    if num_ids > size:
+        raise TokenizerError(
+            f"the tokenizer has {num_ids} ids, the model only {size}; set model.vocab_size="
+            f"{num_ids} or more"
+        )
+    cls_id = _first_id(tokenizer, "cls_id", "bos_id")
+    sep_id = _first_id(tokenizer, "sep_id", "eos_id")
+    mask_id, pad_id = _first_id(tokenizer, "mask_id"), _first_id(tokenizer, "pad_id")
+    sentinel_ids = tuple(int(i) for i in getattr(tokenizer, "sentinel_ids", ()))
+    named = (tokenizer.bos_id, tokenizer.eos_id, cls_id, sep_id, mask_id, pad_id)
+    special_ids = {
+        *(int(i) for i in (*named, _first_id(tokenizer, "unk_id")) if i is not None),
+        *(int(i) for i in getattr(tokenizer, "special_ids", ())),
+        *sentinel_ids,
+        *range(num_ids, size),
+    }
+    if wrong := [i for i in special_ids if not 0 <= i < size]:
+        raise TokenizerError(
+            f"the tokenizer says that {min(wrong)} is a special id, and its ids are 0 to "
+            f"{num_ids - 1}; correct its special_ids"
+        )
+    inside_v = np.zeros(size, dtype=bool)
+    own_v = np.asarray(getattr(tokenizer, "is_inside_v", inside_v[:num_ids]), dtype=bool)
+    if own_v.shape != (num_ids,):
+        raise TokenizerError(
+            f"is_inside_v of the tokenizer has the shape {own_v.shape}; expected ({num_ids},), "
+            "one for each of its ids"
+        )
+    inside_v[:num_ids] = own_v
+    inside_v[list(special_ids)] = False
+    return Vocabulary(
+        size,
+        cls_id,
+        sep_id,
+        mask_id,
+        0 if pad_id is None else pad_id,
+        tuple(sorted(special_ids)),
+        inside_v,
+        sentinel_ids,
+    )
+
+
+def _first_id(tokenizer: Tokenizer, *names: str) -> int | None:
+    """The first of these ids that the tokenizer has."""
+    found = (getattr(tokenizer, name, None) for name in names)
+    return next((int(i) for i in found if i is not None), None)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.data.words import byte_characters as byte_characters
 from llmasos_jax.errors import TokenizerError
 from llmasos_jax.format.strict import shown
 
@@ -66,18 +67,6 @@ def splits(patterns: Iterable[str], *, add_prefix_space: bool = False) -> dict[s
     # A prefix space has to be there before the text is cut.
     first = [{**to_bytes, "use_regex": True}] if add_prefix_space else [*cuts, to_bytes]
     return {"type": "Sequence", "pretokenizers": first}
-
-
-def byte_characters() -> list[str]:
-    """The printable character that stands for each byte in GPT-2's vocabularies.
-
-    Example:
-      >>> byte_characters()[0x20], byte_characters()[0x41]
-      ('Ġ', 'A')
-    """
-    shown_as_is = {*range(33, 127), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in shown_as_is else next(others)) for byte in range(256)]
 
 
 def apart(characters: Iterable[str]) -> dict[str, Any]:
@@ -240,11 +229,17 @@ def opened(parts: Mapping[str, Any], added: Sequence[Added], ends: Ends) -> Toke
     Raises:
       TokenizerError: the parts do not make a tokenizer.
     """
-    from llmasos_jax.data.huggingface import HuggingFaceTokenizer
+    from llmasos_jax.data.huggingface import MASK_NAMES, PAD_NAMES, HuggingFaceTokenizer, usual_id
 
-    text, _ = parsed(parts, added, ends)
+    text, tokenizer = parsed(parts, added, ends)
     return HuggingFaceTokenizer(
-        text, bos_id=ends.bos_id, eos_id=ends.eos_id, adds_bos=ends.adds_bos
+        text,
+        bos_id=ends.bos_id,
+        eos_id=ends.eos_id,
+        adds_bos=ends.adds_bos,
+        mask_id=usual_id(tokenizer, MASK_NAMES),
+        pad_id=usual_id(tokenizer, PAD_NAMES),
+        parsed=tokenizer,
     )
 
 

@@ -117,6 +117,8 @@ def finished(
     from llmasos_jax.data.huggingface import (
         BOS_NAMES,
         EOS_NAMES,
+        MASK_NAMES,
+        PAD_NAMES,
         HuggingFaceTokenizer,
         first_special_id,
     )
@@ -137,7 +139,13 @@ def finished(
         adds_bos = begins is not None
         bos_id = begins if begins is not None else bos_id
     return HuggingFaceTokenizer(
-        text, bos_id=bos_id, eos_id=eos_id, adds_bos=adds_bos, parsed=tokenizer
+        text,
+        bos_id=bos_id,
+        eos_id=eos_id,
+        adds_bos=adds_bos,
+        mask_id=_special_id(tokenizer, said, "mask_token", MASK_NAMES),
+        pad_id=_special_id(tokenizer, said, "pad_token", PAD_NAMES),
+        parsed=tokenizer,
     )
 
 
@@ -184,8 +192,9 @@ def _special_id(
     tokenizer: Any, said: Mapping[str, Any], key: str, usual: Sequence[str]
 ) -> int | None:
     """The id of a special token: what the files say; where they say nothing, a usual name."""
+    from llmasos_jax.data.huggingface import usual_id
+
     if key in said:
         named = said[key].get("content") if isinstance(said[key], dict) else said[key]
         return tokenizer.token_to_id(named) if isinstance(named, str) else None
-    special = {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}
-    return next((tokenizer.token_to_id(n) for n in usual if n in special), None)
+    return usual_id(tokenizer, usual)
