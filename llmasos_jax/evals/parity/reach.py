@@ -10,6 +10,8 @@ from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.evals.parity.sides import Side, read_leaves
 from llmasos_jax.evals.parity.weights import LeafDifference
 
+_HEADS = ("pooler.", "next_sentence.", "classifier.")
+
 
 def unreached(
     one: Side, two: Side, options: Sequence[str], weights: Sequence[LeafDifference], length: int
@@ -26,7 +28,9 @@ def unreached(
     a, b = one.config, two.config
     if a is None or b is None:
         return []
-    dead = {"context_length"}
+    # What reads the last hidden state, and is run by whoever asks for it.
+    dead = {"context_length", "pooling", "pooler", "next_sentence"}
+    dead |= {"classifier.labels", "classifier.level"}
     if a.token_types != b.token_types:
         dead.add("token_types")
     if not _windows_bite(a, b, length):
@@ -36,6 +40,7 @@ def unreached(
     if a.vocab_size != b.vocab_size and not _pads_only(one, two):
         dead.add("vocab_size")
     found = [text for text in options if text.split(":")[0] in dead]
+    found += [leaf.name for leaf in weights if leaf.name.startswith(_HEADS)]
     if any(leaf.name == "embed.positions" for leaf in weights) and _rows_past(one, two, length):
         found.append(f"embed.positions: rows from {length} on")
     return found

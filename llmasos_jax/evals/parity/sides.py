@@ -120,7 +120,7 @@ class OurSide:
             params = self._params(cfg, "final_norm", change)
             run = [parts.final_norm(cfg, params, x) for x in before]
         elif place == LOGITS:
-            names = ("embed",) if cfg.tie_embeddings else ("embed", "head")
+            names = ("embed", "head") if parts.shapes(cfg, "head") else ("embed",)
             both = {name: self._params(cfg, name, change) for name in names}
             run = [parts.logits(cfg, both, x[:, -SCORED:]) for x in before]
         else:
