@@ -117,6 +117,11 @@ MODELS = {
         "num_heads": 2,
         "experts": Experts(8, 3, 12, (), "sigmoid", True, 1.5, True, 4, 2, "top2", 10),
     },
+    "modernbert": {
+        **{"num_heads": 2, "num_layers": 4, "causal": False, "first_attn_norm": False},
+        **{"embedding_norm": True, "norm": "layernorm", "norm_bias": False, "mlp": "geglu"},
+        **{"attention_windows": (None, 3, 3), "rope_theta": 1e5, "rope_theta_local": 100.0},
+    },
     "sentencepiece": {"vocab_size": 320, "num_heads": 2, "num_layers": 1},
     "tokenizers": {"vocab_size": 320, "num_heads": 2, "num_layers": 1},
 }

@@ -210,6 +210,10 @@ class ModelConfig:
         """Whether a layer has a mixture of experts in place of the MLP."""
         return self.experts.count > 0 and layer not in self.experts.dense_layers
 
+    def has_attn_norm(self, layer: int) -> bool:
+        """Whether a layer's attention has its norm before it, if `norm_placement` has one there."""
+        return self.first_attn_norm or layer > 0
+
     def layer_window(self, layer: int) -> int | None:
         """The attention window of one layer, in tokens; None sees everything."""
         return self.attention_windows[layer % len(self.attention_windows)]

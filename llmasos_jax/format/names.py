@@ -51,15 +51,16 @@ def expected(cfg: ModelConfig) -> Mapping[str, TensorSpec]:
       >>> list(specs)[:2], specs["layers.1.attn.q"].shape
       (['embed.table', 'layers.0.attn.k'], (64, 1, 64))
     """
-    # One layer of each kind stands for all of it: windows have no weights, experts have.
-    kinds = sorted({cfg.has_experts(i) for i in range(cfg.num_layers)})
+    # One layer of each kind stands for all of it: windows have no weights, experts and norms have.
+    kind_of = [(cfg.has_attn_norm(i), cfg.has_experts(i)) for i in range(cfg.num_layers)]
+    kinds = sorted(set(kind_of))  # one without a norm is the first, as it is in the model
     definition = file_def(_with_layers(cfg, kinds))
     try:
         shapes, axes = flatten(definition.shapes), flatten(definition.axes)
     except ConfigError as error:  # a part that is code and cannot be found
         raise FormatError(str(error).replace("model.", "parameters.")) from error
     one = {name: TensorSpec(tuple(shapes[name].shape), tuple(axes[name])) for name in shapes}
-    blocks: dict[bool, dict[str, TensorSpec]] = {}
+    blocks: dict[tuple[bool, bool], dict[str, TensorSpec]] = {}
     for number, kind in enumerate(kinds):
         stem = f"{LAYERS}.{number}."
         blocks[kind] = {n.removeprefix(stem): s for n, s in one.items() if n.startswith(stem)}
@@ -67,17 +68,17 @@ def expected(cfg: ModelConfig) -> Mapping[str, TensorSpec]:
     layers = {
         f"{LAYERS}.{i}.{name}": spec
         for i in range(cfg.num_layers)
-        for name, spec in blocks[cfg.has_experts(i)].items()
+        for name, spec in blocks[kind_of[i]].items()
     }
     tail = {n: s for n, s in one.items() if n not in head and not n.startswith(f"{LAYERS}.")}
     return MappingProxyType({**head, **layers, **tail})
 
 
-def _with_layers(cfg: ModelConfig, kinds: list[bool]) -> ModelConfig:
-    """The model with one layer for each of these, which say whether it has experts."""
+def _with_layers(cfg: ModelConfig, kinds: list[tuple[bool, bool]]) -> ModelConfig:
+    """The model with one layer for each of these: has it a norm before attention, and experts."""
     experts = cfg.experts
     if experts.count:
-        dense = tuple(i for i, has_experts in enumerate(kinds) if not has_experts)
+        dense = tuple(i for i, (_, has_experts) in enumerate(kinds) if not has_experts)
         experts = dataclasses.replace(experts, dense_layers=dense)
     return cfg.replace(num_layers=len(kinds), attention_windows=(None,), experts=experts)
 

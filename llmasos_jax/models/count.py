@@ -44,7 +44,7 @@ def layer_parameters(cfg: ModelConfig, layer: int = 0) -> int:
     """Numbers in one block, norms and biases included, and all its experts."""
     d, f, h = cfg.embedding_dim, cfg.ffn_width, cfg.head_width
     q, kv = cfg.query_heads * h, cfg.kv_heads * h
-    total = layer_matmul_parameters(cfg, layer) + norms_per_layer(cfg) * _norm(cfg, d)
+    total = layer_matmul_parameters(cfg, layer) + norms_in_layer(cfg, layer) * _norm(cfg, d)
     if cfg.has_experts(layer):
         total += (cfg.experts.count - cfg.experts.per_token) * _expert(cfg)
         total += cfg.experts.count if cfg.experts.router_bias else 0
@@ -60,10 +60,11 @@ def layer_parameters(cfg: ModelConfig, layer: int = 0) -> int:
     return total + {None: 0, "head": 2 * h, "full": q + kv}[cfg.qk_norm]
 
 
-def norms_per_layer(cfg: ModelConfig) -> int:
+def norms_in_layer(cfg: ModelConfig, layer: int) -> int:
     """Norms of width D in one block."""
     per_sublayer = 2 if cfg.norm_placement == "sandwich" else 1
-    return per_sublayer * (1 if cfg.block == "parallel" else 2)
+    missing = 0 if cfg.has_attn_norm(layer) else 1
+    return per_sublayer * (1 if cfg.block == "parallel" else 2) - missing
 
 
 def layer_matmul_parameters(cfg: ModelConfig, layer: int = 0) -> int:

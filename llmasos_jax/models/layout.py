@@ -53,7 +53,7 @@ class Layout:
 def layer_specs(cfg: ModelConfig) -> tuple[LayerSpec, ...]:
     """What is compiled into each layer."""
     return tuple(
-        LayerSpec(window=cfg.layer_window(i), has_experts=cfg.has_experts(i))
+        LayerSpec(cfg.layer_window(i), cfg.has_experts(i), cfg.has_attn_norm(i))
         for i in range(cfg.num_layers)
     )
 

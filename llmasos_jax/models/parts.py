@@ -60,7 +60,7 @@ def final_norm(cfg: ModelConfig, params: Tree, x_btd: Any) -> jax.Array:
 
 
 def logits(cfg: ModelConfig, params: Mapping[str, Tree], x_btd: Any) -> jax.Array:
-    """The scores, float32 [B, T, V], of `params` with the parts "embed" and (if untied) "head"."""
+    """The scores, float32 [B, T, V], of `params` with the parts "embed" and, where it is one, "head"."""
     return _logits(_one_layer(cfg, 0), dict(params), x_btd)
 
 
@@ -70,7 +70,12 @@ def _one_layer(cfg: ModelConfig, layer: int) -> ModelConfig:
     if experts.count:
         dense = () if cfg.has_experts(layer) else (0,)
         experts = dataclasses.replace(experts, dense_layers=dense)
-    return cfg.replace(num_layers=1, attention_windows=(cfg.layer_window(layer),), experts=experts)
+    return cfg.replace(
+        num_layers=1,
+        attention_windows=(cfg.layer_window(layer),),
+        first_attn_norm=cfg.has_attn_norm(layer),
+        experts=experts,
+    )
 
 
 def _bound(cfg: ModelConfig, **parts: Tree) -> Transformer:

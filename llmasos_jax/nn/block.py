@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.nn.attention import Attention
+from llmasos_jax.nn.attention import Attention, CrossAttention
 from llmasos_jax.nn.cache import LayerCache
 from llmasos_jax.nn.dropout import Dropout
 from llmasos_jax.nn.latent import MultiHeadLatentAttention
@@ -28,6 +28,20 @@ class LayerSpec:
 
     window: int | None = None
     has_experts: bool = False
+    has_attn_norm: bool = True  # where the placement of norms has one before attention
+
+
+@dataclass(frozen=True)
+class CrossInputs:
+    """What a decoder's cross-attention reads.
+
+    Attributes:
+      x_bsd: the encoder's states [B, S, D]; None where each layer has their keys and values kept.
+      visible: which of them a token sees.
+    """
+
+    x_bsd: jax.Array | None
+    visible: Visibility
 
 
 @dataclass(frozen=True)
@@ -39,16 +53,20 @@ class BlockInputs:
       rotations: rotary angles by name ("global", "local"); empty without rotary positions.
       slot: int32 scalar, where a cache is written; None without a cache.
       counted_bt: bool [B, T], which tokens sums over a batch are over: not padding.
+      bias_nts: float32 [N, T, S], the bias of relative positions; None in models without them.
+      cross: in the decoder of an encoder-decoder.
     """
 
     visible: dict[int | None, Visibility]
     rotations: dict[str, Rotation]
     slot: jax.Array | None
     counted_bt: jax.Array
+    bias_nts: jax.Array | None = None
+    cross: CrossInputs | None = None
 
 
 class Block(nnx.Module):
-    """Attention and MLP around a residual stream, with norms where `norm_placement` says."""
+    """Attention (in a decoder with an encoder, also to its states) and MLP around a residual stream, with norms where `norm_placement` says."""
 
     def __init__(self, cfg: ModelConfig, spec: LayerSpec, *, stack: int | None = None) -> None:
         self.window = spec.window
@@ -58,10 +76,14 @@ class Block(nnx.Module):
         self.parallel = cfg.block != "sequential"
         norm = partial(Norm, cfg, (cfg.embedding_dim,), (None,), stack=stack)
         before, after = self.placement in ("pre", "sandwich"), self.placement != "pre"
-        self.attn_norm = norm() if before else None
+        self.attn_norm = norm() if before and spec.has_attn_norm else None
         attention = MultiHeadLatentAttention if cfg.latent.kv_rank else Attention
         self.attn = attention(cfg, stack=stack)
         self.attn_post_norm = norm() if after else None
+        crosses = cfg.encoder.num_layers > 0
+        self.cross_attn_norm = norm() if crosses and before else None
+        self.cross_attn = CrossAttention(cfg, stack=stack) if crosses else None
+        self.cross_attn_post_norm = norm() if crosses and after else None
         self.mlp_norm = norm() if before and cfg.block != "parallel" else None
         self.mlp = None if spec.has_experts else MLP(cfg, stack=stack)
         self.moe: Any = MoE(cfg, stack=stack) if spec.has_experts else None
@@ -74,10 +96,11 @@ class Block(nnx.Module):
         cache: LayerCache | None,
         dropout: Dropout | None,
         runtime: Runtime,
+        cross_cache: LayerCache | None = None,
     ) -> tuple[jax.Array, LayerCache | None, Routing | None]:
         """Maps the residual stream [B, T, D] to the next one, and the cache to its next state.
 
-        The third result is what a router did, where the layer has one.
+        `cross_cache` has keys and values of the encoder's states, where they are kept. The third result is what a router did, where the layer has one.
         """
         attend = partial(
             self.attn,
@@ -86,6 +109,7 @@ class Block(nnx.Module):
             cache=cache,
             slot=inputs.slot,
             runtime=runtime,
+            **({} if inputs.bias_nts is None else {"bias_nts": inputs.bias_nts}),
         )
         attn_in = _apply(self.attn_norm, x_btd)
         attn_out, cache = attend(attn_in)
@@ -95,6 +119,13 @@ class Block(nnx.Module):
             both = attn_out + mlp_out
             return self._add(x_btd, both, None, _drop_at(dropout, 0)), cache, routing
         x_btd = self._add(x_btd, attn_out, self.attn_post_norm, _drop_at(dropout, 0))
+        if self.cross_attn is not None and inputs.cross is not None:
+            source = inputs.cross.x_bsd if cross_cache is None else cross_cache
+            with jax.named_scope("cross_attention"):
+                cross_in = _apply(self.cross_attn_norm, x_btd)
+                cross_out = self.cross_attn(cross_in, source, inputs.cross.visible, runtime)
+            norm = self.cross_attn_post_norm
+            x_btd = self._add(x_btd, cross_out, norm, _drop_at(dropout, 2))
         mlp_out, routing = self._mlp(_apply(self.mlp_norm, x_btd), inputs, runtime)
         x_btd = self._add(x_btd, mlp_out, self.mlp_post_norm, _drop_at(dropout, 1))
         return x_btd, cache, routing
