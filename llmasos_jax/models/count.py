@@ -21,9 +21,26 @@ def count_parameters(cfg: ModelConfig) -> int:
         embed += _norm(cfg, d)
     head = 0 if cfg.tie_embeddings else cfg.vocab_size * d
     head += cfg.vocab_size if cfg.head_bias else 0
+    head += head_parameters(cfg)
     final_norm = _norm(cfg, d) if cfg.final_norm else 0
     layers = sum(layer_parameters(cfg, layer) for layer in range(cfg.num_layers))
     return embed + layers + final_norm + head
+
+
+def head_parameters(cfg: ModelConfig) -> int:
+    """Numbers in the heads of an encoder, without the matrix that gives a score for each token.
+
+    Example:
+      >>> head_parameters(ModelConfig(256, 64, 2, causal=False, head="mlm", pooler=True))
+      8576
+    """
+    d = cfg.embedding_dim
+    square, labels = d * d + d, len(cfg.classifier.labels)
+    total = (square if cfg.pooler else 0) + (2 * d + 2 if cfg.next_sentence else 0)
+    total += labels * (d + 1)
+    if cfg.head == "mlm":
+        total += d * d + (d if cfg.mlp_bias else 0) + _norm(cfg, d) + cfg.vocab_size
+    return total
 
 
 def count_active_parameters(cfg: ModelConfig) -> int:
@@ -93,12 +110,41 @@ def attention_matmul_parameters(cfg: ModelConfig) -> int:
 def count_matmul_parameters(cfg: ModelConfig) -> int:
     """Numbers that a product multiplies each token by: blocks and output layer, not the look-up.
 
+    What a whole text goes through once (pooler, next sentence, its classifier) is not counted.
+
     Example:
       >>> count_matmul_parameters(ModelConfig(vocab_size=256, embedding_dim=64, num_layers=2))
       122880
     """
-    head = 0 if cfg.head is None else cfg.vocab_size * cfg.embedding_dim
-    return head + sum(layer_matmul_parameters(cfg, layer) for layer in range(cfg.num_layers))
+    layers = sum(layer_matmul_parameters(cfg, layer) for layer in range(cfg.num_layers))
+    return layers + output_matmul_parameters(cfg)
+
+
+def output_matmul_parameters(cfg: ModelConfig) -> int:
+    """Numbers in the products of the output layer, and of a classifier of tokens.
+
+    Example:
+      >>> output_matmul_parameters(ModelConfig(256, 64, 2, causal=False, head="mlm"))
+      20480
+    """
+    d = cfg.embedding_dim
+    transform = d * d if cfg.head == "mlm" else 0
+    labels = len(cfg.classifier.labels) if cfg.classifier.level == "token" else 0
+    return (0 if cfg.head is None else cfg.vocab_size * d) + transform + labels * d
+
+
+def text_matmul_parameters(cfg: ModelConfig) -> int:
+    """Numbers in the products that a whole text goes through once, not each of its tokens.
+
+    Example:
+      >>> text_matmul_parameters(
+      ...     ModelConfig(256, 64, 2, causal=False, pooler=True, next_sentence=True)
+      ... )
+      4224
+    """
+    d = cfg.embedding_dim
+    labels = len(cfg.classifier.labels) if cfg.classifier.level == "sequence" else 0
+    return (d * d if cfg.pooler else 0) + d * ((2 if cfg.next_sentence else 0) + labels)
 
 
 def visible_keys(cfg: ModelConfig, layer: int, sequence_length: int) -> float:
@@ -120,14 +166,19 @@ def visible_keys(cfg: ModelConfig, layer: int, sequence_length: int) -> float:
     return (back if cfg.causal else 2 * back - t) / t
 
 
-def forward_flops_per_token(cfg: ModelConfig, sequence_length: int) -> float:
+def forward_flops_per_token(
+    cfg: ModelConfig, sequence_length: int, predicted_share: float = 1.0
+) -> float:
     """Floating-point operations of one forward pass, per token. See `flops_per_token`."""
     width = cfg.query_heads * (cfg.head_width + cfg.value_width)
     keys = sum(visible_keys(cfg, layer, sequence_length) for layer in range(cfg.num_layers))
-    return 2.0 * count_matmul_parameters(cfg) + 2.0 * width * keys
+    products = count_matmul_parameters(cfg) - output_matmul_parameters(cfg)
+    products += output_matmul_parameters(cfg) * predicted_share
+    products += text_matmul_parameters(cfg) / sequence_length
+    return 2.0 * products + 2.0 * width * keys
 
 
-def flops_per_token(cfg: ModelConfig, sequence_length: int) -> float:
+def flops_per_token(cfg: ModelConfig, sequence_length: int, predicted_share: float = 1.0) -> float:
     """Floating-point operations of training per token: forward and backward, nothing twice.
 
     ::
@@ -144,16 +195,22 @@ def flops_per_token(cfg: ModelConfig, sequence_length: int) -> float:
     Element-wise work is left out: below one per cent at usual widths. Documents packed into one row
     are not told apart.
 
+    Where an objective predicts chosen places only, the output layer (the transform of `head="mlm"`
+    too) is charged with these alone: an MLM head at 20 of 128 tokens does 20/128 of its products.
+    What stands for a whole text (pooler, next sentence, classifier) runs once for a row.
+
     Args:
       cfg: the model.
       sequence_length: tokens per row.
+      predicted_share: of the tokens, those that go through the output layer: predictions of a row
+        over `sequence_length` for a masked objective.
 
     Example:
       >>> cfg = ModelConfig(vocab_size=256, embedding_dim=64, num_layers=2)
       >>> flops_per_token(cfg, 127)  # 6 * 122880 + 2 * 12 * 64 * 64
       835584.0
     """
-    return 3.0 * forward_flops_per_token(cfg, sequence_length)
+    return 3.0 * forward_flops_per_token(cfg, sequence_length, predicted_share)
 
 
 def _mlp(cfg: ModelConfig, width: int) -> int:
