@@ -33,6 +33,12 @@ for _name in NAMES:
 # expert, which is no parameter there because no gradient changes it.
 BUFFERS = ("e_score_correction_bias",)
 # Rows that transformers' class has and no token uses (RoBERTa counts positions from 2).
+# Each encoder's class with the heads that were trained with it.
+PRETRAINED = {
+    "BertConfig": "BertForPreTraining",
+    "RobertaConfig": "RobertaForMaskedLM",
+    "ModernBertConfig": "ModernBertForMaskedLM",
+}
 UNUSED = {"roberta-base": 2 * 768, "roberta-large": 2 * 1024}
 
 
@@ -59,10 +65,10 @@ def test_count_is_that_of_transformers(name: str) -> None:
     transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
     kind, values = PUBLISHED[name]
     config = getattr(transformers, kind)(**values)
-    is_encoder = kind in ("BertConfig", "RobertaConfig")
-    auto = transformers.AutoModel if is_encoder else transformers.AutoModelForCausalLM
+    encoder = getattr(transformers, PRETRAINED.get(kind, ""), None)
+    auto = transformers.AutoModelForCausalLM
     with torch.device("meta"):
-        model = auto.from_config(config, **({"add_pooling_layer": False} if is_encoder else {}))
+        model = auto.from_config(config) if encoder is None else encoder(config)
     theirs = sum(p.numel() for p in model.parameters())
     theirs += sum(b.numel() for n, b in model.named_buffers() if n.endswith(BUFFERS))
     assert count_parameters(zoo.preset(name).config) == theirs - UNUSED.get(name, 0)
@@ -89,7 +95,8 @@ def test_published_config_is_read_as_the_preset(name: str) -> None:
     kind, values = PUBLISHED[name]
     found = getattr(transformers, kind)(**values).to_dict()
     family = next(f for f in FAMILIES if f.model_type == found["model_type"])
-    keys = Keys({**found, "architectures": [family.architectures[0]]}, "config.json")
+    architecture = PRETRAINED.get(kind, family.architectures[0])
+    keys = Keys({**found, "architectures": [architecture]}, "config.json")
     read = family.read_config(keys)
     keys.finish()
     assert spelled_out(read) == spelled_out(zoo.preset(name).config)

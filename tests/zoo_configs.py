@@ -245,6 +245,27 @@ def _bert(width: int, layers: int, heads: int, vocab: int, name: str = "Bert") -
     )
 
 
+def _modernbert(width: int, layers: int, heads: int, ffn: int) -> Published:
+    return "ModernBertConfig", dict(
+        hidden_size=width,
+        intermediate_size=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        vocab_size=50368,
+        max_position_embeddings=8192,
+        global_attn_every_n_layers=3,
+        local_attention=128,
+        global_rope_theta=160000.0,
+        local_rope_theta=10000.0,
+        norm_eps=1e-5,
+        norm_bias=False,
+        hidden_activation="gelu",
+        attention_bias=False,
+        mlp_bias=False,
+        classifier_pooling="mean" if width == 768 else "cls",
+    )
+
+
 PUBLISHED: dict[str, Published] = {
     "gpt2": _gpt2(768, 12, 12),
     "gpt2-medium": _gpt2(1024, 24, 16),
@@ -388,4 +409,6 @@ PUBLISHED: dict[str, Published] = {
     "bert-large-cased": _bert(1024, 24, 16, 28996),
     "roberta-base": _bert(768, 12, 12, 50265, "Roberta"),
     "roberta-large": _bert(1024, 24, 16, 50265, "Roberta"),
+    "modernbert-base": _modernbert(768, 22, 12, 1152),
+    "modernbert-large": _modernbert(1024, 28, 16, 2624),
 }
