@@ -46,6 +46,16 @@ CONFIGS = {
         **WIDTHS,
         **{"intermediate_size": 12, "max_position_embeddings": 8, "type_vocab_size": 1},
     ),
+    "distilbert": config(
+        *("DistilBertForMaskedLM", "distilbert"),
+        **{"vocab_size": 24, "dim": 8, "n_layers": 2, "n_heads": 2, "hidden_dim": 12},
+        max_position_embeddings=6,
+    ),
+    "modernbert": config(
+        *("ModernBertForMaskedLM", "modernbert"),
+        **WIDTHS,
+        **{"intermediate_size": 12, "max_position_embeddings": 8, "local_attention": 4},
+    ),
 }
 
 
@@ -117,27 +127,33 @@ SPELLINGS: dict[str, tuple[str, Callable[[Tensors], Tensors]]] = {
             renamed(r"LayerNorm\.weight", "LayerNorm.gamma")(t)
         ),
     ),
-    "bert, heads and counters": (
+    "bert, counters": ("bert", more(bert__embeddings__position_ids=np.arange(6))),
+    "bert, output layer repeated": (
         "bert",
-        more(
-            cls__predictions__bias=np.ones(24, np.float32),
-            cls__seq_relationship__weight=np.ones((2, 8), np.float32),
-            bert__pooler__dense__weight=np.ones((8, 8), np.float32),
-            bert__embeddings__position_ids=np.arange(6),
+        lambda t: repeated("cls.predictions.decoder.bias", "cls.predictions.bias")(
+            repeated("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight")(t)
         ),
     ),
-    "bert, base class and pooler": (
+    "bert, bias in the decoder": (
         "bert",
-        lambda t: more(pooler__dense__bias=np.ones(8, np.float32))(cut("bert.")(t)),
+        renamed(r"cls\.predictions\.bias", "cls.predictions.decoder.bias"),
     ),
     "roberta, base class": ("roberta", cut("roberta.")),
-    "roberta, head": (
+    "roberta, output layer repeated": (
         "roberta",
-        more(
-            lm_head__dense__weight=np.ones((8, 8), np.float32),
-            lm_head__layer_norm__bias=np.ones(8, np.float32),
-            roberta__embeddings__position_ids=np.arange(8),
+        lambda t: more(roberta__embeddings__position_ids=np.arange(8))(
+            repeated("lm_head.decoder.bias", "lm_head.bias")(
+                repeated("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight")(t)
+            )
         ),
+    ),
+    "distilbert, output layer repeated": (
+        "distilbert",
+        repeated("vocab_projector.weight", "distilbert.embeddings.word_embeddings.weight"),
+    ),
+    "modernbert, output layer repeated": (
+        "modernbert",
+        repeated("decoder.weight", "model.embeddings.tok_embeddings.weight"),
     ),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from llmasos_jax.errors import FormatError, did_you_mean
@@ -95,12 +95,18 @@ _FIELDS: Mapping[str, str] = {
     key: field
     for field, keys in {
         "vocab_size": ("vocab_size",),
-        "embedding_dim": ("hidden_size", "n_embd", "d_model"),
+        "embedding_dim": ("hidden_size", "n_embd", "d_model", "dim"),
         "num_layers": ("num_hidden_layers", "n_layer", "n_layers"),
         "num_heads": ("num_attention_heads", "n_head", "n_heads"),
         "num_kv_heads": ("num_key_value_heads",),
         "head_dim": ("head_dim", "v_head_dim", "qk_nope_head_dim", "qk_rope_head_dim"),
-        "ffn_dim": ("intermediate_size", "moe_intermediate_size", "n_inner", "ffn_dim"),
+        "ffn_dim": (
+            "intermediate_size",
+            "moe_intermediate_size",
+            "n_inner",
+            "ffn_dim",
+            "hidden_dim",
+        ),
     }.items()
     for key in keys
 }
@@ -125,6 +131,7 @@ class Keys:
         path: str = "",
         *,
         is_config: bool = True,
+        tensors: Callable[[], Collection[str]] = tuple,
     ) -> None:
         """Keeps what was found.
 
@@ -134,12 +141,14 @@ class Keys:
           ignore: keys that are taken as absent.
           path: of a nested object, with its dot ("rope_scaling.").
           is_config: whether keys that change nothing anywhere may stand in it.
+          tensors: gives the names of the tensors beside it, as the family's table has them.
         """
         ignored = set(ignore)
         self.where, self.path, self.ignore = where, path, ignored
         self.is_config = is_config
         self.found = {key: value for key, value in found.items() if path + key not in ignored}
         self._asked: set[str] = set()
+        self._tensors = tensors
         for key in found.keys() - self.found.keys():
             _LOG.warning(
                 '%s: "%s" = %s is left out, as asked', where, path + key, shown(found[key])
@@ -148,6 +157,10 @@ class Keys:
     def __contains__(self, key: str) -> bool:
         """Whether the key is there, null or not."""
         return key in self.found
+
+    def has_tensors(self, start: str) -> bool:
+        """Whether a tensor's name begins so."""
+        return any(name.startswith(start) for name in self._tensors())
 
     def integer(self, key: str, default: Any = REQUIRED, *, null: bool = False) -> Any:
         """A whole number, or `default` where the key is absent.

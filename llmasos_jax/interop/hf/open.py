@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +21,7 @@ from llmasos_jax.format.tensorfile import StoredTensor, open_tensors
 from llmasos_jax.interop.hf.config import Keys
 from llmasos_jax.interop.hf.families import FAMILIES
 from llmasos_jax.interop.hf.families.family import Family
+from llmasos_jax.interop.hf.sentence import read_pooling
 from llmasos_jax.interop.hf.tokenizer import chat_template, folder_tokenizer_files
 from llmasos_jax.interop.tables import bind
 
@@ -52,7 +54,10 @@ def open_hf(folder: str | os.PathLike[str], *, ignore: Sequence[str] = ()) -> Mo
     folder = Path(folder)
     config = _read_config(folder)
     family = _family(config)
-    cfg = _read_parameters(family, config, ignore)
+    weights = _Weights(folder, family)
+    cfg = _read_parameters(family, config, ignore, lambda: weights.tensors)
+    if not cfg.causal and (pooling := read_pooling(folder, ignore)) is not None:
+        cfg = cfg.replace(pooling=pooling)
     manifest = Manifest(
         name=_name(folder),
         parameters=cfg,
@@ -64,17 +69,44 @@ def open_hf(folder: str | os.PathLike[str], *, ignore: Sequence[str] = ()) -> Mo
         },
     )
     _check(manifest)
-    stored = _open_weights(folder)
-    names = list(stored)
-    renamed = family.rename(names)
-    theirs = dict(zip(renamed, stored.values(), strict=True))
-    if len(theirs) != len(renamed):
-        twice = Counter(renamed).most_common(1)[0][0]
-        raise FormatError(f"{folder}: {shown(twice)} is there twice, with and without a prefix")
+    theirs = weights.tensors
     _check_head(family, config, cfg, theirs)
-    spelled = family.spelling(names, renamed)
-    tensors = bind(family.table(cfg), cfg, theirs, str(folder), ignore=ignore, spelled=spelled)
+    tensors = bind(
+        family.table(cfg), cfg, theirs, str(folder), ignore=ignore, spelled=weights.spelled
+    )
     return ModelFiles(folder, manifest, MappingProxyType(tensors), folder_tokenizer_files(folder))
+
+
+class _Weights:
+    """The tensors of a folder, opened when somebody first asks for them."""
+
+    def __init__(self, folder: Path, family: Family) -> None:
+        self._folder = folder
+        self._family = family
+
+    @cached_property
+    def _stored(self) -> dict[str, StoredTensor]:
+        return _open_weights(self._folder)
+
+    @cached_property
+    def _renamed(self) -> list[str]:
+        return self._family.rename(list(self._stored))
+
+    @cached_property
+    def tensors(self) -> dict[str, StoredTensor]:
+        """By their names as the family's table has them."""
+        theirs = dict(zip(self._renamed, self._stored.values(), strict=True))
+        if len(theirs) != len(self._renamed):
+            twice = Counter(self._renamed).most_common(1)[0][0]
+            raise FormatError(
+                f"{self._folder}: {shown(twice)} is there twice, with and without a prefix"
+            )
+        return theirs
+
+    @cached_property
+    def spelled(self) -> Callable[[str], str]:
+        """From a name of the table to the file's."""
+        return self._family.spelling(list(self._stored), self._renamed)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -132,9 +164,12 @@ def _family(config: Mapping[str, Any]) -> Family:
 
 
 def _read_parameters(
-    family: Family, config: Mapping[str, Any], ignore: Sequence[str]
+    family: Family,
+    config: Mapping[str, Any],
+    ignore: Sequence[str],
+    tensors: Callable[[], Collection[str]],
 ) -> ModelConfig:
-    keys = Keys(config, CONFIG, ignore)
+    keys = Keys(config, CONFIG, ignore, tensors=tensors)
     try:
         cfg = family.read_config(keys)
     except ConfigError as error:

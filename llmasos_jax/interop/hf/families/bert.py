@@ -1,4 +1,4 @@
-"""BERT, RoBERTa and XLM-RoBERTa: the trunk."""
+"""BERT, RoBERTa and XLM-RoBERTa, with their heads."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from functools import partial
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.interop.hf.config import Keys
+from llmasos_jax.interop.hf.families.encoder import (
+    linear,
+    output_ignored,
+    output_rows,
+    saved_class,
+    with_heads,
+)
 from llmasos_jax.interop.hf.families.family import Family
 from llmasos_jax.interop.hf.families.plain import GPT, OURS, PLAIN, norm, product
 from llmasos_jax.interop.rows import OUT_OF_HEADS, PRODUCT, SAME, VECTOR, Same
 from llmasos_jax.interop.tables import Ignored, Row, Table, row
 
 _PARTS = {"q": "query", "k": "key", "v": "value"}
-_CLS = (
-    r"cls\.(seq_relationship\.(weight|bias)|predictions\.(bias|decoder\.(weight|bias)|"
-    r"transform\.(dense|LayerNorm)\.(weight|bias|gamma|beta)))"
-)
-_LM_HEAD = r"lm_head\.(bias|(decoder|dense|layer_norm)\.(weight|bias))"
-_HEAD = "heads of encoders are not part of the trunk, which is all that is read so far"
 
 
 def _norm(ours: str, theirs: str) -> tuple[Row, ...]:
@@ -29,17 +30,16 @@ def _norm(ours: str, theirs: str) -> tuple[Row, ...]:
     return (*norm(ours, theirs), *gamma)
 
 
-def _table(body: str, positions: Same, heads: tuple[str, ...]) -> Table:
-    """The table of the trunk.
+def _trunk(body: str, positions: Same) -> tuple[Row, ...]:
+    """The rows of embeddings and blocks.
 
     Args:
-      body: what its names begin with.
+      body: what their names begin with.
       positions: how rows of the position table count.
-      heads: patterns of the names of heads.
     """
     layer = body + "encoder.layer.{i}."
     theirs = f"{layer}attention."
-    rows = (
+    return (
         row("embed.table", f"{body}embeddings.word_embeddings.weight", SAME),
         row("embed.positions", f"{body}embeddings.position_embeddings.weight", positions),
         row("embed.types", f"{body}embeddings.token_type_embeddings.weight", SAME),
@@ -52,25 +52,76 @@ def _table(body: str, positions: Same, heads: tuple[str, ...]) -> Table:
         *product("mlp.down", f"{layer}output.dense", PRODUCT),
         *_norm(f"{OURS}mlp_post_norm", f"{layer}output.LayerNorm"),
     )
+
+
+def _counted(body: str) -> Ignored:
     start = body.replace(".", r"\.")
-    ignored = (
-        Ignored(rf"{start}embeddings\.(position|token_type)_ids", "they count, or are zero"),
-        Ignored(rf"{start}pooler\.dense\.(weight|bias)", _HEAD),
-        *(Ignored(head, _HEAD) for head in heads),
-    )
-    return Table(rows, ignored)
+    return Ignored(rf"{start}embeddings\.(position|token_type)_ids", "they count, or are zero")
 
 
-_BERT = _table("bert.", SAME, (_CLS,))
+_CLS = ("cls.predictions.decoder", "cls.predictions.bias")
+_BERT = Table(
+    (
+        *_trunk("bert.", SAME),
+        *linear("head.transform", "cls.predictions.transform.dense"),
+        *_norm("head.norm", "cls.predictions.transform.LayerNorm"),
+        *output_rows(*_CLS),
+        *linear("pooler", "bert.pooler.dense"),
+        *linear("next_sentence", "cls.seq_relationship"),
+        *linear("classifier", "classifier"),
+    ),
+    (
+        _counted("bert."),
+        *output_ignored(*_CLS, "bert.embeddings.word_embeddings.weight"),
+    ),
+)
+_LM_HEAD = ("lm_head.decoder", "lm_head.bias")
 # Positions count from 2, after the id of padding; nothing reads the two rows before.
-_ROBERTA = _table("roberta.", Same(dropped=2), (_LM_HEAD,))
+_ROBERTA_ROWS = (
+    *_trunk("roberta.", Same(dropped=2)),
+    *linear("head.transform", "lm_head.dense"),
+    *norm("head.norm", "lm_head.layer_norm"),
+    *output_rows(*_LM_HEAD),
+)
+_ROBERTA_IGNORED = (
+    _counted("roberta."),
+    *output_ignored(*_LM_HEAD, "roberta.embeddings.word_embeddings.weight"),
+)
+_ROBERTA = Table(
+    (
+        *_ROBERTA_ROWS,
+        *linear("pooler", "roberta.pooler.dense"),
+        *linear("classifier", "classifier"),
+    ),
+    _ROBERTA_IGNORED,
+)
+# The classifier of a sequence has a product and tanh of its own in front: what a pooler is.
+_ROBERTA_SEQUENCE = Table(
+    (
+        *_ROBERTA_ROWS,
+        *linear("pooler", "classifier.dense"),
+        *linear("classifier", "classifier.out_proj"),
+    ),
+    (
+        *_ROBERTA_IGNORED,
+        Ignored(
+            r"roberta\.pooler\.dense\.(weight|bias)",
+            "the classifier reads classifier.dense in its place",
+        ),
+    ),
+)
 
 
-def _read_bert(keys: Keys, vocab_size: int = 30522) -> ModelConfig:
+def _roberta_table(cfg: ModelConfig) -> Table:
+    is_sequence = cfg.classifier.labels and cfg.classifier.level == "sequence"
+    return _ROBERTA_SEQUENCE if is_sequence else _ROBERTA
+
+
+def _read_trunk(keys: Keys, vocab_size: int) -> ModelConfig:
     keys.inert(
         *(f"pooler_{key}" for key in ("fc_size", "num_attention_heads", "num_fc_layers", "type")),
-        *("pooler_size_per_head", "tie_word_embeddings"),
-        why="for heads",
+        "pooler_size_per_head",
+        why="of a pooler that no class of transformers has",
     )
     keys.inert("directionality", why="every BERT reads both ways")
     keys.only("is_decoder", False, why="it reads both ways")
@@ -95,38 +146,62 @@ def _read_bert(keys: Keys, vocab_size: int = 30522) -> ModelConfig:
     )
 
 
+def _read_bert(keys: Keys) -> ModelConfig:
+    return with_heads(
+        _read_trunk(keys, 30522),
+        keys,
+        output="cls.predictions.",
+        pooler="bert.pooler.",
+        next_sentence="cls.seq_relationship.",
+    )
+
+
 def _read_roberta(keys: Keys, vocab_size: int) -> ModelConfig:
     keys.only("pad_token_id", 1, why="positions count from 2, the id of padding plus one")
-    cfg = _read_bert(keys, vocab_size)
-    if cfg.context_length < 3:
+    trunk = _read_trunk(keys, vocab_size)
+    if trunk.context_length < 3:
         raise keys.error("max_position_embeddings", "must be above 2: positions count from 2")
-    return cfg.replace(context_length=cfg.context_length - 2)
+    trunk = trunk.replace(context_length=trunk.context_length - 2)
+    cfg = with_heads(trunk, keys, output="lm_head.", pooler="roberta.pooler.")
+    if cfg.head is not None and cfg.mlp != "gelu":
+        raise keys.error("hidden_act", f"differs from the gelu of {saved_class(keys)}'s lm_head")
+    return cfg
 
+
+def _classes(name: str, *tasks: str) -> tuple[str, ...]:
+    ends = (*(f"For{task}" for task in tasks), "Model")
+    return tuple(name + end for end in ends)
+
+
+_TASKS = ("MaskedLM", "SequenceClassification", "TokenClassification")
+_HEADS = ("lm_head.", "classifier.")
 
 FAMILIES = (
     Family(
         "BERT",
         "bert",
-        ("BertForPreTraining", "BertForMaskedLM", "BertForNextSentencePrediction", "BertModel"),
+        _classes("Bert", "PreTraining", "NextSentencePrediction", *_TASKS),
         _read_bert,
         lambda _: _BERT,
         base_prefix="bert.",
-        outside=("cls.",),
+        outside=("cls.", "classifier."),
     ),
     Family(
         "RoBERTa",
         "roberta",
-        ("RobertaForMaskedLM", "RobertaModel"),
+        _classes("Roberta", *_TASKS),
         partial(_read_roberta, vocab_size=50265),
-        lambda _: _ROBERTA,
+        _roberta_table,
         base_prefix="roberta.",
+        outside=_HEADS,
     ),
     Family(
         "RoBERTa",
         "xlm-roberta",
-        ("XLMRobertaForMaskedLM", "XLMRobertaModel"),
+        _classes("XLMRoberta", *_TASKS),
         partial(_read_roberta, vocab_size=30522),
-        lambda _: _ROBERTA,
+        _roberta_table,
         base_prefix="roberta.",
+        outside=_HEADS,
     ),
 )
