@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from llmasos_jax.config.schema import Config
 from llmasos_jax.data.batch import Batch
+from llmasos_jax.data.masking import Masker
 from llmasos_jax.data.packing import PackedRow, TokenDocuments
+from llmasos_jax.data.vocabulary import Vocabulary
 
 Prepare = Callable[[Any, np.random.Generator], Batch]
 MakeRows = Callable[[TokenDocuments, int], Sequence[Any]]
@@ -49,3 +52,112 @@ def causal(row: PackedRow, rng: np.random.Generator | None = None) -> Batch:
         segment_ids=here,
         positions=row.positions[..., :-1],
     )
+
+
+def mlm(cfg: Config, vocabulary: Vocabulary) -> Prepare:
+    """Masked tokens are found again from both sides (Devlin et al., 2018, arXiv 1810.04805).
+
+    The model reads the first T of a packed row's T + 1 tokens; documents stay apart by their
+    segments, as in a causal row. Special tokens and padding are never masked.
+
+    Args:
+      cfg: `objective` is read, see `llmasos_jax.data.masking`.
+      vocabulary: of the tokenizer.
+
+    Returns:
+      `prepare(row, rng) -> Batch` with tokens, segment_ids, positions [T]; targets, loss_weights
+      and extra["masked_positions"] (int32) [M], where M is `num_predictions(T, cfg.objective)`.
+
+    Raises:
+      ConfigError: the vocabulary has no mask.
+
+    Example:
+      >>> from llmasos_jax.config.model import ModelConfig
+      >>> from llmasos_jax.data.packing import PackedRows
+      >>> from llmasos_jax.data.vocabulary import stand_in
+      >>> prepare = mlm(Config(ModelConfig(1000, 8, 1)), stand_in(1000))
+      >>> row = PackedRows(TokenDocuments.from_lists([[1, 7, 8, 9, 2], [1, 5, 6, 2]]), 8)[0]
+      >>> batch = prepare(row, np.random.default_rng(0))
+      >>> batch.tokens.shape, batch.targets.shape, batch.loss_weights.tolist()
+      ((8,), (2,), [1.0, 0.0])
+    """
+    masker = Masker(vocabulary, cfg.objective)
+    is_special_v = special_ids(vocabulary)
+
+    def prepare(row: PackedRow, rng: np.random.Generator) -> Batch:
+        segment_ids = row.segment_ids[:-1]
+        tokens = np.where(segment_ids > 0, row.tokens[:-1], vocabulary.pad_id)
+        masked = masker(tokens, (segment_ids > 0) & ~is_special_v[tokens], rng)
+        return Batch(
+            tokens=masked.tokens,
+            targets=masked.targets,
+            loss_weights=masked.weights,
+            segment_ids=segment_ids,
+            positions=row.positions[:-1],
+            extra={"masked_positions": masked.positions},
+        )
+
+    return prepare
+
+
+def prefix_lm(cfg: Config, vocabulary: Vocabulary) -> Prepare:
+    """The rest of each text is predicted after a part that is read in both directions.
+
+        tokens    a b c d | e f g        prefixes of 2 and 1 tokens, drawn for each segment
+        prefix    1 1 0 0 | 1 0 0
+        targets   0 c d 0 | f g 0        the last token of a prefix predicts the first after it
+
+    A segment of n tokens of the row (its T + 1st counts) has a prefix of 1 to n - 1, each as
+    likely as the others.
+
+    Args:
+      cfg: not read.
+      vocabulary: not read.
+
+    Returns:
+      `prepare(row, rng) -> Batch` of arrays [T], with extra["prefix"] (int32, 1 on prefixes).
+
+    References:
+      Raffel et al., 2019, arXiv 1910.10683, section 3.2.1.
+
+    Example:
+      >>> from llmasos_jax.config.model import ModelConfig
+      >>> from llmasos_jax.data.packing import PackedRows
+      >>> from llmasos_jax.data.vocabulary import stand_in
+      >>> prepare = prefix_lm(Config(ModelConfig(1000, 8, 1)), stand_in(1000))
+      >>> row = PackedRows(TokenDocuments.from_lists([[7, 8], [4, 5]]), 4)[0]
+      >>> batch = prepare(row, np.random.default_rng(0))
+      >>> batch.extra["prefix"].tolist(), batch.targets.tolist()
+      ([1, 0, 1, 0], [8, 0, 5, 0])
+    """
+    del cfg, vocabulary
+
+    def prepare(row: PackedRow, rng: np.random.Generator) -> Batch:
+        batch = causal(row)
+        lengths = np.bincount(row.segment_ids)
+        prefix_lengths = 1 + (rng.random(lengths.size) * np.maximum(lengths - 1, 0)).astype(int)
+        is_prefix = row.positions < prefix_lengths[row.segment_ids]
+        is_scored = (batch.loss_weights > 0) & ~is_prefix[1:]
+        return Batch(
+            tokens=batch.tokens,
+            targets=np.where(is_scored, batch.targets, 0),
+            loss_weights=is_scored.astype(np.float32),
+            segment_ids=batch.segment_ids,
+            positions=batch.positions,
+            extra={"prefix": (is_prefix & (row.segment_ids > 0))[:-1].astype(np.int32)},
+        )
+
+    return prepare
+
+
+def special_ids(vocabulary: Vocabulary) -> np.ndarray:
+    """Returns bool [V]: which ids are special tokens.
+
+    Example:
+      >>> from llmasos_jax.data.vocabulary import stand_in
+      >>> np.flatnonzero(special_ids(stand_in(5))).tolist()
+      [0, 1, 2, 3]
+    """
+    is_special_v = np.zeros(vocabulary.size, dtype=bool)
+    is_special_v[[i for i in vocabulary.special_ids if i < vocabulary.size]] = True
+    return is_special_v
