@@ -206,8 +206,9 @@ def test_memory_is_one_layers_tensor(tmp_path: pathlib.Path) -> None:
     run = commands.run("-c", textwrap.dedent(MEASURE), runs, models, home=tmp_path)
     assert run.stderr == ""
     growth = float(run.stdout)
-    # The chunk as tensorstore reads it, the array that it makes of it; not the stack of 192 MB.
-    assert 16 < growth < 4 * 16, f"peak memory grew by {growth:.0f} MB"
+    # The chunk as tensorstore reads it, the array that it makes of it, and what the allocator keeps
+    # (seen: 40 to 65 MB, more on a busy machine); not the stack of 192 MB.
+    assert 16 < growth < 192 / 2, f"peak memory grew by {growth:.0f} MB"
     found = read_model(models / "large").tensors
     for layer in (0, 5, 11):
         expected = params["periods"]["0"]["mlp"]["up"][layer]
