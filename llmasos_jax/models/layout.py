@@ -9,21 +9,27 @@ fit stands before or after::
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 
+from llmasos_jax.config.heads import Classifier, Encoder
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.nn.block import LayerSpec
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Numbers of layers before the scan, in one period of it, periods, and after it."""
+    """Numbers of layers before the scan, in one period of it, periods, and after it.
+
+    `encoder` is the layout of an encoder-decoder's encoder; the rest is then of the decoder.
+    """
 
     prefix: int
     period: int
     count: int
     suffix: int
+    encoder: Layout | None = None
 
     @property
     def num_layers(self) -> int:
@@ -58,16 +64,39 @@ def layer_specs(cfg: ModelConfig) -> tuple[LayerSpec, ...]:
     )
 
 
+def encoder_config(cfg: ModelConfig) -> ModelConfig:
+    """The encoder of an encoder-decoder as a stack of its own: both ways, no windows, no heads.
+
+    Example:
+      >>> from llmasos_jax.config.heads import Encoder
+      >>> cfg = ModelConfig(vocab_size=8, embedding_dim=8, num_layers=2, encoder=Encoder(3))
+      >>> encoder_config(cfg).num_layers, encoder_config(cfg).causal
+      (3, False)
+    """
+    return cfg.replace(
+        num_layers=cfg.encoder.num_layers,
+        causal=False,
+        encoder=Encoder(),
+        attention_windows=(None,),
+        rope_theta_local=None,
+        head=None,
+        head_bias=False,
+        tie_embeddings=True,
+        classifier=Classifier(),
+    )
+
+
 def unrolled_layout(cfg: ModelConfig) -> Layout:
     """Every layer by itself: for files, and for decoding on CPU, where a scan copies weights."""
-    return Layout(prefix=cfg.num_layers, period=0, count=0, suffix=0)
+    encoder = unrolled_layout(encoder_config(cfg)) if cfg.encoder.num_layers else None
+    return Layout(prefix=cfg.num_layers, period=0, count=0, suffix=0, encoder=encoder)
 
 
 @functools.lru_cache(maxsize=256)
 def scan_layout(cfg: ModelConfig) -> Layout:
     """The layout with the fewest layers to compile: compile time does not grow with depth."""
     specs = layer_specs(cfg)
-    best = unrolled_layout(cfg)
+    best = Layout(prefix=cfg.num_layers, period=0, count=0, suffix=0)
     for period in range(1, len(specs) // 2 + 1):
         for prefix in range(len(specs) - 2 * period + 1):
             if prefix + period >= best.prefix + best.period + best.suffix:
@@ -76,7 +105,8 @@ def scan_layout(cfg: ModelConfig) -> Layout:
             suffix = len(specs) - prefix - period * count
             if count >= 2 and prefix + period + suffix < best.prefix + best.period + best.suffix:
                 best = Layout(prefix, period, count, suffix)
-    return best
+    encoder = scan_layout(encoder_config(cfg)) if cfg.encoder.num_layers else None
+    return dataclasses.replace(best, encoder=encoder)
 
 
 def _repeats(specs: tuple[LayerSpec, ...], start: int, period: int) -> int:

@@ -99,7 +99,7 @@ def _embed(
 def _block(cfg: ModelConfig, params: Tree, x_btd: Any, mask_bt: Any) -> jax.Array:
     model = _bound(cfg, prefix={"0": params})
     with jax.default_matmul_precision("highest"):
-        inputs = model._inputs(mask_bt, _positions(mask_bt), mask_bt, None)
+        inputs = model.inputs(_positions(mask_bt), mask_bt, Runtime())
         return model.prefix["0"](x_btd, inputs, None, None, Runtime())[0]
 
 

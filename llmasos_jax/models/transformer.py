@@ -2,78 +2,55 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jax import lax
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.errors import ConfigError
-from llmasos_jax.models.layout import Layout, layer_specs
-from llmasos_jax.nn.block import Block, BlockInputs
-from llmasos_jax.nn.cache import Cache, LayerCache
+from llmasos_jax.models.layout import Layout, encoder_config
+from llmasos_jax.models.stack import Hidden, Stack
+from llmasos_jax.nn.block import CrossInputs
+from llmasos_jax.nn.cache import Cache, CrossCache
 from llmasos_jax.nn.dropout import Dropout
 from llmasos_jax.nn.embed import Embed, Head
 from llmasos_jax.nn.heads import Affine, MLMHead, Scores, pool
 from llmasos_jax.nn.mask import Visibility
-from llmasos_jax.nn.moe import Routing
-from llmasos_jax.nn.norm import Norm
-from llmasos_jax.nn.rope import document_lengths, rotations
 from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.nn.weight import gathered
 
 
-def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
-    """What `remat="none"` keeps: were gathered weights kept, each device would hold the model."""
-    return primitive.name != "all_gather"
-
-
-REMAT_POLICIES: dict[str, Callable | None] = {
-    "none": _all_but_gathered,
-    "full": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-
-
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Hidden:
-    """What the blocks give.
+class Encoded:
+    """What an encoder gives its decoder.
 
     Attributes:
-      x_btd: after the final norm, [B, T, D].
-      cache: the next state of the cache, if one was given.
-      layers: L + 1 arrays [B, T, D] (the embedding, then after each block, the last after the final
-        norm), if asked for.
-      routing: what the routers did, each sum with a leading axis over the layers that have experts;
-        None without experts.
+      x_bsd: after the encoder's final norm, [B, S, D].
+      segment_ids_bs: int32 [B, S]; a decoder's token sees the states of its own segment, never
+        those of segment 0, which is padding. Where `encode` was given none, 1 everywhere.
+      layers: as in `Hidden`, if asked for.
     """
 
-    x_btd: jax.Array
-    cache: Cache | None = None
+    x_bsd: jax.Array
+    segment_ids_bs: jax.Array
     layers: tuple[jax.Array, ...] | None = None
-    routing: Routing | None = None
 
 
-class Transformer(nnx.Module):
-    """A decoder or encoder trunk with its output layer. The layout says which layers scan."""
+class Transformer(Stack):
+    """A decoder or encoder with embedding and output layer, and the encoder of an encoder-decoder.
+
+    The layout says which layers scan.
+    """
 
     def __init__(self, cfg: ModelConfig, layout: Layout) -> None:
-        specs = layer_specs(cfg)
-        self.cfg = cfg
-        self.layout = layout
-        end = layout.prefix + layout.period
-        tail = layout.num_layers - layout.suffix
+        super().__init__(cfg, layout)
         self.embed = Embed(cfg)
-        self.prefix = _blocks(cfg, specs[: layout.prefix], None)
-        self.periods = _blocks(cfg, specs[layout.prefix : end], layout.count)
-        self.suffix = _blocks(cfg, specs[tail:], None)
-        self.final_norm = Norm(cfg, (cfg.embedding_dim,), (None,)) if cfg.final_norm else None
+        self.encoder = None
+        if layout.encoder is not None:
+            self.encoder = Stack(encoder_config(cfg), layout.encoder)
         self.head = _head(cfg)
         self.pooler = Affine(cfg, cfg.embedding_dim) if cfg.pooler else None
         # Called with what `pooled` gives: float32 [B, 2], "b follows a", "b is from elsewhere".
@@ -88,12 +65,14 @@ class Transformer(nnx.Module):
         positions_bt: jax.Array | None = None,
         segment_ids_bt: jax.Array | None = None,
         token_types_bt: jax.Array | None = None,
+        prefix_bt: jax.Array | None = None,
+        encoded: Encoded | None = None,
         cache: Cache | None = None,
         runtime: Runtime,
         dropout: Dropout | None = None,
         all_layers: bool = False,
     ) -> Hidden:
-        """Runs the blocks.
+        """Runs the blocks; of an encoder-decoder, those of the decoder.
 
         Args:
           tokens_bt: int32 [B, T].
@@ -101,6 +80,10 @@ class Transformer(nnx.Module):
           segment_ids_bt: int32 [B, T]; tokens attend within their segment, 0 is padding. Not with a
             cache.
           token_types_bt: int32 [B, T], for a model that has them; None is type 0 everywhere.
+          prefix_bt: [B, T], not 0 for tokens that every token of their segment sees, for a model
+            with `prefix_lm`; None has none. Not with a cache: there the tokens of one call and
+            those before them are the prefix.
+          encoded: what `encode` gave, for an encoder-decoder; not needed where `cache.cross` is.
           cache: keys and values so far; T more are written.
           runtime: how to run.
           dropout: noise of this step; None for none.
@@ -108,31 +91,73 @@ class Transformer(nnx.Module):
         """
         if token_types_bt is not None and not self.cfg.token_types:
             raise ValueError("token_types_bt was given to a model without token types")
+        if prefix_bt is not None and (not self.cfg.prefix_lm or cache is not None):
+            raise ValueError("prefix_bt is for models with prefix_lm=True, without a cache")
+        cross = self._cross(tokens_bt, segment_ids_bt, encoded, cache)
         positions_bt = _positions(tokens_bt, cache) if positions_bt is None else positions_bt
-        inputs = self._inputs(tokens_bt, positions_bt, segment_ids_bt, cache)
-        with jax.named_scope("embed"):
-            embed = gathered(self.embed, runtime)
-            x_btd = embed(tokens_bt, positions_bt, token_types_bt, runtime)
-        x_btd = x_btd if dropout is None else dropout.at(self.cfg.num_layers)(x_btd)
-        run = _Run(inputs, dropout, runtime, [x_btd] if all_layers else None, [])
-        caches = {} if cache is None else cache.layers
-        new: dict[str, dict[str, LayerCache]] = {}
-        x_btd = run.each(self.prefix, x_btd, caches, new, "prefix", first=0)
-        x_btd = run.scan(self.periods, x_btd, caches, new, first=self.layout.prefix)
-        x_btd = run.each(
-            self.suffix,
-            x_btd,
-            caches,
-            new,
-            "suffix",
-            first=self.layout.num_layers - self.layout.suffix,
+        inputs = self.inputs(
+            positions_bt, segment_ids_bt, runtime, cache=cache, prefix_bt=prefix_bt, cross=cross
         )
-        if self.final_norm is not None:
-            x_btd = gathered(self.final_norm, runtime)(x_btd)
-        if cache is not None:
-            cache = dataclasses.replace(cache, layers=new, slot=cache.slot + tokens_bt.shape[1])
-        layers = None if run.outputs is None else (*run.outputs[:-1], x_btd)
-        return Hidden(x_btd, cache, layers, run.routing())
+        x_btd = self._embedded(tokens_bt, positions_bt, token_types_bt, runtime)
+        x_btd = x_btd if dropout is None else dropout.at(self.cfg.num_layers)(x_btd)
+        return self.run(
+            x_btd, inputs, cache=cache, dropout=dropout, runtime=runtime, all_layers=all_layers
+        )
+
+    def encode(
+        self,
+        tokens_bs: jax.Array,
+        *,
+        positions_bs: jax.Array | None = None,
+        segment_ids_bs: jax.Array | None = None,
+        runtime: Runtime,
+        dropout: Dropout | None = None,
+        all_layers: bool = False,
+    ) -> Encoded:
+        """Runs the encoder of an encoder-decoder; arguments as in `hidden`.
+
+        Args:
+          tokens_bs: int32 [B, S], what the encoder reads.
+          positions_bs: int32 [B, S]; default counts from 0.
+          segment_ids_bs: int32 [B, S]; tokens attend within their segment, 0 is padding.
+          runtime: how to run.
+          dropout: noise of this step; None for none.
+          all_layers: whether to return the residual stream after each block.
+
+        Raises:
+          ConfigError: the model has no encoder.
+        """
+        encoder = self._encoder()
+        if dropout is not None:
+            # A number that no place in the decoder has, so that the two draw other noise.
+            dropout = dropout.at(self.cfg.num_layers + 1)
+        positions_bs = _positions(tokens_bs, None) if positions_bs is None else positions_bs
+        inputs = encoder.inputs(positions_bs, segment_ids_bs, runtime)
+        with jax.named_scope("encoder"):
+            x_bsd = self._embedded(tokens_bs, positions_bs, None, runtime)
+            x_bsd = x_bsd if dropout is None else dropout.at(encoder.cfg.num_layers)(x_bsd)
+            hidden = encoder.run(
+                x_bsd, inputs, dropout=dropout, runtime=runtime, all_layers=all_layers
+            )
+        if segment_ids_bs is None:
+            segment_ids_bs = jnp.ones_like(tokens_bs)
+        return Encoded(hidden.x_btd, segment_ids_bs, hidden.layers)
+
+    def cross_cache(self, encoded: Encoded, runtime: Runtime, dtype: Any = None) -> CrossCache:
+        """What decoding keeps of the encoder's states, for `Cache.cross`.
+
+        Args:
+          encoded: of one text in each row, its tokens of segment 1.
+          runtime: how to run.
+          dtype: of keys and values; None is that of activations.
+
+        Raises:
+          ConfigError: the model has no encoder.
+        """
+        self._encoder()
+        dtype = runtime.act_dtype if dtype is None else dtype
+        layers = self.cross_layers(encoded.x_bsd, runtime, dtype)
+        return CrossCache(layers, encoded.segment_ids_bs)
 
     def logits(self, x_btd: jax.Array, runtime: Runtime) -> jax.Array:
         """Scores of the next token, or of a masked one, from the last hidden state.
@@ -199,32 +224,42 @@ class Transformer(nnx.Module):
             raise ValueError(f'a classifier of level "{level}" was given {x.shape}')
         return self.classifier(x, runtime)
 
-    def _inputs(
+    def _encoder(self) -> Stack:
+        if self.encoder is None:
+            raise ConfigError("model.encoder.num_layers=0: this model has no encoder")
+        return self.encoder
+
+    def _embedded(
         self,
         tokens_bt: jax.Array,
         positions_bt: jax.Array,
+        token_types_bt: jax.Array | None,
+        runtime: Runtime,
+    ) -> jax.Array:
+        with jax.named_scope("embed"):
+            return gathered(self.embed, runtime)(tokens_bt, positions_bt, token_types_bt, runtime)
+
+    def _cross(
+        self,
+        tokens_bt: jax.Array,
         segments_bt: jax.Array | None,
+        encoded: Encoded | None,
         cache: Cache | None,
-    ) -> BlockInputs:
-        q_index = jnp.arange(tokens_bt.shape[1], dtype=jnp.int32)[None]
-        k_index, k_segments, slot = q_index, segments_bt, None
-        if cache is not None:
-            slot = cache.slot
-            q_index, k_index = q_index + slot, jnp.arange(cache.num_slots, dtype=jnp.int32)[None]
-            # Slots before a row's start hold padding: segment 0, which no query of segment 1 sees.
-            segments_bt = jnp.ones_like(tokens_bt)
-            k_segments = (k_index >= cache.start_b[:, None]).astype(jnp.int32)
-        whole = Visibility(q_index, k_index, segments_bt, k_segments, causal=self.cfg.causal)
-        windows = {spec.window for spec in layer_specs(self.cfg)}
-        visible = {window: dataclasses.replace(whole, window=window) for window in windows}
-        counted_bt = jnp.ones(tokens_bt.shape, bool) if segments_bt is None else segments_bt > 0
-        lengths_bt = None
-        if self.cfg.rope_scaling.kind == "longrope" and cache is not None:
-            lengths_bt = jnp.maximum(cache.length_b[:, None], positions_bt + 1)
-        elif self.cfg.rope_scaling.kind == "longrope" and segments_bt is not None:
-            lengths_bt = document_lengths(positions_bt, segments_bt)
-        turns = rotations(self.cfg, positions_bt, lengths_bt)
-        return BlockInputs(visible, turns, slot, counted_bt)
+    ) -> CrossInputs | None:
+        kept = None if cache is None else cache.cross
+        if self.encoder is None:
+            if encoded is not None or kept is not None:
+                raise ValueError("encoded states were given to a model without an encoder")
+            return None
+        if (encoded is None) == (kept is None):
+            raise ValueError("a decoder with an encoder needs either encoded= or cache.cross")
+        k_segments = kept.segment_ids_bs if encoded is None else encoded.segment_ids_bs
+        q_segments = jnp.ones_like(tokens_bt) if segments_bt is None else segments_bt
+        q_index, k_index = (
+            jnp.arange(x.shape[1], dtype=jnp.int32)[None] for x in (q_segments, k_segments)
+        )
+        visible = Visibility(q_index, k_index, q_segments, k_segments, causal=False)
+        return CrossInputs(None if encoded is None else encoded.x_bsd, visible)
 
 
 def _head(cfg: ModelConfig) -> Head | MLMHead | None:
@@ -233,102 +268,8 @@ def _head(cfg: ModelConfig) -> Head | MLMHead | None:
     return None if cfg.tie_embeddings else Head(cfg)
 
 
-def _blocks(cfg: ModelConfig, specs: tuple, stack: int | None) -> nnx.Dict:
-    return nnx.Dict({str(i): Block(cfg, spec, stack=stack) for i, spec in enumerate(specs)})
-
-
 def _positions(tokens_bt: jax.Array, cache: Cache | None) -> jax.Array:
     counted = jnp.arange(tokens_bt.shape[1], dtype=jnp.int32)[None]
     if cache is None:
         return jnp.broadcast_to(counted, tokens_bt.shape)
     return jnp.maximum(counted + cache.slot - cache.start_b[:, None], 0)
-
-
-def _in_order(blocks: nnx.Dict) -> list[tuple[str, Any]]:
-    """Blocks by their number: as keys of a tree they are sorted as texts, "10" before "2"."""
-    return sorted(blocks.items(), key=lambda item: int(item[0]))
-
-
-def _in_layer_order(*stacks: jax.Array) -> jax.Array:
-    """One array over layers from one over periods for each layer of a period."""
-    return jnp.stack(stacks, axis=1).reshape(-1, *stacks[0].shape[1:])
-
-
-@dataclass
-class _Run:
-    """The two drivers over blocks, one by one and scanned, with what they share."""
-
-    inputs: BlockInputs
-    dropout: Dropout | None
-    runtime: Runtime
-    outputs: list[jax.Array] | None
-    routings: list[Routing]  # each with a leading axis over layers
-
-    def each(
-        self, blocks: nnx.Dict, x_btd: jax.Array, caches: dict, new: dict, part: str, first: int
-    ) -> jax.Array:
-        """Runs blocks one after the other, each with its own weights."""
-        for name, block in _in_order(blocks):
-            graphdef, params = nnx.split(block)
-            layer_cache = caches.get(part, {}).get(name)
-            run = self._checkpointed(partial(self._block, graphdef))
-            x_btd, layer_cache, routing = run(params, x_btd, layer_cache, first + int(name))
-            if routing is not None:
-                self.routings.append(jax.tree.map(lambda x: x[None], routing))
-            if layer_cache is not None:
-                new.setdefault(part, {})[name] = layer_cache
-            if self.outputs is not None:
-                self.outputs.append(x_btd)
-        return x_btd
-
-    def scan(
-        self, blocks: nnx.Dict, x_btd: jax.Array, caches: dict, new: dict, first: int
-    ) -> jax.Array:
-        """Runs the periods, each a row of the stacked weights, in one loop."""
-        if not blocks:
-            return x_btd
-        split = {name: nnx.split(block) for name, block in _in_order(blocks)}
-        params = {name: state for name, (_, state) in split.items()}
-        count = jax.tree.leaves(params)[0].shape[0]
-        period = len(split)
-        rows = (params, caches.get("periods"), first + period * jnp.arange(count, dtype=jnp.int32))
-
-        def step(x_btd: jax.Array, row: Any) -> tuple[jax.Array, Any]:
-            weights, layer_caches, layer = row
-            next_caches, outputs, routings = {}, [], []
-            for name, (graphdef, _) in split.items():
-                layer_cache = None if layer_caches is None else layer_caches[name]
-                x_btd, next_caches[name], routing = self._block(
-                    graphdef, weights[name], x_btd, layer_cache, layer + int(name)
-                )
-                outputs.append(x_btd)
-                routings += [] if routing is None else [routing]
-            return x_btd, (next_caches, outputs if self.outputs is not None else None, routings)
-
-        x_btd, (next_caches, outputs, routings) = lax.scan(self._checkpointed(step), x_btd, rows)
-        if routings:
-            self.routings.append(jax.tree.map(_in_layer_order, *routings))
-        if caches.get("periods") is not None:
-            new["periods"] = next_caches
-        if self.outputs is not None:
-            self.outputs += [outputs[i % period][i // period] for i in range(period * count)]
-        return x_btd
-
-    def _block(
-        self, graphdef: Any, params: Any, x_btd: jax.Array, cache: Any, layer: Any
-    ) -> tuple[jax.Array, Any, Routing | None]:
-        block = gathered(nnx.merge(graphdef, params), self.runtime)
-        dropout = None if self.dropout is None else self.dropout.at(layer)
-        return block(x_btd, self.inputs, cache, dropout, self.runtime)
-
-    def routing(self) -> Routing | None:
-        """What the routers did, of all layers."""
-        if not self.routings:
-            return None
-        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *self.routings)
-
-    def _checkpointed(self, fn: Callable) -> Callable:
-        manual = self.runtime.manual
-        if self.runtime.remat == "none" and (manual is None or not manual.gathers):
-            return fn
-        return jax.checkpoint(fn, policy=REMAT_POLICIES[self.runtime.remat])

@@ -22,16 +22,14 @@ from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.nn.weight import weight
 
 
-class Attention(nnx.Module):
-    """Multi-head, grouped- or multi-query attention (Ainslie et al., 2023, arXiv 2305.13245)."""
+class Projections(nnx.Module):
+    """The products around attention: grouped- or multi-query (Ainslie et al., 2023, 2305.13245)."""
 
     def __init__(self, cfg: ModelConfig, *, stack: int | None = None) -> None:
         d, n, k, h = cfg.embedding_dim, cfg.query_heads, cfg.kv_heads, cfg.head_width
         self.attend_fn = resolve(cfg.attention, ATTENTIONS, "model.attention")
         self.scale = cfg.attention_scale if cfg.attention_scale is not None else h**-0.5
         self.soft_cap = cfg.attention_soft_cap
-        self.interleaved = cfg.rope_interleaved
-        self.alibi_heads = n if cfg.position == "alibi" else None
         make = partial(weight, stack=stack)
         q_axes, kv_axes = ("heads", None), ("kv_heads", None)
         self.q = make((d, n, h), ("embed", *q_axes), num_in=1)
@@ -51,6 +49,30 @@ class Attention(nnx.Module):
             norm((k, h) if full else (h,), kv_axes if full else (None,)) if cfg.qk_norm else None
         )
 
+    def queries(self, x_btd: jax.Array, runtime: Runtime) -> jax.Array:
+        """[B, T, N, H] of [B, T, D]."""
+        q_btnh = add_bias(runtime.dot("btd,dnh->btnh", x_btd, self.q[...]), self.q_bias)
+        return q_btnh if self.q_norm is None else self.q_norm(q_btnh)
+
+    def keys_values(self, x_bsd: jax.Array, runtime: Runtime) -> tuple[jax.Array, jax.Array]:
+        """Keys and values, each [B, S, K, H], of [B, S, D]."""
+        k_bskh = add_bias(runtime.dot("btd,dkh->btkh", x_bsd, self.k[...]), self.k_bias)
+        v_bskh = add_bias(runtime.dot("btd,dkh->btkh", x_bsd, self.v[...]), self.v_bias)
+        return k_bskh if self.k_norm is None else self.k_norm(k_bskh), v_bskh
+
+    def out(self, out_btnh: jax.Array, runtime: Runtime) -> jax.Array:
+        """[B, T, D] of what the heads gathered, [B, T, N, H]."""
+        return add_bias(runtime.dot("btnh,nhd->btd", out_btnh, self.o[...]), self.o_bias)
+
+
+class Attention(Projections):
+    """Attention among the tokens of one stack."""
+
+    def __init__(self, cfg: ModelConfig, *, stack: int | None = None) -> None:
+        super().__init__(cfg, stack=stack)
+        self.interleaved = cfg.rope_interleaved
+        self.alibi_heads = cfg.query_heads if cfg.position == "alibi" else None
+
     def __call__(
         self,
         x_btd: jax.Array,
@@ -59,21 +81,22 @@ class Attention(nnx.Module):
         cache: LayerCache | None,
         slot: jax.Array | None,
         runtime: Runtime,
+        bias_nts: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
         """Maps [B, T, D] to [B, T, D].
 
-        With a cache, writes T tokens from `slot` on and attends to all its slots.
+        With a cache, writes T tokens from `slot` on and attends to all its slots. `bias_nts` is
+        added to the scores.
         """
         with jax.named_scope("qkv"):
-            q_btnh = add_bias(runtime.dot("btd,dnh->btnh", x_btd, self.q[...]), self.q_bias)
-            k_bskh = add_bias(runtime.dot("btd,dkh->btkh", x_btd, self.k[...]), self.k_bias)
-            v_bskh = add_bias(runtime.dot("btd,dkh->btkh", x_btd, self.v[...]), self.v_bias)
-        if self.q_norm is not None and self.k_norm is not None:
-            q_btnh, k_bskh = self.q_norm(q_btnh), self.k_norm(k_bskh)
+            q_btnh = self.queries(x_btd, runtime)
+            k_bskh, v_bskh = self.keys_values(x_btd, runtime)
         if rotation is not None:
             with jax.named_scope("rope"):
                 q_btnh = rotate(q_btnh, rotation, interleaved=self.interleaved)
                 k_bskh = rotate(k_bskh, rotation, interleaved=self.interleaved)
+        # A custom attention meets `bias` only in models that have one.
+        more = {} if bias_nts is None else {"bias": bias_nts}
         out_btnh, cache = attend(
             self.attend_fn,
             (q_btnh, k_bskh, v_bskh),
@@ -84,8 +107,38 @@ class Attention(nnx.Module):
             scale=self.scale,
             soft_cap=self.soft_cap,
             slopes=None if self.alibi_heads is None else alibi.slopes(self.alibi_heads),
+            **more,
         )
-        return add_bias(runtime.dot("btnh,nhd->btd", out_btnh, self.o[...]), self.o_bias), cache
+        return self.out(out_btnh, runtime), cache
+
+
+class CrossAttention(Projections):
+    """Attention of a decoder's tokens to the encoder's states; it has no positions."""
+
+    def __call__(
+        self,
+        x_btd: jax.Array,
+        source: jax.Array | LayerCache,
+        visible: Visibility,
+        runtime: Runtime,
+    ) -> jax.Array:
+        """Maps [B, T, D] to [B, T, D].
+
+        `source` is the encoder's states [B, S, D], or their keys and values, kept.
+        """
+        options = {"scale": self.scale, "soft_cap": self.soft_cap, "slopes": None}
+        with jax.named_scope("qkv"):
+            q_btnh = self.queries(x_btd, runtime)
+            pair = None if isinstance(source, LayerCache) else self.keys_values(source, runtime)
+        if pair is None:
+            q_btnh = runtime.place(q_btnh, None, None, "heads", None)
+            with jax.named_scope("attention"):
+                out_btnh = attend_cache(self.attend_fn, q_btnh, source, visible, runtime, **options)
+        else:
+            out_btnh, _ = attend(
+                self.attend_fn, (q_btnh, *pair), visible, None, None, runtime, **options
+            )
+        return self.out(out_btnh, runtime)
 
 
 def attend(
@@ -106,7 +159,7 @@ def attend(
       cache: keys and values so far.
       slot: int32 scalar, where the T tokens are written.
       runtime: how to run.
-      **options: `scale`, `soft_cap` and `slopes` of `kernels.dot_product`.
+      **options: `scale`, `soft_cap`, `slopes` and `bias` of `kernels.dot_product`.
 
     Returns:
       [B, T, N, Z] and the cache's next state.
@@ -116,9 +169,21 @@ def attend(
     if cache is not None and slot is not None:
         cache = cache.write(k_bskh, v_bskz, slot)
     with jax.named_scope("attention"):
-        if cache is not None and attend_fn is dot_product:
-            return cached(q_btnh, cache, visible, **options), cache
         if cache is not None:
-            views = cache.views(q_btnh.shape[0])
-            k_bskh, v_bskz = (x.astype(q_btnh.dtype) for x in views)
+            return attend_cache(attend_fn, q_btnh, cache, visible, runtime, **options), cache
         return attend_fn(q_btnh, k_bskh, v_bskz, visible, runtime=runtime, **options), cache
+
+
+def attend_cache(
+    attend_fn: Callable[..., jax.Array],
+    q_btnh: jax.Array,
+    cache: LayerCache,
+    visible: Visibility,
+    runtime: Runtime,
+    **options: Any,
+) -> jax.Array:
+    """Attends to all slots of a cache as it stands; arguments and result as in `attend`."""
+    if attend_fn is dot_product:
+        return cached(q_btnh, cache, visible, **options)
+    k_bskh, v_bskz = (x.astype(q_btnh.dtype) for x in cache.views(q_btnh.shape[0]))
+    return attend_fn(q_btnh, k_bskh, v_bskz, visible, runtime=runtime, **options)

@@ -66,7 +66,10 @@ class BlockInputs:
 
 
 class Block(nnx.Module):
-    """Attention (in a decoder with an encoder, also to its states) and MLP around a residual stream, with norms where `norm_placement` says."""
+    """Attention and MLP around a residual stream, with norms where `norm_placement` says.
+
+    In the decoder of an encoder-decoder, attention to the encoder's states is between them.
+    """
 
     def __init__(self, cfg: ModelConfig, spec: LayerSpec, *, stack: int | None = None) -> None:
         self.window = spec.window
@@ -100,7 +103,8 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, LayerCache | None, Routing | None]:
         """Maps the residual stream [B, T, D] to the next one, and the cache to its next state.
 
-        `cross_cache` has keys and values of the encoder's states, where they are kept. The third result is what a router did, where the layer has one.
+        `cross_cache` has keys and values of the encoder's states, where they are kept. The third
+        result is what a router did, where the layer has one.
         """
         attend = partial(
             self.attn,

@@ -13,6 +13,7 @@ A token's position is its slot minus its row's start.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,15 +42,20 @@ class LayerCache:
         """S."""
         return self.k_rhs.shape[-1]
 
+    @classmethod
+    def of(cls, k_bskh: jax.Array, v_bskh: jax.Array, dtype: Any) -> LayerCache:
+        """A cache full of these keys and values, [B, S, K, H]."""
+        b, s, k, _ = k_bskh.shape
+        k_rhs = k_bskh.transpose(2, 0, 3, 1).reshape(k * b, -1, s)
+        v_rsh = v_bskh.transpose(2, 0, 1, 3).reshape(k * b, s, -1)
+        return cls(k_rhs.astype(dtype), v_rsh.astype(dtype))
+
     def write(self, k_btkh: jax.Array, v_btkh: jax.Array, slot: jax.Array) -> LayerCache:
         """Writes T tokens from `slot` on."""
-        b, t, k, _ = k_btkh.shape
-        zero = jnp.zeros_like(slot)
-        k_rht = k_btkh.transpose(2, 0, 3, 1).reshape(k * b, -1, t).astype(self.k_rhs.dtype)
-        v_rth = v_btkh.transpose(2, 0, 1, 3).reshape(k * b, t, -1).astype(self.v_rsh.dtype)
+        zero, new = jnp.zeros_like(slot), self.of(k_btkh, v_btkh, self.k_rhs.dtype)
         return LayerCache(
-            lax.dynamic_update_slice(self.k_rhs, k_rht, (zero, zero, slot)),
-            lax.dynamic_update_slice(self.v_rsh, v_rth, (zero, slot, zero)),
+            lax.dynamic_update_slice(self.k_rhs, new.k_rhs, (zero, zero, slot)),
+            lax.dynamic_update_slice(self.v_rsh, new.v_rsh, (zero, slot, zero)),
         )
 
     def views(self, batch_size: int) -> tuple[jax.Array, jax.Array]:
@@ -57,6 +63,20 @@ class LayerCache:
         k_kbhs = self.k_rhs.reshape(-1, batch_size, *self.k_rhs.shape[1:])
         v_kbsh = self.v_rsh.reshape(-1, batch_size, *self.v_rsh.shape[1:])
         return k_kbhs.transpose(1, 3, 0, 2), v_kbsh.transpose(1, 2, 0, 3)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CrossCache:
+    """What a decoder keeps of the encoder's states: written once, then only read.
+
+    Attributes:
+      layers: a tree like the decoder's layers of LayerCache, S slots of the encoder's tokens.
+      segment_ids_bs: int32 [B, S], 1 for tokens of the row's text; 0 is padding, which is unseen.
+    """
+
+    layers: dict[str, dict[str, LayerCache]]
+    segment_ids_bs: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -69,13 +89,16 @@ class Cache:
       start_b: int32 [B], each row's first slot that holds a token.
       slot: int32 scalar, where the next token goes.
       length_b: int32 [B], tokens that each row is known to have, the prompt's: where angles depend
-        on a sequence's length ("longrope"), the first piece of a long prompt must know it.
+        on a sequence's length ("longrope"), the first piece of a long prompt must know it; where
+        a prompt is seen in both directions, what follows these tokens is not of it (0: unknown).
+      cross: what cross-attention reads; None in a model without an encoder.
     """
 
     layers: dict[str, dict[str, LayerCache]]
     start_b: jax.Array
     slot: jax.Array
     length_b: jax.Array
+    cross: CrossCache | None = None
 
     @property
     def num_slots(self) -> int:

@@ -30,6 +30,7 @@ def dot_product(
     scale: float,
     soft_cap: float | None = None,
     slopes: np.ndarray | None = None,
+    bias: jax.Array | None = None,
     runtime: Runtime,
 ) -> jax.Array:
     """Gives softmax(q k^T * scale + bias) v over what is visible.
@@ -43,13 +44,16 @@ def dot_product(
       visible: who sees whom.
       scale: multiplies the scores.
       soft_cap: c in c tanh(scores / c), after the scale.
-      slopes: ALiBi's slope of each query head, float32 [N]; None for no bias.
+      slopes: ALiBi's slope of each query head, float32 [N]; None for no such bias.
+      bias: added to the scores (after the cap), float32 [N, T, S]; None for none. A function of
+        your own gets it only from models with relative positions.
       runtime: chooses the kernel: on TPU the splash kernel where it has all that is asked for.
 
     Returns:
       [B, T, N, H] in `q_btnh`'s dtype; the softmax is float32.
     """
-    if runtime.platform == "tpu" and splash_fits(q_btnh.shape, k_bskh.shape, slopes):
+    fits = partial(splash_fits, q_btnh.shape, k_bskh.shape)
+    if runtime.platform == "tpu" and fits(slopes, bias, visible.k_prefix):
         return splash_attention(
             q_btnh,
             k_bskh,
@@ -60,7 +64,8 @@ def dot_product(
             manual=runtime.manual,
             mesh=runtime.mesh,
         )
-    return reference(q_btnh, k_bskh, v_bskh, visible, scale=scale, soft_cap=soft_cap, slopes=slopes)
+    options = {"scale": scale, "soft_cap": soft_cap, "slopes": slopes, "bias": bias}
+    return reference(q_btnh, k_bskh, v_bskh, visible, **options)
 
 
 ATTENTIONS = {"dot_product": dot_product}
@@ -75,6 +80,7 @@ def reference(
     scale: float,
     soft_cap: float | None = None,
     slopes: np.ndarray | None = None,
+    bias: jax.Array | None = None,
 ) -> jax.Array:
     """`dot_product` written out with plain products: runs anywhere, holds [B, N, T, S] scores."""
     b, t, n, h = q_btnh.shape
@@ -83,7 +89,7 @@ def reference(
     scores = (
         jnp.einsum("btkgh,bskh->bkgts", q_btkgh, k_bskh, preferred_element_type=jnp.float32) * scale
     )
-    weights = _weights(scores, visible, soft_cap, slopes, head_axis=1).astype(v_bskh.dtype)
+    weights = _weights(scores, visible, soft_cap, slopes, bias, head_axis=1).astype(v_bskh.dtype)
     out = jnp.einsum("bkgts,bskh->btkgh", weights, v_bskh, preferred_element_type=jnp.float32)
     return out.reshape(b, t, n, -1).astype(q_btnh.dtype)
 
@@ -96,6 +102,7 @@ def cached(
     scale: float,
     soft_cap: float | None = None,
     slopes: np.ndarray | None = None,
+    bias: jax.Array | None = None,
 ) -> jax.Array:
     """`dot_product` over all slots of a cache, in the cache's own layout."""
     b, t, n, h = q_btnh.shape
@@ -107,7 +114,7 @@ def cached(
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     scores_rms = product("rmh,rhs->rms", q_rmh, keys) * scale
     scores_kbgts = scores_rms.reshape(k, b, g, t, s)
-    weights = _weights(scores_kbgts, visible, soft_cap, slopes, head_axis=0)
+    weights = _weights(scores_kbgts, visible, soft_cap, slopes, bias, head_axis=0)
     out_rmh = product("rms,rsh->rmh", weights.reshape(r, g * t, s).astype(values.dtype), values)
     out_btkgh = out_rmh.reshape(k, b, g, t, -1).transpose(1, 3, 0, 2, 4)
     return out_btkgh.reshape(b, t, n, -1).astype(q_btnh.dtype)
@@ -118,6 +125,7 @@ def _weights(
     visible: Visibility,
     soft_cap: float | None,
     slopes: np.ndarray | None,
+    bias: jax.Array | None,
     *,
     head_axis: int,
 ) -> jax.Array:
@@ -129,5 +137,8 @@ def _weights(
         heads[head_axis], heads[2] = scores.shape[head_axis], scores.shape[2]
         distance = jnp.expand_dims(jnp.abs(visible.distance()), (head_axis, 2))
         scores = scores - jnp.asarray(slopes).reshape(heads) * distance.astype(jnp.float32)
+    if bias is not None:
+        bias_kgts = bias.reshape(scores.shape[head_axis], scores.shape[2], *bias.shape[1:])
+        scores = scores + jnp.expand_dims(bias_kgts, 1 - head_axis)
     scores = jnp.where(jnp.expand_dims(visible.mask(), (head_axis, 2)), scores, MASKED)
     return jax.nn.softmax(scores, axis=-1)

@@ -18,6 +18,8 @@ class Visibility:
         slot).
       q_segments, k_segments: int32 [B, T] and [B, S]; a query sees its own segment only. 0 is
         padding. None: one segment.
+      k_prefix: bool [B, S], keys that every query of their segment sees, those before them too;
+        None has none.
       causal: whether a query sees only its own place and those before it.
       window: how many places back it sees, its own included (and as many ahead, if not causal);
         None sees all.
@@ -27,6 +29,7 @@ class Visibility:
     k_index: jax.Array
     q_segments: jax.Array | None
     k_segments: jax.Array | None
+    k_prefix: jax.Array | None = None
     causal: bool = field(metadata={"static": True}, default=True)
     window: int | None = field(metadata={"static": True}, default=None)
 
@@ -34,10 +37,10 @@ class Visibility:
         """True where the query sees the key, bool [B or 1, T, S]."""
         back = self.distance()
         seen = back >= 0 if self.causal else jnp.ones_like(back, bool)
+        if self.k_prefix is not None:
+            seen = seen | self.k_prefix[:, None, :]
         if self.window is not None:
-            seen &= back < self.window
-            if not self.causal:
-                seen &= back > -self.window
+            seen &= (back < self.window) & (back > -self.window)
         if self.q_segments is not None and self.k_segments is not None:
             seen = seen & (self.q_segments[:, :, None] == self.k_segments[:, None, :])
         return seen

@@ -21,10 +21,15 @@ BLOCKS = (512, 256, 128)
 
 
 def splash_fits(
-    q_shape: tuple[int, ...], k_shape: tuple[int, ...], slopes: np.ndarray | None
+    q_shape: tuple[int, ...],
+    k_shape: tuple[int, ...],
+    slopes: np.ndarray | None,
+    bias: jax.Array | None = None,
+    prefix: jax.Array | None = None,
 ) -> bool:
-    """Whether the kernel can do it: whole blocks, as many keys as queries, no ALiBi."""
-    return slopes is None and q_shape[1] == k_shape[1] and q_shape[1] % BLOCKS[-1] == 0
+    """Whether the kernel can do it: whole blocks, as many keys as queries, no bias, no prefix."""
+    is_plain = slopes is None and bias is None and prefix is None
+    return is_plain and q_shape[1] == k_shape[1] and q_shape[1] % BLOCKS[-1] == 0
 
 
 def splash_attention(
@@ -60,13 +65,13 @@ def splash_attention(
     b, t, n, _ = q_btnh.shape
     mesh = mesh if manual is None else manual.mesh
     ways = 1 if mesh is None else mesh.shape["tensor"]
-    segments_bt = visible.q_segments
-    if segments_bt is None:
-        segments_bt = jnp.zeros((b, t), jnp.int32)
+    segments = (visible.q_segments, visible.k_segments)
+    if segments[0] is None or segments[1] is None:
+        segments = (jnp.zeros((b, t), jnp.int32),) * 2
 
     def attend(q_bnth: jax.Array, k_bkth: jax.Array, v_bkth: jax.Array, ids: Any) -> jax.Array:
         kernel = _kernel(n // ways, t, visible.causal, visible.window, soft_cap, interpret)
-        return jax.vmap(kernel)(q_bnth, k_bkth, v_bkth, splash.SegmentIds(ids, ids))
+        return jax.vmap(kernel)(q_bnth, k_bkth, v_bkth, splash.SegmentIds(*ids))
 
     if mesh is not None:
         # Pallas kernels cannot be partitioned by the compiler: every axis is manual around them.
@@ -74,7 +79,7 @@ def splash_attention(
         attend = jax.shard_map(
             attend,
             mesh=mesh if manual is None else None,  # inside another one, it is that one's
-            in_specs=(heads, heads, heads, PartitionSpec()),
+            in_specs=(heads, heads, heads, (PartitionSpec(), PartitionSpec())),
             out_specs=heads,
             axis_names=set(mesh.axis_names) if manual is None else {"tensor"},
             check_vma=False,
@@ -82,7 +87,7 @@ def splash_attention(
     # The kernel does not scale; the scale itself must not be rounded to the queries' type.
     scaled = (q_btnh.astype(jnp.float32) * scale).astype(q_btnh.dtype)
     q, k, v = (x.swapaxes(1, 2) for x in (scaled, k_bskh, v_bskh))
-    return attend(q, k, v, segments_bt).swapaxes(1, 2)
+    return attend(q, k, v, segments).swapaxes(1, 2)
 
 
 def _kernel(

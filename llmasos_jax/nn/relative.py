@@ -1,0 +1,90 @@
+"""T5's relative positions: a bias of scores by how far a key lies from its query.
+
+Raffel et al., 2019, arXiv 1910.10683, section 2.1; the buckets are those of its released code.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.nn.mask import Visibility
+from llmasos_jax.nn.runtime import Runtime
+from llmasos_jax.nn.weight import weight
+
+
+class RelativeBias(nnx.Module):
+    """One table for all layers of a stack: a number for each bucket of distances and each head."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        shape = (cfg.relative_buckets, cfg.query_heads)
+        self.buckets = weight(shape, (None, "heads"), is_float32=True)
+        self.max_distance = cfg.relative_max_distance
+        self.both_ways = not cfg.causal
+
+    def __call__(self, visible: Visibility, runtime: Runtime) -> jax.Array:
+        """What is added to the scores of each query and key, float32 [N, T, S]."""
+        table_nb = self.buckets[...].T
+        bucket_ts = buckets(
+            visible.distance()[0], table_nb.shape[1], self.max_distance, both_ways=self.both_ways
+        )
+        bias_nts = jnp.take(table_nb, bucket_ts, axis=1)
+        return runtime.place(bias_nts, "heads", None, None)
+
+
+def buckets(back: jax.Array, num: int, max_distance: int, *, both_ways: bool) -> jax.Array:
+    """The bucket of each distance.
+
+    ::
+
+        back       0 1 .. e-1 | e ...................... max_distance ...
+        bucket     0 1 .. e-1 | e, ever wider in log(back) .. num - 1
+
+    with e = num / 2. Keys ahead of the query share bucket 0; or, if `both_ways`, each side has half
+    of the buckets: what lies behind the first half, what lies ahead the second.
+
+    Args:
+      back: int32, how far a key lies behind its query; negative is ahead.
+      num: buckets in all, a multiple of 4.
+      max_distance: from here on all are in the last bucket of their side.
+      both_ways: whether there are buckets for keys ahead.
+
+    Returns:
+      int32 of `back`'s shape, 0 to num - 1.
+
+    Example:
+      >>> buckets(jnp.array([-2, 0, 1, 5, 8, 15, 16, 100]), 8, 16, both_ways=False).tolist()
+      [0, 0, 1, 4, 6, 7, 7, 7]
+    """
+    each = num // 2 if both_ways else num
+    distance = jnp.abs(back) if both_ways else jnp.maximum(back, 0)
+    exact = each // 2
+    firsts = jnp.array(_firsts(each, max_distance), jnp.int32)
+    wide = exact + jnp.searchsorted(firsts, distance, side="right", method="compare_all")
+    bucket = jnp.where(distance < exact, distance, wide.astype(jnp.int32))
+    return bucket + jnp.where(back < 0, each, 0) if both_ways else bucket
+
+
+@functools.cache
+def _firsts(num: int, max_distance: int) -> tuple[int, ...]:
+    """The first distance of each wide bucket but the first.
+
+    The bucket of d is e + floor(log(d / e) / log(max_distance / e) * (num - e)). It is e + j or more
+    where d^(num - e) e^j >= max_distance^j e^(num - e): in whole numbers nothing is rounded.
+    """
+    exact = num // 2
+    power, found = num - exact, []
+    for j in range(1, power):
+        low, high = exact, max_distance
+        while low < high:
+            middle = (low + high) // 2
+            if middle**power * exact**j >= max_distance**j * exact**power:
+                high = middle
+            else:
+                low = middle + 1
+        found.append(low)
+    return tuple(found)
