@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, cast, overload
 
 import grain
+import jax
 import numpy as np
 
 from llmasos_jax.config.schema import Config
 from llmasos_jax.data.batch import Batch
 from llmasos_jax.data.corpus import Corpus, open_corpus
-from llmasos_jax.data.objectives import Prepare, causal
-from llmasos_jax.data.packing import PackedRows, empty_row
+from llmasos_jax.data.objectives import MakeRows, Prepare, causal
+from llmasos_jax.data.packing import PackedRows
 from llmasos_jax.data.sources import documents
 from llmasos_jax.data.tokenizer import Tokenizer
 from llmasos_jax.errors import ConfigError, DataError
@@ -92,6 +93,7 @@ class Data:
       train: this process's rows of every training batch.
       heldout: this process's rows of the held-out batches.
       corpus: the token ids.
+      num_train_rows: rows of one epoch.
       batch_size: rows of a batch over all processes.
       sequence_length: tokens of a row.
     """
@@ -99,17 +101,18 @@ class Data:
     train: TrainBatches
     heldout: HeldoutBatches
     corpus: Corpus
+    num_train_rows: int
     batch_size: int
     sequence_length: int
 
     @property
     def num_train_tokens(self) -> int:
-        """Tokens of one epoch, bos and eos included."""
+        """Tokens of one epoch; with bos and eos, where the corpus has them."""
         return self.corpus.train.num_tokens
 
     @property
     def num_heldout_tokens(self) -> int:
-        """Tokens held out, bos and eos included."""
+        """Tokens held out; with bos and eos, where the corpus has them."""
         return self.corpus.heldout.num_tokens
 
     @property
@@ -149,6 +152,8 @@ def open_data(
     process_index: int = 0,
     process_count: int = 1,
     prepare: Prepare | None = None,
+    rows: MakeRows = PackedRows,
+    by_sentence: bool = False,
 ) -> Data:
     """Opens a run's data: documents, split, tokens, rows, batches.
 
@@ -162,11 +167,13 @@ def open_data(
       cache: folder for token ids; a second run finds them there.
       process_index: which host this is, from 0.
       process_count: how many there are.
-      prepare: the objective's NumPy side, `(PackedRow, Generator) -> Batch`; None is `causal`.
+      prepare: the objective's NumPy side, `(row, Generator) -> Batch`; None is `causal`.
+      rows: from the documents and `data.sequence_length` to their rows.
+      by_sentence: whether the corpus keeps where sentences end, and has no bos and eos.
 
     Raises:
       ConfigError: `train.batch_size` is not divisible by `process_count`.
-      DataError: what `documents` raises, or fewer tokens than one batch.
+      DataError: what `documents` and `rows` raise, or fewer tokens than one batch.
     """
     rows_per_process, rest = divmod(cfg.train.batch_size, process_count)
     if rest:
@@ -175,7 +182,8 @@ def open_data(
             f"processes; try {cfg.train.batch_size - rest or process_count} or "
             f"{cfg.train.batch_size - rest + process_count}"
         )
-    corpus = open_corpus(documents(cfg.data, cache), tokenizer, cfg.data, cache)
+    source = documents(cfg.data, cache)
+    corpus = open_corpus(source, tokenizer, cfg.data, cache, by_sentence=by_sentence)
     needed = cfg.train.batch_size * cfg.data.sequence_length
     if corpus.train.num_tokens < needed:
         raise DataError(
@@ -184,9 +192,9 @@ def open_data(
             f"data.sequence_length={cfg.data.sequence_length}); give more text, or lower either"
         )
     prepare = prepare or causal
-    train = PackedRows(corpus.train, cfg.data.sequence_length)
+    train = rows(corpus.train, cfg.data.sequence_length)
+    heldout = rows(corpus.heldout, cfg.data.sequence_length)
     batches = _train_batches(train, cfg.data.seed, prepare, rows_per_process)
-    heldout = PackedRows(corpus.heldout, cfg.data.sequence_length)
     first = process_index * rows_per_process
 
     def heldout_batch(index: int) -> Batch:
@@ -197,17 +205,18 @@ def open_data(
         train=TrainBatches(batches[process_index::process_count]),
         heldout=HeldoutBatches(heldout_batch, -(-len(heldout) // cfg.train.batch_size)),
         corpus=corpus,
+        num_train_rows=len(train),
         batch_size=cfg.train.batch_size,
         sequence_length=cfg.data.sequence_length,
     )
 
 
 def _train_batches(
-    rows: PackedRows, seed: int, prepare: Prepare, rows_per_process: int
+    rows: Sequence[Any], seed: int, prepare: Prepare, rows_per_process: int
 ) -> grain.MapDataset:
     """Batches of all processes in turn: n * process_count + p is of step n, process p."""
     return (
-        grain.MapDataset.source(rows)
+        grain.MapDataset.source(cast(Any, rows))
         # grain's epoch e uses seed + e, so runs with seeds 0 and 1 would share all epochs but one;
         # a hash of the seed sets them apart.
         .shuffle(seed=_seed("order", seed))
@@ -218,18 +227,21 @@ def _train_batches(
     )
 
 
-def _fixed_batch(rows: PackedRows, indices: range, seed: int, prepare: Prepare) -> Batch:
+def _fixed_batch(rows: Sequence[Any], indices: range, seed: int, prepare: Prepare) -> Batch:
     def row(index: int) -> Batch:
-        packed = rows[index] if index < len(rows) else empty_row(rows.sequence_length)
-        return prepare(packed, np.random.default_rng([_seed("heldout", seed), index]))
+        return prepare(rows[index], np.random.default_rng([_seed("heldout", seed), index]))
 
-    return stack([row(i) for i in indices])
+    made = [row(i) for i in indices if i < len(rows)]
+    # After the last row comes padding: all arrays 0, so of no segment and of no weight.
+    padding = jax.tree.map(np.zeros_like, made[0] if made else row(0))
+    return stack(made + [padding] * (len(indices) - len(made)))
 
 
 def stack(rows: Sequence[Batch]) -> Batch:
     """Puts prepared rows together: [T] each becomes [B, T].
 
     Example:
+      >>> from llmasos_jax.data.packing import empty_row
       >>> row = causal(empty_row(4))
       >>> stack([row, row]).tokens.shape
       (2, 4)
