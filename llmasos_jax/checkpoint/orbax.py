@@ -159,24 +159,13 @@ class Checkpointer:
             steps.read_json(folder, steps.DATA),
             steps.read_json(folder, steps.CONFIG),
         )
-        targets = {
-            name: _stored_target(leaf) for name, leaf in wanted.items() if 0 not in leaf.shape
-        }
-        restore_args = {
-            name: ocp.ArrayRestoreArgs(sharding=t.sharding, global_shape=t.shape, dtype=t.dtype)
-            for name, t in targets.items()
-        }
-        arguments = ocp.args.PyTreeRestore(item=nest(targets), restore_args=nest(restore_args))
+        arguments = ocp.args.Composite(**{steps.STATE: _arguments(wanted)})
         try:
             with _no_stragglers():
-                found = self._manager.restore(
-                    int(folder.name), args=ocp.args.Composite(**{steps.STATE: arguments})
-                )
+                found = self._manager.restore(int(folder.name), args=arguments)
         except Exception as error:
             raise steps.damaged(folder, error) from error
-        arrays = flatten(found[steps.STATE])
-        values = [_as_wanted(arrays.get(name), leaf) for name, leaf in wanted.items()]
-        state = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(abstract_state), values)
+        state = _as_target(found[steps.STATE], wanted, abstract_state)
         return Restored(int(folder.name), state, data_state, config)
 
     def wait(self) -> None:
@@ -203,6 +192,55 @@ class Checkpointer:
             f'cannot write a checkpoint to "{self.folder}" ({first}); check the free space and the '
             "permissions. Checkpoints written before are whole."
         )
+
+
+def restore_part(folder: Path, name: str, abstract: Any) -> Any:
+    """Reads one part of the state in a step folder of another run, and changes nothing there.
+
+    Args:
+      folder: from `steps.find_step`.
+      name: the part's key in the state ("params").
+      abstract: a pytree of `jax.ShapeDtypeStruct`, each with the sharding it is to have.
+
+    Returns:
+      The same pytree with arrays.
+
+    Raises:
+      CheckpointError: it is damaged, or its leaves are not the target's; then the message lists
+        every leaf that differs and nothing has been read.
+    """
+    _quieten()
+    wanted = flatten({name: abstract})
+    found = {n: leaf for n, leaf in read_leaves(folder).items() if n.startswith(f"{name}/")}
+    check_same(found, _described(wanted), str(folder))
+    reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    try:
+        with _no_stragglers(), contextlib.closing(reader):
+            stored = reader.restore(
+                folder / steps.STATE, args=_arguments(wanted, partial_restore=True)
+            )
+    except Exception as error:
+        raise steps.damaged(folder, error) from error
+    return _as_target(stored, wanted, abstract)
+
+
+def _arguments(wanted: Mapping[str, Any], *, partial_restore: bool = False) -> Any:
+    """What Orbax is told to read: every leaf that has numbers, where it is to live."""
+    targets = {name: _stored_target(leaf) for name, leaf in wanted.items() if 0 not in leaf.shape}
+    restore_args = {
+        name: ocp.ArrayRestoreArgs(sharding=t.sharding, global_shape=t.shape, dtype=t.dtype)
+        for name, t in targets.items()
+    }
+    return ocp.args.PyTreeRestore(
+        item=nest(targets), restore_args=nest(restore_args), partial_restore=partial_restore
+    )
+
+
+def _as_target(stored: Any, wanted: Mapping[str, Any], abstract: Any) -> Any:
+    """The pytree that the caller asked for, from what Orbax read."""
+    arrays = flatten(stored)
+    values = [_as_wanted(arrays.get(name), leaf) for name, leaf in wanted.items()]
+    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(abstract), values)
 
 
 def _described(named: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from llmasos_jax.errors import DataError, PreemptedError, TrainingFailedError
 from llmasos_jax.train.hooks import Hook, RunInfo
 from llmasos_jax.train.metrics import Speed, heldout_values, mfu, step_values
 from llmasos_jax.train.preemption import StopRequest
+from llmasos_jax.train.start import weights_of
 from llmasos_jax.train.state import StepMetrics, TrainState
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def restore_or_start(trainer: Trainer, data: Data, checkpoints: Checkpointer) ->
     """The state to go on from.
 
     1. The newest checkpoint of this run, with the data position that was saved beside it.
-    2. Random weights, from `train.seed`.
+    2. The newest weights of the run that `train.start_from` names.
+    3. Random weights, from `train.seed`.
 
     Raises:
       CheckpointError: the checkpoint is of another model or optimizer; every leaf is listed.
@@ -50,7 +52,10 @@ def restore_or_start(trainer: Trainer, data: Data, checkpoints: Checkpointer) ->
         restored = checkpoints.restore(trainer.abstract_state)
         data.restore(restored.data_state)
         return restored.state
-    return trainer.init(jax.random.key(trainer.cfg.train.seed))
+    key = jax.random.key(trainer.cfg.train.seed)
+    if trainer.cfg.train.start_from is not None:
+        return trainer.start(key, weights_of(trainer.cfg, trainer.abstract_state.params))
+    return trainer.init(key)
 
 
 def fit(

@@ -182,7 +182,7 @@ def build_objective(cfg: Config, vocabulary: Vocabulary | None = None) -> Object
       'loss'
     """
     vocabulary = stand_in(cfg.model.vocab_size) if vocabulary is None else vocabulary
-    found = resolve(cfg.objective.name, TABLE, "objective.name")
+    found: Any = resolve(cfg.objective.name, TABLE, "objective.name")
     is_factory = callable(found) and not isinstance(found, Objective)
     objective = found(cfg, vocabulary) if is_factory else found
     if not isinstance(objective, Objective):

@@ -54,9 +54,11 @@ class ProgressBar(Hook):
 
     def on_eval(self, step: int, values: Values) -> None:
         """Writes the held-out loss."""
+        shares = {name: v for name, v in values.items() if name.endswith("accuracy")}
+        told = [f", {_spoken(name)} {value:.1%}" for name, value in shares.items()]
         self._say(
             f"step {step}  held-out loss {values['heldout_loss']:.4f}, "
-            f"perplexity {values['heldout_perplexity']:.2f}"
+            f"perplexity {values['heldout_perplexity']:.2f}{''.join(told)}"
         )
 
     def on_sample(self, step: int, text: str) -> None:
@@ -91,6 +93,11 @@ class ProgressBar(Hook):
             self._bar.console.print(text, markup=False, highlight=False)
         else:
             print(text, file=sys.stderr, flush=True)
+
+
+def _spoken(name: str) -> str:
+    """A value's name as a person says it beside "held-out"."""
+    return name.removeprefix("heldout_").replace("_", " ")
 
 
 def summary(values: Values, short: bool = False) -> str:

@@ -22,7 +22,8 @@ class TrainResult:
       workdir: the training folder.
       step: optimizer steps done.
       loss: of the last step, nats per token.
-      heldout_loss: nats per token; None if nothing was held out.
+      heldout_loss: nats per token, plus the means of an objective's further terms; None if nothing
+        was held out.
       heldout_perplexity: per token.
       unigram_perplexity, bigram_perplexity: of add-one smoothed counts of the training tokens, on
         the same held-out tokens; None where they cannot be compared (another objective) or the
@@ -30,6 +31,13 @@ class TrainResult:
       tokens: positions that the model has read.
       seconds: of this process's part of the run.
       sample: what the model wrote at the end.
+      heldout_accuracy: share of the held-out targets (of "mlm": masked tokens) that have the
+        largest logit.
+      most_frequent_accuracy: share of them that are the most frequent token of training; None where
+        bigrams are the comparison.
+      heldout_nsp_accuracy, heldout_sop_accuracy: share of the held-out rows whose pair of sentences
+        is told right; None for an objective without pairs.
+      larger_class_accuracy: share of them that are of the more frequent kind.
 
     Example:
       >>> print(TrainResult(Path("runs/a"), 10, 2.5, 2.6, 13.5, 90.0, 20.25, 4096, 7.0))
@@ -38,6 +46,17 @@ class TrainResult:
       loss               2.5000 nats per token
       held-out loss      2.6000 nats per token
       held-out           perplexity 13.50 per token (bigram 20.25, unigram 90.00)
+
+      Masked tokens and pairs of sentences stand beside what one answer for all reaches:
+
+      >>> masked = TrainResult(Path("runs/a"), 10, 2.5, 2.6, 13.5, 90.0, None, 4096, 7.0,
+      ...     heldout_accuracy=0.3, most_frequent_accuracy=0.05,
+      ...     heldout_nsp_accuracy=0.75, larger_class_accuracy=0.51)
+      >>> for line in str(masked).splitlines()[-3:]:
+      ...     print(line)
+      held-out           perplexity 13.50 per token (unigram 90.00)
+      accuracy           30.0% right (most frequent 5.0%)
+      next sentence      75.0% right (larger class 51.0%)
     """
 
     workdir: Path
@@ -50,6 +69,11 @@ class TrainResult:
     tokens: int
     seconds: float
     sample: str | None = None
+    heldout_accuracy: float | None = None
+    most_frequent_accuracy: float | None = None
+    heldout_nsp_accuracy: float | None = None
+    heldout_sop_accuracy: float | None = None
+    larger_class_accuracy: float | None = None
 
     def rows(self) -> list[tuple[str, str]]:
         """Names and values, for people."""
@@ -61,15 +85,26 @@ class TrainResult:
             rows.append(("loss", f"{self.loss:.4f} nats per token"))
         if self.heldout_loss is not None and self.heldout_perplexity is not None:
             rows.append(("held-out loss", f"{self.heldout_loss:.4f} nats per token"))
+            counted = {"bigram": self.bigram_perplexity, "unigram": self.unigram_perplexity}
+            known = [f"{name} {value:.2f}" for name, value in counted.items() if value is not None]
             text = f"perplexity {self.heldout_perplexity:.2f} per token"
-            if self.bigram_perplexity is not None and self.unigram_perplexity is not None:
-                text += (
-                    f" (bigram {self.bigram_perplexity:.2f}, unigram {self.unigram_perplexity:.2f})"
-                )
-            rows.append(("held-out", text))
+            rows.append(("held-out", text + (f" ({', '.join(known)})" if known else "")))
+        rows += [
+            (name, f"{found:.1%} right ({baseline} {share:.1%})")
+            for name, found, baseline, share in (
+                ("accuracy", self.heldout_accuracy, "most frequent", self.most_frequent_accuracy),
+                ("next sentence", self.heldout_nsp_accuracy, *self._larger_class),
+                ("sentence order", self.heldout_sop_accuracy, *self._larger_class),
+            )
+            if found is not None and share is not None
+        ]
         if self.sample is not None:
             rows.append(("sample", self.sample))
         return rows
+
+    @property
+    def _larger_class(self) -> tuple[str, float | None]:
+        return "larger class", self.larger_class_accuracy
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<18} {value}" for name, value in self.rows())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import sys
 import time
@@ -19,14 +20,18 @@ from llmasos_jax.config.schema import Config
 from llmasos_jax.data.baselines import Baselines, baselines
 from llmasos_jax.data.pipeline import Data, open_data
 from llmasos_jax.data.sources import documents
+from llmasos_jax.data.target_baselines import TargetBaselines, target_baselines
 from llmasos_jax.data.tokenizer import Tokenizer, build_tokenizer
+from llmasos_jax.data.vocabulary import Vocabulary, vocabulary_of
 from llmasos_jax.models.count import count_parameters, flops_per_token
 from llmasos_jax.parallel.mesh import make_mesh
 from llmasos_jax.train.hooks import Hook, Hooks, MetricsFile, RunInfo, TensorBoard, named_hooks
 from llmasos_jax.train.loop import Fitted, fit, restore_or_start
 from llmasos_jax.train.metrics import Speed, peak_flops
+from llmasos_jax.train.objective import TABLE, build_objective
 from llmasos_jax.train.progress import ProgressBar
 from llmasos_jax.train.result import TrainResult, read_result
+from llmasos_jax.train.start import tokenizer_of
 from llmasos_jax.train.step import Trainer, make_trainer
 from llmasos_jax.train.workdir import claimed, newest_step, saved_tokenizer
 
@@ -72,26 +77,38 @@ def run(
     if finished is not None:
         return finished
     # All that the config names is opened before anything is written: a refused run leaves nothing.
+    # The objective is built twice: what it refuses in a config is said before a tokenizer is made.
     trainer, told = make_trainer(config, make_mesh(config.mesh)), _hooks(config, hooks)
     cache = cache or cache_folder() / "data"
-    tokenizer = None if step is None else saved_tokenizer(workdir)
-    if tokenizer is None:
-        tokenizer = build_tokenizer(config, documents(config.data, cache), cache)
+    tokenizer = _tokenizer(config, workdir, cache, is_new=step is None)
+    vocabulary = vocabulary_of(tokenizer, config.model.vocab_size)
+    trainer = dataclasses.replace(trainer, objective=build_objective(config, vocabulary))
     data = _open(config, tokenizer, trainer, cache)
     with contextlib.closing(data), claimed(workdir, config, tokenizer, is_new=step is None):
         policy = config.checkpoint
         keeper = Checkpointer(workdir / steps.FOLDER, policy.every_steps, policy.keep)
         with contextlib.closing(keeper):
             state = restore_or_start(trainer, data, keeper)
-            speed, parameters = _speed(trainer, data), count_parameters(config.model)
+            speed, parameters = _speed(trainer), count_parameters(config.model)
             info = RunInfo(config, workdir, int(state.step), parameters, speed)
             sampler = None if sample is None else functools.partial(sample, config, tokenizer)
             fitted = fit(trainer, data, keeper, state, told, info, sampler)
-            counts = _baselines(config, tokenizer, data, fitted)
-    result = _result(workdir, fitted, counts, data, time.monotonic() - start_s)
+            counts = _baselines(config, vocabulary, data, fitted)
+    tokens = fitted.step * speed.tokens_per_step
+    result = _result(workdir, fitted, counts, tokens, time.monotonic() - start_s)
     if jax.process_index() == 0:
         result.write()
     return result
+
+
+def _tokenizer(config: Config, workdir: Path, cache: Path, *, is_new: bool) -> Tokenizer:
+    """The folder's own, else that of the run whose weights this one starts with, else a new one."""
+    saved = None if is_new else saved_tokenizer(workdir)
+    if saved is not None:
+        return saved
+    if config.train.start_from is not None:
+        return tokenizer_of(config)
+    return build_tokenizer(config, documents(config.data, cache), cache)
 
 
 def _finished(workdir: Path, config: Config, step: int) -> TrainResult | None:
@@ -115,14 +132,19 @@ def _open(config: Config, tokenizer: Tokenizer, trainer: Trainer, cache: Path) -
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         prepare=trainer.objective.prepare,
+        rows=trainer.objective.rows,
+        by_sentence=trainer.objective.by_sentence,
     )
 
 
-def _speed(trainer: Trainer, data: Data) -> Speed:
+def _speed(trainer: Trainer) -> Speed:
     peak, note = peak_flops(trainer.mesh.devices.flat[0])
+    batch = trainer.abstract_batch
+    rows, length = batch.tokens.shape
+    predicted_share = batch.targets.shape[-1] / length
     return Speed(
-        tokens_per_step=data.tokens_per_batch,
-        flops_per_token=flops_per_token(trainer.cfg.model, data.sequence_length),
+        tokens_per_step=rows * length,
+        flops_per_token=flops_per_token(trainer.cfg.model, length, predicted_share),
         peak_flops=peak,
         peak_note=note,
         num_devices=trainer.mesh.size,
@@ -136,22 +158,26 @@ def _hooks(config: Config, more: Sequence[Hook]) -> Hooks:
 
 
 def _baselines(
-    config: Config, tokenizer: Tokenizer, data: Data, fitted: Fitted
-) -> Baselines | None:
+    config: Config, vocabulary: Vocabulary, data: Data, fitted: Fitted
+) -> Baselines | TargetBaselines | None:
     """What counting alone reaches on the tokens of the last evaluation."""
-    is_comparable = config.objective.name == "causal" and bool(fitted.heldout)
-    if not is_comparable or data.num_train_tokens > _COUNTED_TOKENS:
+    name, batches = config.objective.name, config.train.eval_batches
+    # An objective of the user's own may score anything.
+    if name not in TABLE or not fitted.heldout or data.num_train_tokens > _COUNTED_TOKENS:
         return None
-    return baselines(data, tokenizer.vocab_size, config.train.eval_batches)
+    if name == "causal":
+        return baselines(data, vocabulary.size, batches)
+    return target_baselines(data, vocabulary, is_masked=name.startswith("mlm"), batches=batches)
 
 
 def _result(
     workdir: Path,
     fitted: Fitted,
-    counts: Baselines | None,
-    data: Data,
+    counts: Baselines | TargetBaselines | None,
+    tokens: int,
     seconds: float,
 ) -> TrainResult:
+    pairs = isinstance(counts, TargetBaselines)
     return TrainResult(
         workdir=workdir,
         step=fitted.step,
@@ -159,8 +185,13 @@ def _result(
         heldout_loss=fitted.heldout.get("heldout_loss"),
         heldout_perplexity=fitted.heldout.get("heldout_perplexity"),
         unigram_perplexity=None if counts is None else counts.unigram,
-        bigram_perplexity=None if counts is None else counts.bigram,
-        tokens=fitted.step * data.tokens_per_batch,
+        bigram_perplexity=counts.bigram if isinstance(counts, Baselines) else None,
+        tokens=tokens,
         seconds=seconds,
         sample=fitted.sample,
+        heldout_accuracy=fitted.heldout.get("heldout_accuracy"),
+        most_frequent_accuracy=counts.most_frequent if pairs else None,
+        heldout_nsp_accuracy=fitted.heldout.get("heldout_nsp_accuracy"),
+        heldout_sop_accuracy=fitted.heldout.get("heldout_sop_accuracy"),
+        larger_class_accuracy=counts.larger_class if pairs else None,
     )

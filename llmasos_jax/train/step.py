@@ -85,6 +85,11 @@ class Trainer:
         """A fresh state, each array made where it will live. `key` is a typed PRNG key."""
         return jax.jit(self._init, out_shardings=self.state_shardings)(key)
 
+    def start(self, key: jax.Array, params: Tree) -> TrainState:
+        """A fresh state around weights that are there; their memory is taken over."""
+        start = jax.jit(self._start, donate_argnums=1, out_shardings=self.state_shardings)
+        return start(jax.random.split(key)[1], params)
+
     @cached_property
     def abstract_state(self) -> TrainState:
         """The state's shapes, dtypes and shardings, without its memory."""
@@ -161,7 +166,11 @@ class Trainer:
 
     def _init(self, key: jax.Array) -> TrainState:
         init_key, run_key = jax.random.split(key)
-        params = init_params(self.definition, init_key, std=self.cfg.train.init_std)
+        return self._start(
+            run_key, init_params(self.definition, init_key, std=self.cfg.train.init_std)
+        )
+
+    def _start(self, run_key: jax.Array, params: Tree) -> TrainState:
         return TrainState(jnp.int32(0), params, self.optimizer.init(params), run_key)
 
     @cached_property
