@@ -48,9 +48,8 @@ class Transformer(Stack):
     def __init__(self, cfg: ModelConfig, layout: Layout) -> None:
         super().__init__(cfg, layout)
         self.embed = Embed(cfg)
-        self.encoder = None
-        if layout.encoder is not None:
-            self.encoder = Stack(encoder_config(cfg), layout.encoder)
+        encoder = layout.encoder
+        self.encoder = None if encoder is None else Stack(encoder_config(cfg), encoder)
         self.head = _head(cfg)
         self.pooler = Affine(cfg, cfg.embedding_dim) if cfg.pooler else None
         # Called with what `pooled` gives: float32 [B, 2], "b follows a", "b is from elsewhere".
