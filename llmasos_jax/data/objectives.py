@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from llmasos_jax.config.schema import Config
+from llmasos_jax.data import pairs
 from llmasos_jax.data.batch import Batch
 from llmasos_jax.data.masking import Masker
 from llmasos_jax.data.packing import PackedRow, TokenDocuments
 from llmasos_jax.data.vocabulary import Vocabulary
+from llmasos_jax.errors import ConfigError
 
 Prepare = Callable[[Any, np.random.Generator], Batch]
 MakeRows = Callable[[TokenDocuments, int], Sequence[Any]]
@@ -98,6 +100,73 @@ def mlm(cfg: Config, vocabulary: Vocabulary) -> Prepare:
         )
 
     return prepare
+
+
+def mlm_pairs(cfg: Config, vocabulary: Vocabulary, order: bool) -> tuple[MakeRows, Prepare]:
+    """Masked tokens in two texts, and whether the second follows the first.
+
+        tokens       [CLS] a a [SEP] b b b [SEP] [PAD]      masked as in `mlm`
+        token_types    0   0 0   0   1 1 1   1     0
+
+    Args:
+      cfg: `objective`, `data.sequence_length` and `data.seed` are read.
+      vocabulary: of the tokenizer.
+      order: False for next sentence prediction, True for sentence order prediction; see
+        `llmasos_jax.data.pairs`.
+
+    Returns:
+      `rows` of a corpus by sentence, and `prepare(row, rng) -> Batch`, whose fields are those of
+      `mlm` and extra["token_types"] (int32 [T]) and extra["next_sentence"] (int32 []: 0 where B
+      follows A). A row of padding alone has segment_ids 0 throughout; its label is none.
+
+    Raises:
+      ConfigError: the vocabulary has no mask, no [CLS] or no [SEP], or the sequence is too short.
+    """
+    masker = Masker(vocabulary, cfg.objective)
+    is_special_v = special_ids(vocabulary)
+    pick = pairs.sentence_order_pair if order else pairs.next_sentence_pair
+    cls_id, sep_id = vocabulary.cls_id, vocabulary.sep_id
+    if cls_id is None or sep_id is None:
+        missing = "[CLS] (or another that begins a text)" if cls_id is None else "[SEP] (or </s>)"
+        raise ConfigError(
+            f'objective.name="{cfg.objective.name}" takes a tokenizer with {missing}, this one has '
+            'none; train one with tokenizer.kind="tokenizers" and model_type="wordpiece", or load '
+            "one that has it"
+        )
+    pairs.require_length(cfg.data.sequence_length)
+
+    def rows(documents: TokenDocuments, sequence_length: int) -> pairs.PairRows:
+        fraction, seed = cfg.objective.short_fraction, cfg.data.seed
+        made = pairs.PairRows(documents, sequence_length, short_fraction=fraction, seed=seed)
+        if not order:
+            pairs.require_other_documents(made)
+        return made
+
+    def prepare(row: pairs.PairRow, rng: np.random.Generator) -> Batch:
+        pair = pick(row, rng)
+        middle = len(pair.a) + 2
+        end = middle + len(pair.b) + 1
+        tokens = np.full(row.rows.max_tokens + pairs.SPECIALS, vocabulary.pad_id, dtype=np.int32)
+        segment_ids, positions, types = np.zeros((3, len(tokens)), dtype=np.int32)
+        tokens[0], tokens[middle - 1], tokens[end - 1] = cls_id, sep_id, sep_id
+        tokens[1 : middle - 1], tokens[middle : end - 1] = pair.a, pair.b
+        segment_ids[:end], types[middle:end] = 1, 1
+        positions[:end] = np.arange(end)
+        masked = masker(tokens, (segment_ids > 0) & ~is_special_v[tokens], rng)
+        return Batch(
+            tokens=masked.tokens,
+            targets=masked.targets,
+            loss_weights=masked.weights,
+            segment_ids=segment_ids,
+            positions=positions,
+            extra={
+                "masked_positions": masked.positions,
+                "token_types": types,
+                "next_sentence": np.array(pair.label, dtype=np.int32),
+            },
+        )
+
+    return rows, prepare
 
 
 def prefix_lm(cfg: Config, vocabulary: Vocabulary) -> Prepare:

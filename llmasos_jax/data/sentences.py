@@ -10,8 +10,9 @@ Nothing is lost: the pieces joined are the text. A sentence ends
 - at a blank line, before a line of a list, and at the end of each line that does not look like part
   of a paragraph: a short one (a title, a verse), or one with the signs of a program.
 
-Own rules rather than a library: those at hand want to be told the language of a text, cut code at
-any full stop, or are no longer kept.
+Own rules rather than a library: sentencex, the one that is kept and reads both languages, does as
+well on prose, but it is compiled code, wants the language named, and keeps the lines of a program
+or a poem together.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ _PARAGRAPH_WIDTH = 45  # columns; a wrapped line of a paragraph is longer
 # What stands before a name or a number, or in the middle of a sentence.
 _NEVER_LAST = frozenset(
     "mr mrs ms dr prof rev hon st mt ft gen col maj capt cmdr lt sgt gov sen rep pres messrs mme"
-    " mlle e.g i.e cf vs viz al ca approx resp fig figs eq eqs sec sect ch chap vol vols no nos pp p ed"
-    " eds trans art nr op cit ibid jan feb mar apr jun jul aug sep sept oct nov dec"
+    " mlle e.g i.e cf vs viz al ca approx resp fig figs eq eqs sec sect ch chap vol vols no nos pp"
+    " p ed eds trans art nr op cit ibid jan feb mar apr jun jul aug sep sept oct nov dec"
     " mon tue tues wed thu thurs fri".split()
 )
 # These are also words (no, art, mar, sun): an abbreviation only before a digit.
