@@ -34,15 +34,20 @@ class ForwardInputs:
 
 
 def read_inputs(
-    cfg: ModelConfig, token_ids: Any, attention_mask: Any, token_type_ids: Any = None
+    cfg: ModelConfig,
+    token_ids: Any,
+    attention_mask: Any,
+    token_type_ids: Any = None,
+    *,
+    name: str = "token_ids",
 ) -> ForwardInputs:
-    """Checks the arguments of `Model.logits` and `Model.hidden_states`.
+    """Checks the arguments of `Model.logits` and `Model.hidden_states`; `name` is that of the ids.
 
     Raises:
       GenerationError: shapes, ids or types do not fit the model.
     """
-    tokens_bt = _integers("token_ids", token_ids)
-    _check_range("token_ids", tokens_bt, cfg.vocab_size)
+    tokens_bt = _integers(name, token_ids)
+    _check_range(name, tokens_bt, cfg.vocab_size)
     shape = tokens_bt.shape
     mask_bt = np.ones(shape, np.int32)
     if attention_mask is not None:
@@ -66,8 +71,7 @@ def read_inputs(
     longest, num_positions = int(mask_bt.sum(axis=1).max()), cfg.context_length
     if cfg.position == "learned" and longest > num_positions:
         raise GenerationError(
-            f"token_ids have {longest} tokens in a row, the model {num_positions} positions; cut "
-            "them"
+            f"{name} have {longest} tokens in a row, the model {num_positions} positions; cut them"
         )
     width = shape[1]
     pad = [(0, 0), (0, quarter_steps(width) - width)]
@@ -75,6 +79,27 @@ def read_inputs(
     if types_bt is not None:
         types_bt = np.pad(types_bt.astype(np.int32), pad)
     return ForwardInputs(padded[0], padded[1], types_bt, width)
+
+
+def read_decoder_ids(cfg: ModelConfig, decoder_ids: Any, num_rows: int) -> ForwardInputs | None:
+    """Checks what the decoder of an encoder-decoder reads, ids [B, U]; None stays None.
+
+    Raises:
+      GenerationError: the model has no encoder, or shapes or ids do not fit.
+    """
+    if decoder_ids is None:
+        return None
+    if not cfg.encoder.num_layers:
+        raise GenerationError(
+            "decoder_ids are for encoder-decoders, and this model is one stack; leave them out"
+        )
+    decoder = read_inputs(cfg, decoder_ids, None, name="decoder_ids")
+    if len(decoder.tokens_bt) != num_rows:
+        raise GenerationError(
+            f"decoder_ids have {len(decoder.tokens_bt)} rows, token_ids {num_rows}; give one row "
+            "for each"
+        )
+    return decoder
 
 
 def _token_types(cfg: ModelConfig, token_type_ids: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.data.tokenizer import Tokenizer
 from llmasos_jax.errors import GenerationError
 from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.format.write import write_model
 from llmasos_jax.generate.chat import chat_ids
-from llmasos_jax.generate.inputs import read_inputs
 from llmasos_jax.generate.loop import Programs
+from llmasos_jax.generate.reader import Reader
 from llmasos_jax.generate.request import (
     Options,
     make_requests,
@@ -31,11 +26,12 @@ from llmasos_jax.generate.session import Request, Session
 from llmasos_jax.generate.stream import Decoder
 from llmasos_jax.generate.weights import Weights
 from llmasos_jax.generate.writer import write
-from llmasos_jax.types import Tree
 
 
-class Model:
+class Model(Reader):
     """A language model with its tokenizer. Made by `load_model` and `init_model`.
+
+    What it reads and answers of a text that is there already is in `Reader`; here it writes.
 
     Attributes:
       config: the parameters of the model, frozen.
@@ -47,20 +43,8 @@ class Model:
     def __init__(
         self, manifest: Manifest, weights: Weights, tokenizer: Tokenizer | None = None
     ) -> None:
-        self.manifest = manifest
-        self.tokenizer = tokenizer
+        super().__init__(manifest, weights, tokenizer)
         self.last_seed: int | None = None
-        self._weights = weights
-
-    @property
-    def config(self) -> ModelConfig:
-        """The parameters of the model, frozen."""
-        return self.manifest.parameters
-
-    @property
-    def num_parameters(self) -> int:
-        """How many numbers the weights have."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self._weights.params))
 
     def generate_text(
         self,
@@ -108,6 +92,7 @@ class Model:
             model cannot write.
 
         Example:
+          >>> from llmasos_jax.config.model import ModelConfig
           >>> from llmasos_jax.generate.load import init_model
           >>> manifest = Manifest("m", ModelConfig(259, 64, 1), tokenizer={"kind": "bytes"})
           >>> model = init_model(manifest)
@@ -177,6 +162,7 @@ class Model:
           MissingExtraError: jinja2 is not installed.
 
         Example:
+          >>> from llmasos_jax.config.model import ModelConfig
           >>> from llmasos_jax.format.manifest import Generation
           >>> from llmasos_jax.generate.load import init_model
           >>> template = "{% for m in messages %}{{ m.role }}: {{ m.content }}; {% endfor %}"
@@ -210,75 +196,6 @@ class Model:
         pieces = (piece for _, piece in self._write(requests, options))
         return pieces if options.stream else "".join(pieces)
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text, after the beginning id if the tokenizer adds one.
-
-        Raises:
-          GenerationError: `text` is no text, or the model has no tokenizer.
-        """
-        if not isinstance(text, str):
-            raise GenerationError(f"encode was given a {type(text).__name__}; give a text")
-        return self._require_tokenizer().encode(text)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids: special ids left out, U+FFFD where bytes make no character.
-
-        Raises:
-          GenerationError: `ids` are not whole numbers or not the model's, or it has no tokenizer.
-        """
-        numbers = np.asarray(ids)
-        if numbers.ndim != 1 or (numbers.size and not np.issubdtype(numbers.dtype, np.integer)):
-            raise GenerationError("decode takes a list of ids, whole numbers")
-        num = self.config.vocab_size
-        if numbers.size and not (0 <= numbers.min() and numbers.max() < num):
-            raise GenerationError(
-                f"ids reach from {numbers.min()} to {numbers.max()}; the model's are 0 to {num - 1}"
-            )
-        return self._require_tokenizer().decode(numbers.astype(np.int64).tolist())
-
-    def logits(self, token_ids: Any, attention_mask: Any = None) -> jax.Array:
-        """Scores of the next token at each position.
-
-        Args:
-          token_ids: whole numbers [B, T].
-          attention_mask: [B, T], 1 for tokens and 0 for padding, on either side, none between;
-            padding changes nothing at the tokens, positions count tokens only.
-
-        Returns:
-          float32 [B, T, V].
-
-        Raises:
-          GenerationError: shapes or ids do not fit the model, or it has no output layer.
-        """
-        if self.config.head is None:
-            raise GenerationError(
-                f"{self!r} has no output layer, so no logits; call hidden_states for what it reads"
-            )
-        inputs = read_inputs(self.config, token_ids, attention_mask)
-        return self._logits(self._weights.params, *inputs.arrays())[:, : inputs.width]
-
-    def hidden_states(
-        self, token_ids: Any, attention_mask: Any = None, token_type_ids: Any = None
-    ) -> list[jax.Array]:
-        """The residual stream.
-
-        Args:
-          token_ids: whole numbers [B, T].
-          attention_mask: as in `logits`.
-          token_type_ids: [B, T], the type of each token, for a model that has token types; None is
-            type 0 everywhere.
-
-        Returns:
-          L + 1 arrays, float32 [B, T, D]: the embeddings, then after each block, the last one after
-          the final norm where there is one.
-
-        Raises:
-          GenerationError: shapes or ids do not fit the model.
-        """
-        inputs = read_inputs(self.config, token_ids, attention_mask, token_type_ids)
-        layers = self._layers(self._weights.params, *inputs.arrays())
-        return [x[:, : inputs.width] for x in layers]
-
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the model as an LLMasOS folder, in one step.
 
@@ -310,15 +227,6 @@ class Model:
             cache_dtype=weights.runtime.act_dtype,
         )
 
-    def __repr__(self) -> str:
-        cfg, count = self.config, self.num_parameters
-        size = f"{count / 1e6:,.1f}M" if count >= 1e5 else f"{count:,}"
-        return (
-            f'Model("{self.manifest.name}", {size} parameters, {cfg.num_layers} layers, width '
-            f"{cfg.embedding_dim}, {cfg.vocab_size} tokens, context {cfg.context_length}, "
-            f"{self._weights.where})"
-        )
-
     @cached_property
     def _decoder(self) -> Decoder:
         return Decoder(self._require_tokenizer())
@@ -340,22 +248,6 @@ class Model:
         if not self.config.causal:
             raise GenerationError(f"{self!r} reads in both directions and cannot continue a text")
 
-    def _require_tokenizer(self) -> Tokenizer:
-        if self.tokenizer is None:
-            raise GenerationError(
-                f'model "{self.manifest.name}" has no tokenizer, so it reads ids only (logits, '
-                'hidden_states); add a "tokenizer" to its model.json'
-            )
-        return self.tokenizer
-
-    @cached_property
-    def _logits(self) -> Any:
-        return jax.jit(partial(_forward, self._weights, all_layers=False))
-
-    @cached_property
-    def _layers(self) -> Any:
-        return jax.jit(partial(_forward, self._weights, all_layers=True))
-
 
 def generate_text(
     model: Model,
@@ -374,27 +266,3 @@ def _stream(
     for i, piece in (pair for part in (heads, pieces) for pair in part):
         if piece:
             yield (i, piece) if with_index else piece
-
-
-def _forward(
-    weights: Weights,
-    params: Tree,
-    tokens_bt: jax.Array,
-    mask_bt: jax.Array,
-    token_types_bt: jax.Array | None,
-    *,
-    all_layers: bool,
-) -> Any:
-    model = weights.definition.bind(params)
-    positions_bt = jnp.maximum(jnp.cumsum(mask_bt, axis=1) - 1, 0)
-    hidden = model.hidden(
-        tokens_bt,
-        positions_bt=positions_bt,
-        segment_ids_bt=mask_bt,
-        token_types_bt=token_types_bt,
-        runtime=weights.runtime,
-        all_layers=all_layers,
-    )
-    if hidden.layers is not None:
-        return [x_btd.astype(jnp.float32) for x_btd in hidden.layers]
-    return model.logits(hidden.x_btd, weights.runtime)

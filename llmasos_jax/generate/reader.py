@@ -1,0 +1,301 @@
+"""A model that reads: texts and ids in, states, scores and answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.errors import GenerationError
+from llmasos_jax.format.manifest import Manifest
+from llmasos_jax.generate.encoder import classify_texts, embed_texts, fill_masks, score_pairs
+from llmasos_jax.generate.forward import Forward
+from llmasos_jax.generate.inputs import read_decoder_ids, read_inputs
+from llmasos_jax.generate.texts import is_encoder, read_ids, read_texts
+from llmasos_jax.generate.weights import Weights
+
+
+class Reader:
+    """What every model answers of texts that are there already; `Model` writes too."""
+
+    def __init__(
+        self, manifest: Manifest, weights: Weights, tokenizer: Tokenizer | None = None
+    ) -> None:
+        self.manifest = manifest
+        self.tokenizer = tokenizer
+        self._weights = weights
+
+    @property
+    def config(self) -> ModelConfig:
+        """The parameters of the model, frozen."""
+        return self.manifest.parameters
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the weights have."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self._weights.params))
+
+    def encode(self, text: str, pair: str | None = None) -> list[int]:
+        """The ids that the model reads of a text.
+
+        A decoder's begin with the beginning id if the tokenizer adds one, and have no end. What an
+        encoder reads, an encoder-decoder's too, is as its tokenizer's template says
+        ([CLS] text [SEP] pair [SEP]).
+
+        Args:
+          text: the text.
+          pair: a second one, for encoders.
+
+        Raises:
+          GenerationError: no text was given, a pair to a decoder, or the model has no tokenizer.
+        """
+        for value in (text, "" if pair is None else pair):
+            if not isinstance(value, str):
+                raise GenerationError(f"encode was given a {type(value).__name__}; give a text")
+        if pair is not None and not is_encoder(self.config):
+            raise GenerationError(
+                f"{self!r} is a decoder and reads one text; write both into it, without pair"
+            )
+        return read_ids(self.config, self._require_tokenizer(), text, pair)[0]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids: special ids left out, U+FFFD where bytes make no character.
+
+        Raises:
+          GenerationError: `ids` are not whole numbers or not the model's, or it has no tokenizer.
+        """
+        numbers = np.asarray(ids)
+        if numbers.ndim != 1 or (numbers.size and not np.issubdtype(numbers.dtype, np.integer)):
+            raise GenerationError("decode takes a list of ids, whole numbers")
+        num = self.config.vocab_size
+        if numbers.size and not (0 <= numbers.min() and numbers.max() < num):
+            raise GenerationError(
+                f"ids reach from {numbers.min()} to {numbers.max()}; the model's are 0 to {num - 1}"
+            )
+        return self._require_tokenizer().decode(numbers.astype(np.int64).tolist())
+
+    def logits(
+        self,
+        token_ids: Any,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        *,
+        decoder_ids: Any = None,
+    ) -> jax.Array:
+        """Scores of the next token at each position; an encoder's MLM head's of the token there.
+
+        Args:
+          token_ids: whole numbers [B, T]; what the encoder of an encoder-decoder reads.
+          attention_mask: [B, T], 1 for tokens and 0 for padding, on either side, none between;
+            padding changes nothing at the tokens, positions count tokens only.
+          token_type_ids: [B, T], the type of each token, for a model that has token types; None is
+            type 0 everywhere.
+          decoder_ids: whole numbers [B, U], what the decoder of an encoder-decoder reads, from its
+            start id on; needed there.
+
+        Returns:
+          float32 [B, T, V]; of an encoder-decoder [B, U, V].
+
+        Raises:
+          GenerationError: shapes or ids do not fit the model, or it has no output layer.
+        """
+        if self.config.head is None:
+            raise GenerationError(
+                f"{self!r} has no output layer, so no logits; call hidden_states for what it reads"
+            )
+        if self.config.encoder.num_layers and decoder_ids is None:
+            start = self.manifest.generation.decoder_start_id
+            raise GenerationError(
+                f"{self!r} is an encoder-decoder: give decoder_ids too, what its decoder has "
+                f"written so far, from its start id {start} on"
+            )
+        inputs = read_inputs(self.config, token_ids, attention_mask, token_type_ids)
+        decoder = read_decoder_ids(self.config, decoder_ids, len(inputs.tokens_bt))
+        width = inputs.width if decoder is None else decoder.width
+        arrays = None if decoder is None else decoder.arrays()
+        return self._forward.logits(inputs.arrays(), arrays)[:, :width]
+
+    def hidden_states(
+        self,
+        token_ids: Any,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        *,
+        decoder_ids: Any = None,
+    ) -> list[jax.Array]:
+        """The residual stream.
+
+        Args:
+          token_ids: whole numbers [B, T].
+          attention_mask: as in `logits`.
+          token_type_ids: as in `logits`.
+          decoder_ids: of an encoder-decoder, as in `logits`; with them the residual stream of the
+            decoder, without them that of the encoder.
+
+        Returns:
+          L + 1 arrays, float32 [B, T, D]: the embeddings, then after each block, the last one after
+          the final norm where there is one.
+
+        Raises:
+          GenerationError: shapes or ids do not fit the model.
+        """
+        inputs = read_inputs(self.config, token_ids, attention_mask, token_type_ids)
+        decoder = read_decoder_ids(self.config, decoder_ids, len(inputs.tokens_bt))
+        width = inputs.width if decoder is None else decoder.width
+        arrays = None if decoder is None else decoder.arrays()
+        return [x[:, :width] for x in self._forward.layers(inputs.arrays(), arrays)]
+
+    def fill_mask(self, text: str | Sequence[str], top_k: int = 5) -> Any:
+        """The likeliest tokens for each mask of a text, or of each of a list of texts.
+
+        Args:
+          text: with the tokenizer's mask token ([MASK], <mask>) where a token is to be found.
+          top_k: candidates for each mask.
+
+        Returns:
+          A `Filled`, or a list of them for a list: `filled[0]` are the candidates of the first
+          mask, the likeliest first, each with its `token`, `id`, `probability` and the whole
+          `text`; it prints as a table. Probabilities are over all tokens.
+
+        Raises:
+          GenerationError: a text has no mask, it is too long, or the model cannot fill masks.
+
+        Example::
+
+            best = model.fill_mask("The capital of France is [MASK].")[0][0]
+            print(best.token, best.probability)
+        """
+        texts = read_texts("text", text)
+        filled = fill_masks(self.config, self._require_tokenizer(), self._forward, texts, top_k)
+        return filled[0] if isinstance(text, str) else filled
+
+    def next_sentence(self, a: str | Sequence[str], b: str | Sequence[str]) -> Any:
+        """The probability that text b follows text a, and is not from elsewhere.
+
+        Args:
+          a: the first text, or a list of them.
+          b: the second one, or as many.
+
+        Returns:
+          A number from 0 to 1; for lists a list.
+
+        Raises:
+          GenerationError: the model has no score for it, a pair is too long, or the lists have
+            different lengths.
+
+        Example:
+          >>> from llmasos_jax.generate.load import init_model
+          >>> cfg = ModelConfig(259, 64, 1, causal=False, pooler=True, next_sentence=True)
+          >>> model = init_model(Manifest("m", cfg, tokenizer={"kind": "bytes"}))
+          >>> 0 < model.next_sentence("It rained.", "The street was wet.") < 1
+          True
+        """
+        if isinstance(a, str) != isinstance(b, str):
+            raise GenerationError("a and b must be two texts, or two lists of as many")
+        firsts, seconds = read_texts("a", a), read_texts("b", b)
+        if len(firsts) != len(seconds):
+            raise GenerationError(
+                f"a has {len(firsts)} texts, b {len(seconds)}; give a pair of each"
+            )
+        tokenizer = self._require_tokenizer()
+        scores = score_pairs(self.config, tokenizer, self._forward, firsts, seconds)
+        return scores[0] if isinstance(a, str) else scores
+
+    def embed(
+        self, texts: str | Sequence[str], *, normalize: bool = True, truncate: bool = False
+    ) -> np.ndarray:
+        """One vector for each text, as the model's `pooling` says: its tokens' mean, or the first.
+
+        Texts of about one length run together; a text's vector is the same, bit for bit, whatever
+        its neighbours are, while they run in one compiled shape, and to 1e-5 across shapes.
+
+        Args:
+          texts: a list of texts, or one.
+          normalize: whether vectors are divided by their length, so that their products are
+            cosines.
+          truncate: whether a text that is longer than the model's context is cut, or refused.
+
+        Returns:
+          float32 [B, D]; [D] for one text.
+
+        Raises:
+          GenerationError: a text is too long or has no tokens.
+
+        Example:
+          >>> from llmasos_jax.generate.load import init_model
+          >>> cfg = ModelConfig(259, 64, 1, causal=False, head=None)
+          >>> model = init_model(Manifest("m", cfg, tokenizer={"kind": "bytes"}))
+          >>> vectors = model.embed(["one text", "another", "one text"])
+          >>> vectors.shape, bool(vectors[0] @ vectors[2] > vectors[0] @ vectors[1])
+          ((3, 64), True)
+        """
+        vectors_bd = embed_texts(
+            self.config,
+            self._require_tokenizer(),
+            self._forward,
+            read_texts("texts", texts),
+            normalize=normalize,
+            truncate=truncate,
+        )
+        return vectors_bd[0] if isinstance(texts, str) else vectors_bd
+
+    def classify(
+        self, texts: str | Sequence[str], top_k: int | None = None, *, truncate: bool = False
+    ) -> Any:
+        """The labels of a text, or of its tokens, with their probabilities.
+
+        Args:
+          texts: a list of texts, or one.
+          top_k: how many labels, the likeliest first; None gives all.
+          truncate: whether a text that is longer than the model's context is cut, or refused.
+
+        Returns:
+          For a text a list of `Label`; where the classifier's level is "token", of `LabelledToken`,
+          each with its labels, special tokens left out. For a list of texts, a list of these.
+
+        Raises:
+          GenerationError: the model has no classifier, or a text is too long.
+
+        Example:
+          >>> from llmasos_jax.config.heads import Classifier
+          >>> from llmasos_jax.generate.load import init_model
+          >>> cfg = ModelConfig(259, 64, 1, causal=False, classifier=Classifier(("bad", "good")))
+          >>> model = init_model(Manifest("m", cfg, tokenizer={"kind": "bytes"}))
+          >>> sorted(label.label for label in model.classify("a fine day"))
+          ['bad', 'good']
+        """
+        found = classify_texts(
+            self.config,
+            self._require_tokenizer(),
+            self._forward,
+            read_texts("texts", texts),
+            top_k=top_k,
+            truncate=truncate,
+        )
+        return found[0] if isinstance(texts, str) else found
+
+    def __repr__(self) -> str:
+        cfg, count = self.config, self.num_parameters
+        size = f"{count / 1e6:,.1f}M" if count >= 1e5 else f"{count:,}"
+        return (
+            f'Model("{self.manifest.name}", {size} parameters, {cfg.num_layers} layers, width '
+            f"{cfg.embedding_dim}, {cfg.vocab_size} tokens, context {cfg.context_length}, "
+            f"{self._weights.where})"
+        )
+
+    def _require_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise GenerationError(
+                f'model "{self.manifest.name}" has no tokenizer, so it reads ids only (logits, '
+                'hidden_states); add a "tokenizer" to its model.json'
+            )
+        return self.tokenizer
+
+    @cached_property
+    def _forward(self) -> Forward:
+        return Forward(self._weights)
