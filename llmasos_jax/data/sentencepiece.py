@@ -22,7 +22,7 @@ import sentencepiece
 from llmasos_jax.config.schema import Config
 from llmasos_jax.data.files import write_atomically
 from llmasos_jax.data.sources import Documents
-from llmasos_jax.data.split import split_documents
+from llmasos_jax.data.split import Split, split_documents
 from llmasos_jax.data.text import utf8
 from llmasos_jax.data.words import inside_pieces, sentinels
 from llmasos_jax.errors import TokenizerError
@@ -179,31 +179,69 @@ def trained(cfg: Config, documents: Sequence[str], cache: Path) -> SentencePiece
     Raises:
       TokenizerError: too little text for `model.vocab_size` pieces, or too few pieces to be useful.
     """
-    split = None
-    if isinstance(documents, Documents):  # knows that it is unchanged without being read again
-        text_key = f"{documents.key} {cfg.data.seed} {cfg.data.heldout_fraction}"
-    else:
-        split = split_documents(documents, cfg.data)
-        text_key = split.digest
-    settings = (cfg.model.vocab_size, cfg.tokenizer, text_key, sentencepiece.__version__, _VERSION)
-    key = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
-    path = cache / f"tokenizer-{key}.model"
+    key, split = text_key(cfg, documents)
+    settings = (cfg.model.vocab_size, cfg.tokenizer, key, sentencepiece.__version__, _VERSION)
+    name = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
+    path = cache / f"tokenizer-{name}.model"
     if path.is_file():
         return SentencePieceTokenizer.from_file(path)
-    split = split or split_documents(documents, cfg.data)
-    texts = _up_to(cfg.tokenizer.train_chars, (documents[i] for i in split.by_hash))
+    texts = training_texts(cfg, documents, split)
     model = train_model(texts, cfg.model.vocab_size, cfg.tokenizer.model_type)
     write_atomically(path, model)
     return SentencePieceTokenizer(model)
 
 
-def train_model(texts: Sequence[str], vocab_size: int, model_type: str = "bpe") -> bytes:
+def text_key(cfg: Config, documents: Sequence[str]) -> tuple[str, Split | None]:
+    """A key of the text that a tokenizer is trained on, and the split if that had to be made."""
+    if isinstance(documents, Documents):  # knows that it is unchanged without being read again
+        return f"{documents.key} {cfg.data.seed} {cfg.data.heldout_fraction}", None
+    split = split_documents(documents, cfg.data)
+    return split.digest, split
+
+
+def training_texts(cfg: Config, documents: Sequence[str], split: Split | None) -> list[str]:
+    """The first `tokenizer.train_chars` characters of the training documents, by their hashes."""
+    split = split or split_documents(documents, cfg.data)
+    return _up_to(cfg.tokenizer.train_chars, (documents[i] for i in split.by_hash))
+
+
+def learned_pieces(
+    texts: Sequence[str], vocab_size: int, special: Sequence[str]
+) -> list[tuple[str, float]]:
+    """Pieces and scores of a unigram model that is trained here, in the order of their ids.
+
+    Args:
+      texts: what to learn from.
+      vocab_size: pieces in all, with `special` and the 256 bytes.
+      special: the first pieces: padding, end, unknown, begin, and others.
+
+    Raises:
+      TokenizerError: as `train_model`.
+    """
+    pad, eos, unk, bos, *controls = special
+    model = train_model(
+        texts,
+        vocab_size,
+        "unigram",
+        **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": 3},
+        **{"pad_piece": pad, "eos_piece": eos, "unk_piece": unk, "bos_piece": bos},
+        control_symbols=controls,
+    )
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    ids = list(range(processor.get_piece_size()))
+    return list(zip(processor.id_to_piece(ids), processor.get_score(ids), strict=True))
+
+
+def train_model(
+    texts: Sequence[str], vocab_size: int, model_type: str = "bpe", **settings: Any
+) -> bytes:
     r"""Trains a SentencePiece model and returns its file's bytes.
 
     Args:
       texts: what to learn from.
       vocab_size: pieces in all, with unk, bos, eos and the 256 bytes.
       model_type: "bpe" or "unigram".
+      settings: of the trainer, in place of those below.
 
     Raises:
       TokenizerError: too little text for so many pieces, or no room beside the bytes.
@@ -214,6 +252,11 @@ def train_model(texts: Sequence[str], vocab_size: int, model_type: str = "bpe") 
       >>> tokenizer.decode(tokenizer.encode("\tdef  f:\r\n"))
       '\tdef  f:\r\n'
     """
+    if model_type not in ("bpe", "unigram"):
+        raise TokenizerError(
+            f'tokenizer.model_type="{model_type}" is none of sentencepiece\'s; expected "bpe" or '
+            '"unigram", or set tokenizer.kind="tokenizers"'
+        )
     if vocab_size <= _RESERVED:
         raise TokenizerError(
             f"model.vocab_size={vocab_size} leaves no pieces beside the {_RESERVED} for bytes and "
@@ -221,6 +264,7 @@ def train_model(texts: Sequence[str], vocab_size: int, model_type: str = "bpe") 
             'raise it (512 is a start) or set tokenizer.kind="bytes"'
         )
     out = io.BytesIO()
+    ids: dict[str, Any] = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=_chunks(texts, _separators(texts, vocab_size)),
@@ -236,13 +280,10 @@ def train_model(texts: Sequence[str], vocab_size: int, model_type: str = "bpe") 
             allow_whitespace_only_pieces=True,
             split_digits=True,
             byte_fallback=True,
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
             # Fixed: with the unigram model, sums over threads would change with their number.
             num_threads=4,
             minloglevel=3,
+            **(ids | settings),
         )
     except (RuntimeError, OSError) as error:
         most = re.search(r"value <= (\d+)", str(error))

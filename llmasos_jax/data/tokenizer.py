@@ -232,12 +232,11 @@ def build_tokenizer(cfg: Config, documents: Sequence[str], cache: Path) -> Token
         from llmasos_jax.data.sentencepiece import trained
 
         tokenizer: Tokenizer = trained(cfg, documents, cache)
+    elif kind == "tokenizers" and path is None:
+        from llmasos_jax.data import trained as jsons
+
+        tokenizer = jsons.trained(cfg, documents, cache)
     else:
-        if kind == "tokenizers" and path is None:
-            raise TokenizerError(
-                'tokenizer.kind="tokenizers" has no path; set tokenizer.path to a tokenizer.json '
-                '(only "sentencepiece" can be trained here)'
-            )
         file = None if path is None else Path(path).expanduser()
         if file is not None and file.is_dir():
             file = file / ("tokenizer.json" if kind == "tokenizers" else "tokenizer.model")
