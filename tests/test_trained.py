@@ -37,9 +37,7 @@ def test_as_many_ids_as_asked_for(model_type: str, tmp_path: Path) -> None:
     for size in (400, 473):
         made = opened(tmp_path, train([SOURCE, CHINESE], size, model_type))
         assert made.vocab_size == size
-        assert sorted({made.token(i) for i in range(size)} - {None}) == sorted(
-            {str(made.token(i)) for i in range(size)}
-        )
+        assert len({made.token(i) for i in range(size)} - {None}) == size
 
 
 def test_wordpiece_is_berts(tmp_path: Path) -> None:
@@ -68,7 +66,7 @@ def test_cased_wordpiece_keeps_case_and_accents(tmp_path: Path) -> None:
     assert [made.token(i) for i in made.encode("Das das Äußere")] == [
         *("[CLS]", "Das", "das", "Äußere")
     ]
-    lower = opened(tmp_path, train(texts, 26, "wordpiece", lowercase=True))
+    lower = opened(tmp_path, train(texts, 29, "wordpiece", lowercase=True))
     assert [lower.token(i) for i in lower.encode("Das das Äußere")] == [
         *("[CLS]", "das", "das", "außere")
     ]

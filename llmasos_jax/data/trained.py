@@ -59,7 +59,9 @@ def use_of(cfg: Config) -> Use:
     have none, so that they cost no row of the embedding table.
     """
     model = cfg.model
-    template = "encoder-decoder" if model.encoder.num_layers else "decoder" if model.causal else "encoder"
+    template = (
+        "encoder-decoder" if model.encoder.num_layers else "decoder" if model.causal else "encoder"
+    )
     needs = cfg.objective.name == "span_corruption" or ":" in cfg.objective.name
     return Use(template, NUM_SENTINELS if needs else 0)
 
@@ -110,7 +112,7 @@ def train(
       TokenizerError: too little text for so many ids, or no room for a useful vocabulary.
 
     Example:
-      >>> file = train(["the cat and the other cat"] * 9, 36, "wordpiece")
+      >>> file = train(["the cat and the other cat"] * 9, 25, "wordpiece")
       >>> tokenizers.Tokenizer.from_str(file).encode("The cat").tokens
       ['[CLS]', 'the', 'cat', '[SEP]']
     """
@@ -139,7 +141,10 @@ def _wordpiece(
     )
     counts = _count_words(texts, normalizer, pre_tokenizers.BertPreTokenizer())
     room = vocab_size - len(_BERT) - use.num_sentinels
-    learned = _learn_pieces(counts, _alphabet(counts, room), room, vocab_size)
+    learned: list[str] = []
+    for most in (room // 2, room):  # rare characters get a piece if nothing else takes the room
+        if len(learned) < room:
+            learned = _learn_pieces(counts, _alphabet(counts, most), room, vocab_size)
     vocab = {piece: i for i, piece in enumerate((*_BERT, *learned))}
     model = models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100)
     made = tokenizers.Tokenizer(model)
@@ -167,11 +172,11 @@ def _forms(word: str) -> Iterator[str]:
         yield f"##{character}"
 
 
-def _alphabet(counts: Mapping[str, int], room: int) -> list[str]:
+def _alphabet(counts: Mapping[str, int], most: int) -> list[str]:
     """The characters, at the beginning of a word and inside, that have a piece; sorted.
 
-    The rarest, 5 in 10,000 of the text, have none; nor do more if they would take over half of the
-    room, as the thousands of a Chinese text might.
+    The rarest, 5 in 10,000 of the text, have none; nor have more than `most`: at first that is half
+    of the pieces, so that the thousands of a Chinese text leave some for longer ones.
     """
     found = Counter[str]()
     for word, count in counts.items():
@@ -180,7 +185,7 @@ def _alphabet(counts: Mapping[str, int], room: int) -> list[str]:
     least = 0.9995 * found.total()
     kept: list[str] = []
     for form, count in sorted(found.items(), key=lambda item: (-item[1], item[0])):
-        if least <= 0 or len(kept) >= room // 2:
+        if least <= 0 or len(kept) >= most:
             break
         kept.append(form)
         least -= count
