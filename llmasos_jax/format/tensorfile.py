@@ -252,9 +252,14 @@ def _are_sizes(values: Any) -> bool:
     )
 
 
-def build_header(tensors: Mapping[str, StoredTensor]) -> bytes:
-    """The first bytes of a file with these tensors: length and header, padded with spaces."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "llmasos-1"}}
+def build_header(tensors: Mapping[str, StoredTensor], kind: str = "llmasos-1") -> bytes:
+    """The first bytes of a file with these tensors: length and header, padded with spaces.
+
+    Args:
+      tensors: in the order of the file.
+      kind: what the file says of itself; other programs look for a word of their own there.
+    """
+    entries: dict[str, Any] = {"__metadata__": {"format": kind}}
     begin = 0
     for name, tensor in tensors.items():
         end = begin + tensor.nbytes

@@ -84,9 +84,9 @@ def write_model(
     with folders.replaced_folder(out, _own_files(out)) as temporary:
         if tokenizer is not None:
             manifest = manifest.replace(tokenizer=_save_tokenizer(tokenizer, temporary))
-        weights = _write_weights(temporary, in_order, shard_bytes, on_tensor)
+        weights = write_weights(temporary, in_order, shard_bytes, on_tensor)
         text = to_json(manifest.replace(weights=weights))
-        _write_file(temporary / folders.MANIFEST, text.encode("utf-8"))
+        write_file(temporary / folders.MANIFEST, text.encode("utf-8"))
     return out
 
 
@@ -142,18 +142,32 @@ def shards(tensors: Mapping[str, StoredTensor], shard_bytes: int) -> list[dict[s
     return parts
 
 
-def _write_weights(
+def write_weights(
     folder: Path,
     tensors: Mapping[str, StoredTensor],
-    shard_bytes: int,
-    on_tensor: Callable[[str, int], None] | None,
+    shard_bytes: int = SHARD_BYTES,
+    on_tensor: Callable[[str, int], None] | None = None,
+    *,
+    kind: str = "llmasos-1",
 ) -> Weights:
+    """Writes tensors into a folder, in one safetensors file or several with an index.
+
+    Args:
+      folder: is there.
+      tensors: by name, in the order of the files.
+      shard_bytes: of a file at most, but for one tensor.
+      on_tensor: called with the name and size in bytes of each tensor written.
+      kind: what the files say of themselves.
+
+    Raises:
+      FormatError: a tensor is not what it was announced as.
+    """
     parts = shards(tensors, shard_bytes)
     count = len(parts)
     names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
     names = [folders.WEIGHTS] if count == 1 else names
     files = [
-        _write_tensors(folder / name, part, on_tensor)
+        _write_tensors(folder / name, part, on_tensor, kind)
         for name, part in zip(names, parts, strict=True)
     ]
     if count == 1:
@@ -162,7 +176,7 @@ def _write_weights(
         "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
         "weight_map": {n: home for home, part in zip(names, parts, strict=True) for n in part},
     }
-    _write_file(folder / folders.INDEX, (json.dumps(index, indent=2) + "\n").encode("utf-8"))
+    write_file(folder / folders.INDEX, (json.dumps(index, indent=2) + "\n").encode("utf-8"))
     return Weights(tuple(files), folders.INDEX)
 
 
@@ -170,9 +184,10 @@ def _write_tensors(
     path: Path,
     tensors: Mapping[str, StoredTensor],
     on_tensor: Callable[[str, int], None] | None,
+    kind: str,
 ) -> WeightsFile:
     digest = hashlib.sha256()
-    header = build_header(tensors)
+    header = build_header(tensors, kind)
     size = len(header)
     with path.open("wb") as file:
         file.write(header)
@@ -199,7 +214,8 @@ def _bytes_of(name: str, tensor: StoredTensor) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def _write_file(path: Path, raw: bytes) -> None:
+def write_file(path: Path, raw: bytes) -> None:
+    """Writes a small file so that it lasts."""
     with path.open("wb") as file:
         file.write(raw)
         file.flush()

@@ -175,9 +175,28 @@ class PerExpert:
         return ours[0].read()[index].T
 
 
+@dataclass(frozen=True)
+class Twice:
+    """A vector that theirs has twice, where their program reads the first alone."""
+
+    def shapes(self, ours: Sequence[Shape]) -> list[Shape]:
+        """See `Arrangement`."""
+        (shape,) = ours
+        return [shape, shape]
+
+    def take(self, index: int, theirs: Sequence[StoredTensor], ours: Sequence[Shape]) -> np.ndarray:
+        """See `Arrangement`."""
+        return theirs[0].read()
+
+    def give(self, index: int, ours: Sequence[StoredTensor]) -> np.ndarray:
+        """See `Arrangement`."""
+        return ours[0].read()
+
+
 SAME = Same()
 PRODUCT = Product()
 VECTOR = Product(num_in=0)
 OUT_OF_HEADS = Product(num_in=2)
 PER_EXPERT = PerExpert()
 ALL_EXPERTS = Product(num_lead=1)
+TWICE = Twice()

@@ -142,9 +142,10 @@ def bind(
 
 def _check_size(cfg: ModelConfig, theirs: Mapping[str, StoredTensor], where: str) -> None:
     """Refuses a config that asks for far more than is there, before its names are made."""
-    if cfg.num_layers > len(theirs):
+    num_layers = cfg.num_layers + cfg.encoder.num_layers
+    if num_layers > len(theirs):
         raise FormatError(
-            f"{where}: the config asks for {cfg.num_layers} layers, the files hold {len(theirs)} "
+            f"{where}: the config asks for {num_layers} layers, the files hold {len(theirs)} "
             "tensors; a part of the files is missing"
         )
 
@@ -177,13 +178,14 @@ def _expanded(
     Each of our tensors is in one at most.
     """
     specs = expected(cfg)
+    most_layers = max(cfg.num_layers, cfg.encoder.num_layers)
     mixtures = sum(cfg.has_experts(layer) for layer in range(cfg.num_layers))
     if theirs is not None and mixtures * cfg.experts.count > 2 * len(theirs):
         # Too few tensors for one of each expert; their names alone could fill the memory.
         rows = [written for written in rows if not any("{e}" in n for n in written.theirs)]
     for is_layered in (False, True):
         some = [written for written in rows if ("{i}" in written.ours[0]) == is_layered]
-        for layer in range(cfg.num_layers if is_layered else 1):
+        for layer in range(most_layers if is_layered else 1):
             possible = [
                 _of_layer(written, layer, cfg)
                 for written in some

@@ -96,16 +96,19 @@ _FIELDS: Mapping[str, str] = {
     for field, keys in {
         "vocab_size": ("vocab_size",),
         "embedding_dim": ("hidden_size", "n_embd", "d_model", "dim"),
-        "num_layers": ("num_hidden_layers", "n_layer", "n_layers"),
-        "num_heads": ("num_attention_heads", "n_head", "n_heads"),
+        "num_layers": (
+            *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"),
+        ),
+        "num_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
         "num_kv_heads": ("num_key_value_heads",),
-        "head_dim": ("head_dim", "v_head_dim", "qk_nope_head_dim", "qk_rope_head_dim"),
+        "head_dim": ("head_dim", "v_head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "d_kv"),
         "ffn_dim": (
             "intermediate_size",
             "moe_intermediate_size",
             "n_inner",
             "ffn_dim",
             "hidden_dim",
+            "d_ff",
         ),
     }.items()
     for key in keys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 import os
 from collections import Counter
@@ -19,7 +20,7 @@ from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.format.strict import parse_json, shown
 from llmasos_jax.format.tensorfile import StoredTensor, open_tensors
 from llmasos_jax.interop.hf.config import Keys
-from llmasos_jax.interop.hf.families import FAMILIES
+from llmasos_jax.interop.hf.families import FAMILIES, NOT_READ
 from llmasos_jax.interop.hf.families.family import Family
 from llmasos_jax.interop.hf.sentence import read_pooling
 from llmasos_jax.interop.hf.tokenizer import chat_template, folder_tokenizer_files
@@ -32,6 +33,7 @@ MAX_CONFIG = 16 * 2**20  # bytes
 MAX_INDEX = 64 * 2**20  # bytes
 # Formats of weights that are programs, or that are not read here.
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.ot")
+_START = "decoder_start_token_id"
 _QUANTISED = ("quantization_config", "compression_config")
 _LOG = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ def open_hf(folder: str | os.PathLike[str], *, ignore: Sequence[str] = ()) -> Mo
     config = _read_config(folder)
     family = _family(config)
     weights = _Weights(folder, family)
-    cfg = _read_parameters(family, config, ignore, lambda: weights.tensors)
+    cfg = read_parameters(family, config, ignore, lambda: weights.names(ignore))
     if not cfg.causal and (pooling := read_pooling(folder, ignore)) is not None:
         cfg = cfg.replace(pooling=pooling)
     manifest = Manifest(
@@ -102,6 +104,16 @@ class _Weights:
                 f"{self._folder}: {shown(twice)} is there twice, with and without a prefix"
             )
         return theirs
+
+    def names(self, ignore: Sequence[str]) -> list[str]:
+        """The names of the tensors that are not to be ignored."""
+        return [
+            name
+            for name in self.tensors
+            if not any(
+                fnmatch.fnmatchcase(n, p) for p in ignore for n in (name, self.spelled(name))
+            )
+        ]
 
     @cached_property
     def spelled(self) -> Callable[[str], str]:
@@ -152,6 +164,8 @@ def _family(config: Mapping[str, Any]) -> Family:
     name = classes[0]
     if name in by_class:
         return by_class[name]
+    if isinstance(kind, str) and kind in NOT_READ:
+        raise FormatError(f"{CONFIG}: {shown(name)} is not read here: {NOT_READ[kind]}")
     stem = next((f for f in FAMILIES if f.model_type == kind), None)
     if stem is not None:
         raise FormatError(
@@ -163,12 +177,23 @@ def _family(config: Mapping[str, Any]) -> Family:
     )
 
 
-def _read_parameters(
+def read_parameters(
     family: Family,
     config: Mapping[str, Any],
     ignore: Sequence[str],
     tensors: Callable[[], Collection[str]],
 ) -> ModelConfig:
+    """What a `config.json` says the model is.
+
+    Args:
+      family: of the model.
+      config: the file.
+      ignore: keys that are taken as absent.
+      tensors: gives the names of the tensors beside it, as the family's table has them.
+
+    Raises:
+      FormatError: it says something that is not computed here.
+    """
     keys = Keys(config, CONFIG, ignore, tensors=tensors)
     try:
         cfg = family.read_config(keys)
@@ -231,7 +256,19 @@ def _generation(folder: Path, config: Mapping[str, Any], cfg: ModelConfig) -> Ge
         _LOG.warning(
             "eos_token_id %s is beyond the model's %d ids and ends no text", ids, cfg.vocab_size
         )
-    return Generation(eos_ids=inside, chat_template=chat_template(folder))
+    start_id = _decoder_start(sources) if cfg.encoder.num_layers else None
+    return Generation(inside, chat_template=chat_template(folder), decoder_start_id=start_id)
+
+
+def _decoder_start(sources: Sequence[Mapping[str, Any]]) -> int:
+    """What the decoder of an encoder-decoder begins with."""
+    found = next((s[_START] for s in sources if s.get(_START) is not None), None)
+    if not isinstance(found, int) or isinstance(found, bool) or found < 0:
+        raise FormatError(
+            f'{CONFIG}: "{_START}" = {shown(str(found))} must be the id that its decoder begins '
+            "with (in T5 its pad_token_id); add it"
+        )
+    return found
 
 
 def _open_weights(folder: Path) -> dict[str, StoredTensor]:

@@ -19,6 +19,7 @@ from llmasos_jax.interop.hf.families import (
     opt,
     phi,
     qwen,
+    t5,
 )
 from llmasos_jax.interop.hf.families.family import Family
 
@@ -39,4 +40,9 @@ FAMILIES: tuple[Family, ...] = (
     *bert.FAMILIES,
     *distilbert.FAMILIES,
     *modernbert.FAMILIES,
+    *t5.FAMILIES,
 )
+# What looks like one of them and is not, by `model_type`; with the reason.
+NOT_READ = {
+    "umt5": "each of its layers has a table of relative positions of its own, T5 has one for all",
+}

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from functools import partial
+from typing import Any
 
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.interop.hf.config import Keys
 from llmasos_jax.interop.hf.families.encoder import (
+    class_of,
+    label_keys,
     linear,
+    name_in,
     output_ignored,
     output_rows,
     saved_class,
+    untied_output_rows,
     with_heads,
 )
 from llmasos_jax.interop.hf.families.family import Family
@@ -60,61 +67,54 @@ def _counted(body: str) -> Ignored:
 
 
 _CLS = ("cls.predictions.decoder", "cls.predictions.bias")
-_BERT = Table(
-    (
+_LM_HEAD = ("lm_head.decoder", "lm_head.bias")
+_TABLE_OF_BERT = "bert.embeddings.word_embeddings.weight"
+_TABLE_OF_ROBERTA = "roberta.embeddings.word_embeddings.weight"
+# The classifier of a sequence has a product and tanh of its own in front: what a pooler is.
+_INSTEAD = Ignored(
+    r"roberta\.pooler\.dense\.(weight|bias)", "the classifier reads classifier.dense in its place"
+)
+
+
+@functools.cache
+def _bert_table(is_tied: bool) -> Table:
+    output = output_rows if is_tied else untied_output_rows
+    rows = (
         *_trunk("bert.", SAME),
         *linear("head.transform", "cls.predictions.transform.dense"),
         *_norm("head.norm", "cls.predictions.transform.LayerNorm"),
-        *output_rows(*_CLS),
+        *output(*_CLS),
         *linear("pooler", "bert.pooler.dense"),
         *linear("next_sentence", "cls.seq_relationship"),
         *linear("classifier", "classifier"),
-    ),
-    (
-        _counted("bert."),
-        *output_ignored(*_CLS, "bert.embeddings.word_embeddings.weight"),
-    ),
-)
-_LM_HEAD = ("lm_head.decoder", "lm_head.bias")
-# Positions count from 2, after the id of padding; nothing reads the two rows before.
-_ROBERTA_ROWS = (
-    *_trunk("roberta.", Same(dropped=2)),
-    *linear("head.transform", "lm_head.dense"),
-    *norm("head.norm", "lm_head.layer_norm"),
-    *output_rows(*_LM_HEAD),
-)
-_ROBERTA_IGNORED = (
-    _counted("roberta."),
-    *output_ignored(*_LM_HEAD, "roberta.embeddings.word_embeddings.weight"),
-)
-_ROBERTA = Table(
-    (
-        *_ROBERTA_ROWS,
-        *linear("pooler", "roberta.pooler.dense"),
-        *linear("classifier", "classifier"),
-    ),
-    _ROBERTA_IGNORED,
-)
-# The classifier of a sequence has a product and tanh of its own in front: what a pooler is.
-_ROBERTA_SEQUENCE = Table(
-    (
-        *_ROBERTA_ROWS,
-        *linear("pooler", "classifier.dense"),
-        *linear("classifier", "classifier.out_proj"),
-    ),
-    (
-        *_ROBERTA_IGNORED,
-        Ignored(
-            r"roberta\.pooler\.dense\.(weight|bias)",
-            "the classifier reads classifier.dense in its place",
-        ),
-    ),
-)
+    )
+    return Table(rows, (_counted("bert."), *output_ignored(*_CLS, _TABLE_OF_BERT)))
 
 
-def _roberta_table(cfg: ModelConfig) -> Table:
-    is_sequence = cfg.classifier.labels and cfg.classifier.level == "sequence"
-    return _ROBERTA_SEQUENCE if is_sequence else _ROBERTA
+@functools.cache
+def _roberta_table(is_tied: bool, is_sequence: bool) -> Table:
+    output = output_rows if is_tied else untied_output_rows
+    pooler = "classifier.dense" if is_sequence else "roberta.pooler.dense"
+    rows = (
+        # Positions count from 2, after the id of padding; nothing reads the two rows before.
+        *_trunk("roberta.", Same(dropped=2)),
+        *linear("head.transform", "lm_head.dense"),
+        *norm("head.norm", "lm_head.layer_norm"),
+        *output(*_LM_HEAD),
+        *linear("pooler", pooler),
+        *linear("classifier", "classifier.out_proj" if is_sequence else "classifier"),
+    )
+    ignored = (_counted("roberta."), *output_ignored(*_LM_HEAD, _TABLE_OF_ROBERTA))
+    return Table(rows, (*ignored, _INSTEAD) if is_sequence else ignored)
+
+
+def _bert(cfg: ModelConfig) -> Table:
+    return _bert_table(cfg.tie_embeddings)
+
+
+def _roberta(cfg: ModelConfig) -> Table:
+    is_sequence = bool(cfg.classifier.labels) and cfg.classifier.level == "sequence"
+    return _roberta_table(cfg.tie_embeddings, is_sequence)
 
 
 def _read_trunk(keys: Keys, vocab_size: int) -> ModelConfig:
@@ -168,6 +168,43 @@ def _read_roberta(keys: Keys, vocab_size: int) -> ModelConfig:
     return cfg
 
 
+def _write_trunk(cfg: ModelConfig) -> dict[str, Any]:
+    return {
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.embedding_dim,
+        "num_hidden_layers": cfg.num_layers,
+        "num_attention_heads": cfg.query_heads,
+        "max_position_embeddings": cfg.context_length,
+        "intermediate_size": cfg.ffn_width,
+        "layer_norm_eps": cfg.norm_eps,
+        # A table without rows is no BERT's; what then reads back differently is refused.
+        "type_vocab_size": max(1, cfg.token_types),
+        "hidden_act": name_in(PLAIN, cfg.mlp),
+        "tie_word_embeddings": cfg.tie_embeddings,
+        **label_keys(cfg),
+    }
+
+
+def _write_bert(manifest: Manifest) -> dict[str, Any]:
+    cfg = manifest.parameters
+    return {
+        "architectures": [class_of(cfg, "Bert")],
+        "model_type": "bert",
+        **_write_trunk(cfg),
+    }
+
+
+def _write_roberta(manifest: Manifest, stem: str, model_type: str) -> dict[str, Any]:
+    cfg = manifest.parameters
+    return {
+        "architectures": [class_of(cfg, stem)],
+        "model_type": model_type,
+        **_write_trunk(cfg),
+        "max_position_embeddings": cfg.context_length + 2,
+        "pad_token_id": 1,
+    }
+
+
 def _classes(name: str, *tasks: str) -> tuple[str, ...]:
     ends = (*(f"For{task}" for task in tasks), "Model")
     return tuple(name + end for end in ends)
@@ -182,26 +219,29 @@ FAMILIES = (
         "bert",
         _classes("Bert", "PreTraining", "NextSentencePrediction", *_TASKS),
         _read_bert,
-        lambda _: _BERT,
+        _bert,
         base_prefix="bert.",
         outside=("cls.", "classifier."),
+        write_config=_write_bert,
     ),
     Family(
         "RoBERTa",
         "roberta",
         _classes("Roberta", *_TASKS),
         partial(_read_roberta, vocab_size=50265),
-        _roberta_table,
+        _roberta,
         base_prefix="roberta.",
         outside=_HEADS,
+        write_config=partial(_write_roberta, stem="Roberta", model_type="roberta"),
     ),
     Family(
         "RoBERTa",
         "xlm-roberta",
         _classes("XLMRoberta", *_TASKS),
         partial(_read_roberta, vocab_size=30522),
-        _roberta_table,
+        _roberta,
         base_prefix="roberta.",
         outside=_HEADS,
+        write_config=partial(_write_roberta, stem="XLMRoberta", model_type="xlm-roberta"),
     ),
 )

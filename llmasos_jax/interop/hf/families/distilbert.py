@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.interop.hf.config import Keys
 from llmasos_jax.interop.hf.families.encoder import (
+    class_of,
+    label_keys,
     linear,
+    name_in,
     output_ignored,
-    output_rows,
     with_heads,
 )
 from llmasos_jax.interop.hf.families.family import Family
@@ -34,7 +39,8 @@ _TABLE = Table(
         *norm(f"{OURS}mlp_post_norm", f"{_LAYER}output_layer_norm"),
         *linear("head.transform", "vocab_transform"),
         *norm("head.norm", "vocab_layer_norm"),
-        *output_rows("vocab_projector", "vocab_projector.bias"),
+        row("head.w", "vocab_projector.weight", PRODUCT),
+        row("head.bias", "vocab_projector.bias", VECTOR),
         *linear("classifier", "classifier"),
     ),
     (
@@ -68,6 +74,23 @@ def _read_distilbert(keys: Keys) -> ModelConfig:
     return with_heads(trunk, keys, output="vocab_")
 
 
+def _write_distilbert(manifest: Manifest) -> dict[str, Any]:
+    cfg = manifest.parameters
+    return {
+        "architectures": [class_of(cfg, "DistilBert")],
+        "model_type": "distilbert",
+        "vocab_size": cfg.vocab_size,
+        "dim": cfg.embedding_dim,
+        "n_layers": cfg.num_layers,
+        "n_heads": cfg.query_heads,
+        "max_position_embeddings": cfg.context_length,
+        "hidden_dim": cfg.ffn_width,
+        "activation": name_in(PLAIN, cfg.mlp),
+        "tie_word_embeddings": cfg.tie_embeddings,
+        **label_keys(cfg),
+    }
+
+
 FAMILIES = (
     # Its classifier of a sequence has a relu in front, which is computed nowhere here.
     Family(
@@ -78,5 +101,6 @@ FAMILIES = (
         lambda _: _TABLE,
         base_prefix=_BODY,
         outside=("vocab_", "classifier."),
+        write_config=_write_distilbert,
     ),
 )

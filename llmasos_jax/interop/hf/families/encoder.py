@@ -6,12 +6,13 @@ first release of BERT calls itself `BertForMaskedLM` and has the score of the ne
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from llmasos_jax.config.heads import Classifier
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.interop.hf.config import Keys
-from llmasos_jax.interop.rows import PRODUCT, VECTOR
+from llmasos_jax.interop.rows import PRODUCT, TWICE, VECTOR
 from llmasos_jax.interop.tables import Ignored, Row, row
 
 TIED = "and the config ties the output layer to the embedding (tie_word_embeddings)"
@@ -33,11 +34,22 @@ def linear(ours: str, theirs: str) -> tuple[Row, Row]:
 
 
 def output_rows(decoder: str, bias: str) -> tuple[Row, ...]:
-    """The rows of the output layer behind a transform; its bias has one of two names."""
+    """The rows of an output layer behind a transform that is tied to the embedding.
+
+    Its bias has one of two names, or both.
+    """
     return (
-        row("head.w", f"{decoder}.weight", PRODUCT),
         row("head.bias", bias, VECTOR),
         row("head.bias", f"{decoder}.bias", VECTOR),
+    )
+
+
+def untied_output_rows(decoder: str, bias: str) -> tuple[Row, ...]:
+    """The same with weights of its own: transformers 5 then reads the decoder's own bias."""
+    return (
+        row("head.w", f"{decoder}.weight", PRODUCT),
+        row("head.bias", f"{decoder}.bias {bias}", TWICE),
+        *reversed(output_rows(decoder, bias)),
     )
 
 
@@ -73,6 +85,40 @@ def labels(keys: Keys) -> tuple[str, ...]:
         raise keys.error("id2label", "must name the classes 0, 1, ... by strings")
     keys.only("num_labels", len(order), why='"id2label" names the classes')
     return tuple(found[i] for i in order)
+
+
+def class_of(cfg: ModelConfig, stem: str) -> str:
+    """The class of transformers with the heads of a model, if there is one.
+
+    Example:
+      >>> class_of(ModelConfig(10, 64, 1, causal=False, head="mlm"), "Bert")
+      'BertForMaskedLM'
+    """
+    if cfg.classifier.labels:
+        return f"{stem}For{cfg.classifier.level.capitalize()}Classification"
+    if cfg.head is not None:
+        return f"{stem}For{'PreTraining' if cfg.next_sentence else 'MaskedLM'}"
+    return f"{stem}ForNextSentencePrediction" if cfg.next_sentence else f"{stem}Model"
+
+
+def label_keys(cfg: ModelConfig) -> dict[str, Any]:
+    """The names of the classes as `config.json` has them; nothing without a classifier."""
+    names = cfg.classifier.labels
+    if not names:
+        return {}
+    return {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+
+
+def name_in(table: Mapping[str, str], ours: str) -> str:
+    """The first name of theirs for a name of ours.
+
+    Where there is none the table's first name is as good as another: what reads back differently
+    is refused.
+    """
+    return next((name for name, value in table.items() if value == ours), next(iter(table)))
 
 
 def with_heads(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.interop.hf.config import Keys
 from llmasos_jax.interop.tables import Table
 
@@ -25,6 +27,8 @@ class Family:
       base_prefix: what names begin with in the first class and not in the base class ("model.").
       outside: beginnings of names that have no such prefix in the first class.
       renames: (beginning, what takes its place), the first that fits: other spellings of names.
+      write_config: our manifest -> `config.json`, `read_config`'s inverse; None if models of ours
+        are not written as this family. It says what it can: what reads back differently is found.
     """
 
     name: str
@@ -35,6 +39,7 @@ class Family:
     base_prefix: str = "model."
     outside: tuple[str, ...] = ("lm_head.",)
     renames: tuple[tuple[str, str], ...] = ()
+    write_config: Callable[[Manifest], dict[str, Any]] | None = None
 
     def rename(self, names: list[str]) -> list[str]:
         """Names as the table spells them, in the same order."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.interop.hf.config import Keys
 from llmasos_jax.interop.hf.families.decoder import GATED, read_biases, windows
 from llmasos_jax.interop.hf.families.encoder import (
+    class_of,
     linear,
+    name_in,
     output_ignored,
-    output_rows,
     with_heads,
 )
 from llmasos_jax.interop.hf.families.family import Family
@@ -34,7 +38,8 @@ TABLE = Table(
         *norm("final_norm", "model.final_norm"),
         *linear("head.transform", "head.dense"),
         *norm("head.norm", "head.norm"),
-        *output_rows("decoder", "decoder.bias"),
+        row("head.w", "decoder.weight", PRODUCT),
+        row("head.bias", "decoder.bias", VECTOR),
     ),
     output_ignored("decoder", "decoder.bias", _EMBEDDING),
 )
@@ -108,6 +113,37 @@ def _thetas(keys: Keys) -> tuple[float, float]:
     return full, full if near is None else near
 
 
+def _write_modernbert(manifest: Manifest) -> dict[str, Any]:
+    cfg = manifest.parameters
+    each = [cfg.layer_window(layer) for layer in range(cfg.num_layers)]
+    near = next((w for w in each if w is not None), 1)
+    act = name_in(GATED, cfg.mlp)
+    return {
+        "architectures": [class_of(cfg, "ModernBert")],
+        "model_type": "modernbert",
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.embedding_dim,
+        "num_hidden_layers": cfg.num_layers,
+        "num_attention_heads": cfg.query_heads,
+        "max_position_embeddings": cfg.context_length,
+        "intermediate_size": cfg.ffn_width,
+        "norm_eps": cfg.norm_eps,
+        "norm_bias": cfg.norm_bias,
+        "attention_bias": cfg.qkv_bias,
+        "mlp_bias": cfg.mlp_bias,
+        "hidden_activation": act,
+        "local_attention": 2 * (near - 1),
+        "layer_types": ["full_attention" if w is None else "sliding_attention" for w in each],
+        # The older spelling, which transformers 5 reads too.
+        "global_rope_theta": cfg.rope_theta,
+        "local_rope_theta": cfg.rope_theta_local or cfg.rope_theta,
+        "tie_word_embeddings": cfg.tie_embeddings,
+        "decoder_bias": True,
+        "classifier_bias": cfg.mlp_bias,
+        "classifier_activation": act,
+    }
+
+
 FAMILIES = (
     # Its classifiers have the transform of the output layer in front, which is not computed.
     Family(
@@ -117,5 +153,6 @@ FAMILIES = (
         _read_modernbert,
         lambda _: TABLE,
         outside=("head.", "decoder."),
+        write_config=_write_modernbert,
     ),
 )

@@ -145,7 +145,7 @@ FAMILIES = (
         _read_t5,
     ),
     _family(
-        "mT5",
+        "T5",
         "mt5",
         ("MT5ForConditionalGeneration", "MT5Model", "MT5EncoderModel"),
         _read_mt5,

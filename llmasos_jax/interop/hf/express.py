@@ -1,0 +1,159 @@
+"""Which family of transformers a model of ours is, and what of it a family cannot say.
+
+No list says what a family can express: its `config.json` is written, read back, and compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmasos_jax.config.heads import Encoder
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.config.rope import RopeScaling
+from llmasos_jax.errors import FormatError
+from llmasos_jax.format.manifest import Manifest
+from llmasos_jax.format.names import expected
+from llmasos_jax.format.strict import shown
+from llmasos_jax.format.tensorfile import StoredTensor
+from llmasos_jax.interop.hf.config import Keys
+from llmasos_jax.interop.hf.families import FAMILIES
+from llmasos_jax.interop.hf.families.family import Family
+from llmasos_jax.interop.tables import unbind
+
+# Written beside the config, not in it.
+_BESIDE = ("pooling",)
+
+
+@dataclass(frozen=True)
+class Expressed:
+    """A model as a family of transformers says it.
+
+    Attributes:
+      family: of transformers.
+      config: `config.json`.
+    """
+
+    family: Family
+    config: dict[str, Any]
+
+    @property
+    def saved_class(self) -> str:
+        """The class of transformers that opens it."""
+        return self.config["architectures"][0]
+
+
+def express(manifest: Manifest) -> Expressed:
+    """The family that says all of a model.
+
+    The model's own family is tried first, by the class that it was read from and then by its
+    architecture; a plain "Transformer" is tried as each.
+
+    Raises:
+      FormatError: none does; the message names the fields that the nearest one cannot say.
+    """
+    written = [family for family in FAMILIES if family.write_config is not None]
+    source = manifest.metadata.get("source_class")
+    named = [f for f in written if f.name == manifest.architecture]
+    candidates = sorted(
+        written if manifest.architecture == "Transformer" else named,
+        key=lambda family: source not in family.architectures,
+    )
+    nearest: tuple[list[str], str] | None = None
+    for family in candidates:
+        found, problems = _as(family, manifest)
+        if not problems:
+            return found
+        if nearest is None or len(problems) < len(nearest[0]):
+            nearest = problems, found.saved_class
+    if nearest is None:
+        known = ", ".join(dict.fromkeys(family.name for family in written))
+        raise FormatError(
+            f"a model of the architecture {manifest.architecture} is not written for Hugging Face "
+            f"in this version; known: {known}"
+        )
+    problems, saved = nearest
+    more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+    raise FormatError(
+        f"no class of transformers is this model; the nearest, {saved}, differs in "
+        f"{'; '.join(problems[:4])}{more}. A head that is too many can be left out where the model "
+        "is read (ignore); the rest is another network"
+    )
+
+
+def _as(family: Family, manifest: Manifest) -> tuple[Expressed, list[str]]:
+    """A model as a family would say it, and the fields that it says otherwise."""
+    if family.write_config is None:
+        raise FormatError(f"{family.name} is not written in this version")
+    cfg = manifest.parameters
+    found = Expressed(family, family.write_config(manifest))
+    if found.saved_class not in family.architectures:
+        return found, [f"its heads: there is no class {found.saved_class} that is computed alike"]
+    # A base class has the pooler that its file has; the others have what their class says.
+    names: Collection[str] = ()
+    if found.saved_class.endswith("Model"):
+        names = tuple(unbind(family.table(cfg), cfg, _without_numbers(cfg)))
+    keys = Keys(found.config, "config.json", tensors=lambda: names)
+    back = family.read_config(keys)
+    keys.finish()
+    return found, differences(cfg, back.replace(**{name: getattr(cfg, name) for name in _BESIDE}))
+
+
+def _without_numbers(cfg: ModelConfig) -> dict[str, StoredTensor]:
+    def read() -> Any:
+        raise FormatError("this tensor has a shape alone")
+
+    return {name: StoredTensor(spec.shape, "float32", read) for name, spec in expected(cfg).items()}
+
+
+def differences(cfg: ModelConfig, other: ModelConfig) -> list[str]:
+    """The fields in which two models are not the same network, as "parameters.x=1, not 2"."""
+    one, two = canonical(cfg), canonical(other)
+    return [
+        f"parameters.{f.name}={shown(repr(getattr(cfg, f.name)))}, not "
+        f"{shown(repr(getattr(two, f.name)))}"
+        for f in dataclasses.fields(ModelConfig)
+        if getattr(one, f.name) != getattr(two, f.name)
+    ]
+
+
+def canonical(cfg: ModelConfig) -> ModelConfig:
+    """The same network with every default filled in, and what it does not use at its default.
+
+    Example:
+      >>> canonical(ModelConfig(10, 64, 1)).ffn_dim
+      192
+    """
+    defaults = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
+    windows = tuple(cfg.layer_window(layer) for layer in range(cfg.num_layers))
+    changes: dict[str, Any] = {
+        "num_heads": cfg.query_heads,
+        "num_kv_heads": cfg.kv_heads,
+        "head_dim": cfg.head_width,
+        "ffn_dim": cfg.ffn_width,
+        "attention_windows": _shortest(windows),
+    }
+    if cfg.attention_scale is not None and cfg.attention_scale == cfg.head_width**-0.5:
+        changes["attention_scale"] = None
+    unused: list[str] = []
+    if cfg.position != "rope":
+        unused += ["rope_theta", "rope_theta_local", "rope_fraction", "rope_interleaved"]
+        changes["rope_scaling"] = RopeScaling()
+    elif cfg.rope_theta_local == cfg.rope_theta or not any(windows):
+        unused += ["rope_theta_local"]
+    if cfg.position != "relative":
+        unused += ["relative_buckets", "relative_max_distance"]
+    if cfg.norm != "layernorm":
+        unused += ["norm_bias"]
+    if cfg.causal and cfg.encoder == Encoder():
+        unused += ["pooling"]
+    return cfg.replace(**changes, **{name: defaults[name] for name in unused})
+
+
+def _shortest(pattern: Sequence[int | None]) -> tuple[int | None, ...]:
+    for period in range(1, len(pattern)):
+        if pattern[period:] == pattern[:-period]:
+            return tuple(pattern[:period])
+    return tuple(pattern)

@@ -1,0 +1,192 @@
+"""A model of ours as a Hugging Face folder: `config.json`, safetensors, tokenizer files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmasos_jax.data.huggingface import FILE as TOKENIZER
+from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.errors import FormatError
+from llmasos_jax.format.read import ModelFiles
+from llmasos_jax.format.write import write_file, write_weights
+from llmasos_jax.interop.hf.express import Expressed, express
+from llmasos_jax.interop.hf.open import CONFIG, GENERATION
+from llmasos_jax.interop.hf.sentence import MODULES
+from llmasos_jax.interop.hf.tokenizer import CONFIG as TOKENIZER_CONFIG
+from llmasos_jax.interop.hf.tokenizer import folder_tokenizer_files
+from llmasos_jax.interop.tables import unbind
+
+_POOLING = "1_Pooling"
+_PROBES = ("Hello, world! 123", "  two  spaces\nand a line", "Über naïve 世界 🙂", "")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Attributes:
+      saved_class: the class of transformers that opens it.
+      num_tensors: tensors written.
+      num_bytes: of them.
+      notes: what the folder does not have and why, one line each.
+    """
+
+    saved_class: str
+    num_tensors: int
+    num_bytes: int
+    notes: tuple[str, ...]
+
+
+def write_huggingface(
+    files: ModelFiles, out: Path, *, on_tensor: Callable[[str, int], None] | None = None
+) -> Written:
+    """Writes a model as a Hugging Face folder. Its memory is the largest group of tensors.
+
+    Args:
+      files: the model.
+      out: an empty folder.
+      on_tensor: called with the name and size in bytes of each tensor written.
+
+    Returns:
+      What was written.
+
+    Raises:
+      FormatError: no class of transformers is this model, or the disk does not take it.
+    """
+    cfg, found = files.manifest.parameters, express(files.manifest)
+    tensors = unbind(found.family.table(cfg), cfg, files.tensors)
+    tokenizer = None if files.tokenizer is None else files.tokenizer.load()
+    notes = _write_tokenizer(files, tokenizer, out)
+    has_tokenizer = (out / TOKENIZER).is_file()
+    config = _with_ids(found, files, tokenizer if has_tokenizer else None)
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    if len(dtypes) == 1:
+        config["dtype"] = dtypes.pop()
+    _write_json(out / CONFIG, config)
+    _write_generation(files, out)
+    if cfg.pooling != "mean":
+        _write_pooling(cfg.pooling, cfg.embedding_dim, out)
+    write_weights(out, tensors, on_tensor=on_tensor, kind="pt")
+    num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    if found.saved_class.endswith("Model") and not cfg.causal and _may_have_pooler(found, files):
+        notes.append(
+            f"{found.saved_class} is without a pooler: open it with add_pooling_layer=False"
+        )
+    return Written(found.saved_class, len(tensors), num_bytes, tuple(notes))
+
+
+def _may_have_pooler(found: Expressed, files: ModelFiles) -> bool:
+    cfg = files.manifest.parameters
+    names = {name for row in found.family.table(cfg).rows for name in row.ours}
+    return "pooler.w" in names and not cfg.pooler
+
+
+def _with_ids(found: Expressed, files: ModelFiles, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """The config with the ids of special tokens; null goes before the defaults of a class."""
+    ids: dict[str, Any] = {
+        "bos_token_id": getattr(tokenizer, "bos_id", None),
+        "eos_token_id": getattr(tokenizer, "eos_id", None),
+        "pad_token_id": getattr(tokenizer, "pad_id", None),
+    }
+    generation = files.manifest.generation
+    if generation.eos_ids:
+        several = list(generation.eos_ids)
+        ids["eos_token_id"] = several[0] if len(several) == 1 else several
+    if generation.decoder_start_id is not None:
+        ids["decoder_start_token_id"] = generation.decoder_start_id
+    if found.family.model_type == "modernbert":
+        ids |= {"cls_token_id": ids["bos_token_id"], "sep_token_id": ids["eos_token_id"]}
+    return {**ids, **found.config}
+
+
+def _write_generation(files: ModelFiles, out: Path) -> None:
+    generation = files.manifest.generation
+    said: dict[str, Any] = {}
+    if generation.eos_ids:
+        said["eos_token_id"] = list(generation.eos_ids)
+    if generation.stop:
+        said["stop_strings"] = list(generation.stop)
+    if generation.decoder_start_id is not None:
+        said["decoder_start_token_id"] = generation.decoder_start_id
+    if said:
+        _write_json(out / GENERATION, said)
+    if generation.chat_template is not None:
+        write_file(out / "chat_template.jinja", generation.chat_template.encode("utf-8"))
+
+
+def _write_pooling(pooling: str, width: int, out: Path) -> None:
+    """The files by which sentence-transformers knows how a text's vector is made."""
+    kinds = ("Transformer", "Pooling", "Normalize")
+    paths = ("", _POOLING, "2_Normalize")
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+    ]
+    write_file(out / MODULES, _json(modules))
+    (out / _POOLING).mkdir()
+    said = {
+        "word_embedding_dimension": width,
+        "pooling_mode_cls_token": pooling == "cls",
+        "pooling_mode_mean_tokens": pooling == "mean",
+    }
+    _write_json(out / _POOLING / "config.json", said)
+
+
+def _write_tokenizer(files: ModelFiles, tokenizer: Tokenizer | None, out: Path) -> list[str]:
+    """Writes a tokenizer that gives the same ids there; else nothing, and why in one line."""
+    if files.tokenizer is None or tokenizer is None:
+        return ["the model has no tokenizer, so the folder has none"]
+    entry = files.tokenizer.save(out)
+    kind = entry["kind"]
+    if kind == "tokenizers":
+        if entry["file"] != TOKENIZER:
+            os.replace(out / entry["file"], out / TOKENIZER)
+        _write_json(out / TOKENIZER_CONFIG, _tokenizer_config(tokenizer, files))
+        back = folder_tokenizer_files(out)
+        if back is not None and _ids_of(back.load()) == _ids_of(tokenizer):
+            return []
+        problem = "it begins or ends texts in a way that a tokenizer.json alone does not say"
+    else:
+        problem = f'Hugging Face folders hold no tokenizer of the kind "{kind}"'
+    for path in out.iterdir():
+        path.unlink()
+    return [f"the tokenizer is left out: {problem}"]
+
+
+def _ids_of(tokenizer: Tokenizer) -> list[list[int]]:
+    return [tokenizer.encode(text) for text in _PROBES]
+
+
+def _tokenizer_config(tokenizer: Tokenizer, files: ModelFiles) -> dict[str, Any]:
+    cfg = files.manifest.parameters
+    token: Callable[[int], str | None] = getattr(tokenizer, "token", lambda _: None)
+    names = {"bos": "bos_id", "eos": "eos_id", "pad": "pad_id", "mask": "mask_id"}
+    if not cfg.causal:
+        names |= {"cls": "bos_id", "sep": "eos_id"}
+    names["unk"] = "unk_id"
+    said: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    for name, field in names.items():
+        number = getattr(tokenizer, field, None)
+        said[f"{name}_token"] = None if number is None else token(number)
+    return {
+        **{key: value for key, value in said.items() if value is not None},
+        "model_max_length": cfg.context_length,
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def _json(value: Any) -> bytes:
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise FormatError(f"the model has a number that JSON cannot hold: {error}") from error
+    return (text + "\n").encode("utf-8")
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    write_file(path, _json(value))
