@@ -290,6 +290,23 @@ def _check_output(cfg: ModelConfig) -> None:
         )
     check_classifier(cfg.classifier)
     check_encoder(cfg.encoder, cfg.causal)
+    if cfg.encoder.num_layers:
+        _check_encoder_decoder(cfg)
+
+
+def _check_encoder_decoder(cfg: ModelConfig) -> None:
+    for name, value, wanted in (
+        ("block", cfg.block, "sequential"),
+        ("token_types", cfg.token_types, 0),
+        ("experts.count", cfg.experts.count, 0),
+        ("latent.kv_rank", cfg.latent.kv_rank, 0),
+        ("classifier.labels", cfg.classifier.labels, ()),
+    ):
+        if value != wanted:
+            raise ConfigError(
+                f"model.{name}={value!r} does not go with model.encoder.num_layers="
+                f"{cfg.encoder.num_layers}; it needs {wanted!r}"
+            )
 
 
 def _check_heads(cfg: ModelConfig) -> None:

@@ -3,6 +3,8 @@
 file                tree of the unrolled layout         tree of a training run
 embed.table         embed / table                       embed / table
 layers.5.attn.q     prefix / 5 / attn / q               periods / 0 / attn / q, row 5
+
+and the same below `encoder.` for the encoder of an encoder-decoder.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from llmasos_jax.config.heads import Encoder
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.errors import ConfigError, FormatError, did_you_mean
 from llmasos_jax.format.strict import shown
 from llmasos_jax.format.tensorfile import StoredTensor
 from llmasos_jax.models.definition import file_def
-from llmasos_jax.models.layout import Layout
+from llmasos_jax.models.layout import ENCODER, Layout, encoder_config
 
 LAYERS = "layers"
 _UNROLLED = "prefix"  # where the unrolled layout keeps its layers
@@ -65,13 +68,23 @@ def expected(cfg: ModelConfig) -> Mapping[str, TensorSpec]:
         stem = f"{LAYERS}.{number}."
         blocks[kind] = {n.removeprefix(stem): s for n, s in one.items() if n.startswith(stem)}
     head = {name: spec for name, spec in one.items() if name.startswith("embed.")}
+    encoder = _of_encoder(cfg)
     layers = {
         f"{LAYERS}.{i}.{name}": spec
         for i in range(cfg.num_layers)
         for name, spec in blocks[kind_of[i]].items()
     }
-    tail = {n: s for n, s in one.items() if n not in head and not n.startswith(f"{LAYERS}.")}
-    return MappingProxyType({**head, **layers, **tail})
+    not_tail = ("embed.", f"{LAYERS}.", f"{ENCODER}.")
+    tail = {name: spec for name, spec in one.items() if not name.startswith(not_tail)}
+    return MappingProxyType({**head, **encoder, **layers, **tail})
+
+
+def _of_encoder(cfg: ModelConfig) -> dict[str, TensorSpec]:
+    """The tensors of an encoder-decoder's encoder: those of a model, but for what is shared."""
+    if not cfg.encoder.num_layers:
+        return {}
+    own = expected(encoder_config(cfg))
+    return {f"{ENCODER}.{n}": spec for n, spec in own.items() if not n.startswith("embed.")}
 
 
 def _with_layers(cfg: ModelConfig, kinds: list[tuple[bool, bool]]) -> ModelConfig:
@@ -80,7 +93,10 @@ def _with_layers(cfg: ModelConfig, kinds: list[tuple[bool, bool]]) -> ModelConfi
     if experts.count:
         dense = tuple(i for i, (_, has_experts) in enumerate(kinds) if not has_experts)
         experts = dataclasses.replace(experts, dense_layers=dense)
-    return cfg.replace(num_layers=len(kinds), attention_windows=(None,), experts=experts)
+    encoder = Encoder(min(cfg.encoder.num_layers, 1))
+    return cfg.replace(
+        num_layers=len(kinds), encoder=encoder, attention_windows=(None,), experts=experts
+    )
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,8 +108,10 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """
     named: dict[str, Any] = {}
     for key, node in tree.items():
-        key = LAYERS if key == _UNROLLED else key
-        _flatten_into(named, key, node)
+        if key == ENCODER:
+            named |= {f"{ENCODER}.{name}": leaf for name, leaf in flatten(node).items()}
+        else:
+            _flatten_into(named, LAYERS if key == _UNROLLED else key, node)
     return named
 
 
@@ -115,8 +133,9 @@ def unflatten(named: Mapping[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name, leaf in named.items():
         *parents, last = name.split(".")
-        if parents and parents[0] == LAYERS:
-            parents[0] = _UNROLLED
+        top = 1 if parents[:1] == [ENCODER] else 0
+        if parents[top : top + 1] == [LAYERS]:
+            parents[top] = _UNROLLED
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
@@ -132,6 +151,9 @@ def place_of(name: str, layout: Layout) -> tuple[str, int | None]:
       ('periods/1/attn/q', 2)
     """
     parts = name.split(".")
+    if parts[0] == ENCODER and layout.encoder is not None:
+        path, row = place_of(".".join(parts[1:]), layout.encoder)
+        return f"{ENCODER}/{path}", row
     if parts[0] != LAYERS:
         return "/".join(parts), None
     part, key, row = layout.place_of(int(parts[1]))

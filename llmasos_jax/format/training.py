@@ -25,7 +25,7 @@ from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.format.strict import parse_json
 from llmasos_jax.format.tensorfile import CODES, StoredTensor
 from llmasos_jax.format.tokenizerfiles import folder_tokenizer
-from llmasos_jax.models.layout import Layout
+from llmasos_jax.models.layout import ENCODER, PARTS, Layout
 
 TOKENIZER = "tokenizer"  # folder of a training run that holds its tokenizer's files
 ENTRY = "entry.json"  # and there, the entry that goes into `model.json`
@@ -89,10 +89,13 @@ def layout_of(leaves: Mapping[str, Leaf], where: str) -> Layout:
 
     Example:
       >>> one, five = Leaf((3,), "float32"), Leaf((5, 3), "float32")
-      >>> layout_of({"prefix/0/w": one, "periods/0/w": five}, "")
-      Layout(prefix=1, period=1, count=5, suffix=0)
+      >>> layout_of({"prefix/0/w": one, "periods/0/w": five}, "").num_layers
+      6
     """
-    names = {part: set() for part in ("prefix", "periods", "suffix")}
+    stem = f"{ENCODER}/"
+    below = {name.removeprefix(stem): v for name, v in leaves.items() if name.startswith(stem)}
+    encoder = layout_of(below, where) if below else None
+    names = {part: set() for part in PARTS}
     rows = set()
     for name, leaf in leaves.items():
         part, _, rest = name.partition("/")
@@ -105,18 +108,25 @@ def layout_of(leaves: Mapping[str, Leaf], where: str) -> Layout:
             f'checkpoint "{where}" has stacked leaves of {sorted(rows)} layers; they must agree'
         )
     count = rows.pop() if rows else 0
-    return Layout(len(names["prefix"]), len(names["periods"]), count, len(names["suffix"]))
+    sizes = (len(names["prefix"]), len(names["periods"]), count, len(names["suffix"]))
+    return Layout(*sizes, encoder=encoder)
 
 
 def _tensors(
     state: StoredState, leaves: Mapping[str, Leaf], config: Config, layout: Layout
 ) -> dict[str, StoredTensor]:
     """The tensors under the format's names; a leaf that belongs to none keeps its own name."""
-    if layout.num_layers != config.model.num_layers:
-        raise FormatError(
-            f"{state.folder}: the checkpoint has {layout.num_layers} layers, its config says "
-            f"model.num_layers={config.model.num_layers}"
-        )
+    model = config.model
+    encoder_layers = 0 if layout.encoder is None else layout.encoder.num_layers
+    for name, found, wanted in (
+        ("num_layers", layout.num_layers, model.num_layers),
+        ("encoder.num_layers", encoder_layers, model.encoder.num_layers),
+    ):
+        if found != wanted:
+            raise FormatError(
+                f"{state.folder}: the checkpoint has {found} layers, its config says "
+                f"model.{name}={wanted}"
+            )
     tensors: dict[str, StoredTensor] = {}
     used: set[str] = set()
     for name in expected(config.model):

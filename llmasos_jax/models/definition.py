@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.models.layout import Layout, unrolled_layout
+from llmasos_jax.models.layout import ENCODER, PARTS, Layout, encoder_config, unrolled_layout
 from llmasos_jax.models.transformer import Transformer
-from llmasos_jax.nn.cache import Cache, LayerCache
+from llmasos_jax.nn.cache import Cache, CrossCache, LayerCache
 from llmasos_jax.nn.weight import is_weight
 from llmasos_jax.types import Tree
 
@@ -84,51 +84,66 @@ def init_params(definition: ModelDef, key: jax.Array, *, std: float = 0.02) -> T
       definition: the model.
       key: typed PRNG key; each weight draws from it, its name and its layer's number.
       std: of normal weights; those that write into the residual stream get std / sqrt(2 L)
-        (Radford et al., 2019, section 2.3).
+        (Radford et al., 2019, section 2.3), L the layers of their own stack.
 
     Returns:
       Tree of float32 arrays. Jit it with `out_shardings` to start where the weights live.
     """
-    cfg, layout = definition.cfg, definition.layout
     drawn: dict[tuple[str, ...], jax.Array] = {}
-    having = {
-        name: [i for i in range(cfg.num_layers) if cfg.has_experts(i) == (name == "moe")]
-        for name in ("mlp", "moe")
-    }
-
-    def draw(names: tuple[str, ...], shape: tuple[int, ...], wanted: range) -> jax.Array:
-        """One weight of some layers: drawn for all at once, for each would compile for minutes."""
-        layers = having.get(names[0], list(range(cfg.num_layers)))
-        if names not in drawn:
-            fold_in = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-            keys = fold_in(_named(key, names), jnp.array(layers))
-            drawn[names] = jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
-        rows = [layers.index(layer) for layer in wanted]
-        # Evenly apart, since each period has as many such layers. A slice is cut up like the rest.
-        step = rows[1] - rows[0] if len(rows) > 1 else 1
-        return drawn[names][rows[0] : rows[-1] + 1 : step]
 
     def make(path: tuple, shape: jax.ShapeDtypeStruct, init: str) -> jax.Array:
         if init in ("zeros", "ones"):
             return jnp.full(shape.shape, float(init == "ones"), jnp.float32)
+        names = tuple(str(entry.key) for entry in path)
+        stem = names[:1] if names[0] == ENCODER else ()
+        cfg, layout = _stack_of(definition, names)
         scale = std / math.sqrt(2 * cfg.num_layers) if init == "residual" else std
-        part, *names = (str(entry.key) for entry in path)
-        if part not in ("prefix", "periods", "suffix"):
-            return scale * jax.random.normal(_named(key, (part, *names)), shape.shape)
-        first = layout.first_layer(part) + int(names[0])
-        if part != "periods":
-            return scale * draw(tuple(names[1:]), shape.shape, range(first, first + 1))[0]
-        end = first + layout.period * layout.count
-        return scale * draw(tuple(names[1:]), shape.shape[1:], range(first, end, layout.period))
+        part, *rest = names[len(stem) :]
+        if part not in PARTS:
+            return scale * jax.random.normal(_named(key, names), shape.shape)
+        first = layout.first_layer(part) + int(rest[0])
+        end = first + layout.period * layout.count if part == "periods" else first + 1
+        one = shape.shape[1:] if part == "periods" else shape.shape
+        layers = _layers_with(cfg, rest[1])
+        name = (*stem, *rest[1:])
+        if name not in drawn:
+            # For all layers at once: one by one they would compile for minutes.
+            drawn[name] = _draw(_named(key, name), layers, one)
+        step = layout.period if part == "periods" else 1
+        rows = [layers.index(layer) for layer in range(first, end, step)]
+        # Evenly apart, since each period has as many such layers. A slice is cut up like the rest.
+        apart = rows[1] - rows[0] if len(rows) > 1 else 1
+        found = drawn[name][rows[0] : rows[-1] + 1 : apart]
+        return scale * (found if part == "periods" else found[0])
 
     return jax.tree_util.tree_map_with_path(make, definition.shapes, definition.inits)
 
 
+def _stack_of(definition: ModelDef, names: tuple[str, ...]) -> tuple[ModelConfig, Layout]:
+    """The stack that a weight belongs to: the encoder of an encoder-decoder, or the model's own."""
+    cfg, layout = definition.cfg, definition.layout
+    if names[0] != ENCODER or layout.encoder is None:
+        return cfg, layout
+    return encoder_config(cfg), layout.encoder
+
+
+def _layers_with(cfg: ModelConfig, module: str) -> list[int]:
+    """The layers that have an MLP, or experts; all have the other modules."""
+    wanted = {"mlp": (False,), "moe": (True,)}.get(module, (False, True))
+    return [i for i in range(cfg.num_layers) if cfg.has_experts(i) in wanted]
+
+
+def _draw(key: jax.Array, layers: list[int], shape: tuple[int, ...]) -> jax.Array:
+    """Normal numbers for each of these layers, by its own number."""
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.array(layers))
+    return jax.vmap(lambda one: jax.random.normal(one, shape))(keys)
+
+
 def relayout(params: Tree, source: Layout, target: Layout) -> Tree:
     """The same weights (or any tree of that shape) in another layout."""
-    tree = {
-        name: part for name, part in params.items() if name not in ("prefix", "periods", "suffix")
-    }
+    tree = {name: part for name, part in params.items() if name not in PARTS}
+    if source.encoder is not None and target.encoder is not None:
+        tree[ENCODER] = relayout(params[ENCODER], source.encoder, target.encoder)
     rows: dict[tuple[str, str], list] = {}
     for layer in range(target.num_layers):
         part, name, row = source.place_of(layer)
@@ -168,12 +183,40 @@ def turned(w: Any, num_in: int, num_lead: int = 0, *, back: bool = False) -> Any
 
 
 def empty_cache(
-    definition: ModelDef, batch_size: int, num_slots: int, dtype: Any = jnp.float32
+    definition: ModelDef,
+    batch_size: int,
+    num_slots: int,
+    dtype: Any = jnp.float32,
+    *,
+    encoder_slots: int | None = None,
 ) -> Cache:
     """A cache with room for `num_slots` tokens in each of `batch_size` rows, at slot 0.
 
-    Its bytes are L B S K times the widths of a key and a value times the width of `dtype`.
+    Its bytes are L B S K times the widths of a key and a value times the width of `dtype`, and of
+    an encoder-decoder as many again for the encoder's tokens.
+
+    Args:
+      definition: the model.
+      batch_size: rows.
+      num_slots: tokens of a row.
+      dtype: of keys and values.
+      encoder_slots: tokens of the encoder, for the shape of what `Transformer.cross_cache` gives
+        (here all are padding); None leaves `cross` out.
     """
+    starts_b, lengths_b = (jnp.zeros(batch_size, jnp.int32) for _ in range(2))
+    layers = _empty_layers(definition, batch_size, num_slots, dtype)
+    cross = None
+    if encoder_slots is not None:
+        if definition.layout.encoder is None:
+            raise ValueError("encoder_slots were given for a model without an encoder")
+        kept = _empty_layers(definition, batch_size, encoder_slots, dtype)
+        cross = CrossCache(kept, jnp.zeros((batch_size, encoder_slots), jnp.int32))
+    return Cache(layers, starts_b, jnp.int32(0), lengths_b, cross)
+
+
+def _empty_layers(
+    definition: ModelDef, batch_size: int, num_slots: int, dtype: Any
+) -> dict[str, dict[str, LayerCache]]:
     cfg, layout = definition.cfg, definition.layout
     rows = cfg.kv_heads * batch_size
 
@@ -187,9 +230,7 @@ def empty_cache(
         "periods": make(layout.period, (layout.count,)),
         "suffix": make(layout.suffix),
     }
-    layers = {name: part for name, part in parts.items() if part}
-    starts_b, lengths_b = (jnp.zeros(batch_size, jnp.int32) for _ in range(2))
-    return Cache(layers, starts_b, jnp.int32(0), lengths_b)
+    return {name: part for name, part in parts.items() if part}
 
 
 @functools.lru_cache(maxsize=64)

@@ -17,6 +17,9 @@ from llmasos_jax.config.heads import Classifier, Encoder
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.nn.block import LayerSpec
 
+PARTS = ("prefix", "periods", "suffix")  # of a stack, in a tree of parameters
+ENCODER = "encoder"  # the stack of an encoder-decoder that is below a name of its own
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -34,7 +34,7 @@ _IN_OUT: dict[str, tuple[int, int]] = {
 }
 # Below "moe", these are one matrix for each expert.
 _EXPERTS = ("gate", "up", "down")
-_VECTORS = ("scale", "bias", "positions", "types")
+_VECTORS = ("scale", "bias", "positions", "types", "buckets")
 _BLOCKS = ("prefix", "periods", "suffix", "layers")
 
 
@@ -76,7 +76,7 @@ def matrix(path: Path) -> Matrix | None:
 
 def is_stacked(path: Path) -> bool:
     """Whether dimension 0 counts layers: each of them is a weight of its own."""
-    return path[0] == "periods"
+    return _in_stack(path)[0] == "periods"
 
 
 def num_lead(path: Path) -> int:
@@ -91,7 +91,12 @@ def num_lead(path: Path) -> int:
 
 def is_in_block(path: Path) -> bool:
     """Whether the weight belongs to a layer, not to the embedding, the final norm or the head."""
-    return path[0] in _BLOCKS
+    return _in_stack(path)[0] in _BLOCKS
+
+
+def _in_stack(path: Path) -> Path:
+    """The path below the stack that the weight belongs to."""
+    return path[1:] if path[0] == "encoder" else path
 
 
 def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
@@ -108,7 +113,7 @@ def decay_mask(params: Any) -> Any:
     A table that is only looked up: no. A row that seldom occurs gets hardly any gradient, so decay
     alone would shrink it, and the norm behind it would then enlarge its gradients
     (OLMo Team, 2025, arXiv 2501.00656, section 3, takes it away for that reason).
-    Scales, biases, learned positions, token types: no.
+    Scales, biases, learned positions, token types, biases of relative positions: no.
     """
     is_tied = "w" not in params.get("head", {})
 
