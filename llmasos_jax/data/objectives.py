@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llmasos_jax.config.schema import Config
-from llmasos_jax.data import pairs
+from llmasos_jax.data import corruption, pairs
 from llmasos_jax.data.batch import Batch
 from llmasos_jax.data.masking import Masker
 from llmasos_jax.data.packing import PackedRow, TokenDocuments
@@ -217,6 +217,74 @@ def prefix_lm(cfg: Config, vocabulary: Vocabulary) -> Prepare:
         )
 
     return prepare
+
+
+def span_corruption(cfg: Config, vocabulary: Vocabulary) -> tuple[MakeRows, Prepare]:
+    """An encoder-decoder writes what is missing (Raffel et al., 2019, arXiv 1910.10683).
+
+    Args:
+      cfg: `objective` (`mask_rate`, `span_length`) and `data.sequence_length` are read; see
+        `llmasos_jax.data.corruption`.
+      vocabulary: of the tokenizer.
+
+    Returns:
+      `rows`, and `prepare(row, rng) -> Batch`: tokens (the targets shifted right, after `pad_id`),
+      targets, loss_weights, segment_ids, positions [T], where T is the decoder's length, and
+      extra["encoder_tokens"], ["encoder_segment_ids"], ["encoder_positions"] (int32 [S]), where S
+      is `data.sequence_length`.
+
+    Raises:
+      ConfigError: the vocabulary has no id that ends a text, or fewer sentinels than a row has
+        spans; the sequence is too short.
+    """
+    lengths = corruption.corrupted_lengths(cfg.data.sequence_length, cfg.objective)
+    sentinels = np.array(vocabulary.sentinel_ids, dtype=np.int32)
+    end_id = vocabulary.sep_id
+    if end_id is None or len(sentinels) < lengths.spans:
+        raise ConfigError(
+            f'objective.name="{cfg.objective.name}" takes a tokenizer with an end token and, for '
+            f"data.sequence_length={cfg.data.sequence_length}, {lengths.spans} sentinels "
+            f"(<extra_id_0>, ...); this one has {'no' if end_id is None else 'an'} end and "
+            f"{len(sentinels)} sentinels: load T5's, train one that has them, or shorten the row"
+        )
+    ends = tuple(i for i in (vocabulary.cls_id, end_id) if i is not None)
+
+    def rows(documents: TokenDocuments, sequence_length: int) -> corruption.TextRows:
+        text = corruption.corrupted_lengths(sequence_length, cfg.objective).text
+        return corruption.TextRows(documents, text, ends)
+
+    def prepare(row: np.ndarray, rng: np.random.Generator) -> Batch:
+        is_noise = corruption.draw_spans(len(row), cfg.objective, rng)
+        read, written = corruption.corrupt(row, is_noise, sentinels, end_id)
+        encoder = _filled(read, lengths.encoder, vocabulary.pad_id)
+        targets, segment_ids, positions = _filled(written, lengths.decoder, 0)
+        tokens = np.full(lengths.decoder, vocabulary.pad_id, dtype=np.int32)
+        tokens[1 : len(written)] = written[:-1]
+        return Batch(
+            tokens=tokens,
+            targets=targets,
+            loss_weights=segment_ids.astype(np.float32),
+            segment_ids=segment_ids,
+            positions=positions,
+            extra=dict(
+                zip(
+                    ("encoder_tokens", "encoder_segment_ids", "encoder_positions"),
+                    encoder,
+                    strict=True,
+                )
+            ),
+        )
+
+    return rows, prepare
+
+
+def _filled(tokens: np.ndarray, size: int, pad_id: int) -> tuple[np.ndarray, ...]:
+    """Tokens with padding after them, their segment ids (1, then 0) and positions."""
+    filled = np.full(size, pad_id, dtype=np.int32)
+    segment_ids, positions = np.zeros((2, size), dtype=np.int32)
+    count = len(tokens)
+    filled[:count], segment_ids[:count], positions[:count] = tokens, 1, np.arange(count)
+    return filled, segment_ids, positions
 
 
 def special_ids(vocabulary: Vocabulary) -> np.ndarray:
