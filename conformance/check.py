@@ -6,10 +6,14 @@ For each model, COMMAND is run with three more arguments: MODEL_DIR REQUEST.json
 The request is `{"sequences": [[id, ...], ...], "prompt": [id, ...], "count": n, "texts": [...]}`.
 The answer that COMMAND writes is `{"logits": [[[number] * V] * T, ...], "greedy": [id] * n,
 "ids": [[id]]}`: scores for each sequence, n greedy ids after the prompt, the ids of each text.
-`prompt` and `texts` may be absent, and then so are their answers. With `"token_types": [[type]]`,
-one for each id of each sequence, the answer is `{"hidden": [[[number] * D] * T, ...]}`, what the
-last layer gives (after the final norm where there is one), in place of `logits`. For a model that
-breaks the format, COMMAND must say so by an exit status that is not 0.
+`prompt` and `texts` may be absent, and then so are their answers. `"token_types": [[type]]` has one
+for each id of each sequence. A model without an output layer answers
+`{"hidden": [[[number] * D] * T, ...]}`, what the last layer gives (after the final norm where there
+is one), in place of `logits`. Of an encoder `ids` are what it reads of each text, with
+`"embeddings": [[number] * D]` (not divided by their length) and, where it has a classifier,
+`"labels": [[probability] * C]`, or `[[[probability] * C] * tokens]` without the special ids; and
+`"pairs": [[text, text]]` asks for `"next_sentence": [probability]`. For a model that breaks the
+format, COMMAND must say so by an exit status that is not 0.
 
 Prints one line for each case; exit status 0 if all passed, 1 if not, 2 if COMMAND cannot be run.
 """
@@ -24,6 +28,7 @@ from pathlib import Path
 KIT = Path(__file__).resolve().parent
 TOLERANCE = 1e-4  # of float32 logits: absolute, and relative to the expected value
 TIMEOUT_S = 300
+VALUES = ("logits", "hidden", "embeddings", "labels", "next_sentence")
 
 
 def run(command: list[str], model: Path, request: dict, folder: Path) -> tuple[int, dict, str]:
@@ -59,7 +64,7 @@ def check_model(command: list[str], case: dict, folder: Path) -> str:
     status, answer, said = run(command, KIT / "models" / case["model"], case["request"], folder)
     if status:
         return f"exit status {status}: {said}"
-    for key in ("logits", "hidden"):
+    for key in VALUES:
         off = worst(answer.get(key, []), expected.get(key, []))
         if off > 1:
             return f"{key} are off by {off:.3g} tolerances"

@@ -77,6 +77,11 @@ def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
     reached = o["count"] // o["groups"] * o["groups_per_token"]
     need(not o["count"] or o["per_token"] <= reached, "per_token is above what a token reaches")
     need(p["head"] or (p["tie_embeddings"] and not p["causal"]), "head")
+    need(not p["causal"] or not (p["head"] == "mlm" or p["pooler"]), "encoders only")
+    need(not p["next_sentence"] or p["pooler"], "next_sentence without pooler")
+    labels, level = p["classifier"]["labels"], p["classifier"]["level"]
+    need(len(set(labels)) == len(labels), "a label twice")
+    need(labels or level == "sequence", "classifier.level without labels")
     p["num_heads"] = p["num_heads"] or max(1, p["embedding_dim"] // 64)
     p["num_kv_heads"] = p["num_kv_heads"] or p["num_heads"]
     need(p["num_heads"] % p["num_kv_heads"] == 0, "num_heads is not divisible by num_kv_heads")

@@ -19,15 +19,17 @@ import tokenizers
 KIT = Path(__file__).resolve().parent
 sys.path[:0] = [str(KIT), str(KIT.parent)]
 
+import head_reader  # noqa: E402
 from numpy_reader import Model  # noqa: E402
 from text_reader import encode  # noqa: E402
 
 from llmasos_jax.config.experts import Experts  # noqa: E402
+from llmasos_jax.config.heads import Classifier  # noqa: E402
 from llmasos_jax.config.latent import LatentAttention  # noqa: E402
 from llmasos_jax.config.model import ModelConfig, RopeScaling  # noqa: E402
 from llmasos_jax.data.huggingface import HuggingFaceTokenizer  # noqa: E402
 from llmasos_jax.data.sentencepiece import SentencePieceTokenizer, train_model  # noqa: E402
-from llmasos_jax.data.tokenizer import ByteTokenizer, load_tokenizer  # noqa: E402
+from llmasos_jax.data.tokenizer import ByteTokenizer, encode_input, load_tokenizer  # noqa: E402
 from llmasos_jax.format.manifest import Manifest  # noqa: E402
 from llmasos_jax.format.names import expected  # noqa: E402
 from llmasos_jax.format.tensorfile import stored  # noqa: E402
@@ -122,6 +124,19 @@ MODELS = {
         **{"embedding_norm": True, "norm": "layernorm", "norm_bias": False, "mlp": "geglu"},
         **{"attention_windows": (None, 3, 3), "rope_theta": 1e5, "rope_theta_local": 100.0},
     },
+    "bert": {
+        **{"vocab_size": 259, "embedding_dim": 8, "num_heads": 2, "context_length": 48},
+        **{"causal": False, "norm": "layernorm", "norm_placement": "post", "mlp": "gelu"},
+        **{"position": "learned", "embedding_norm": True, "final_norm": False, "token_types": 2},
+        **{"qkv_bias": True, "attention_out_bias": True, "mlp_bias": True, "head": "mlm"},
+        **{"pooling": "cls", "pooler": True, "next_sentence": True},
+        "classifier": Classifier(("bad", "fair", "good")),
+    },
+    "mlm-untied": {
+        **{"vocab_size": 259, "embedding_dim": 8, "num_layers": 1, "num_heads": 2, "head": "mlm"},
+        **{"causal": False, "tie_embeddings": False, "mlp": "geglu", "logit_soft_cap": 5.0},
+        **{"norm": "layernorm", "norm_bias": False, "classifier": Classifier(("x", "y"), "token")},
+    },
     "sentencepiece": {"vocab_size": 320, "num_heads": 2, "num_layers": 1},
     "tokenizers": {"vocab_size": 320, "num_heads": 2, "num_layers": 1},
 }
@@ -176,6 +191,8 @@ def train_tokenizers() -> HuggingFaceTokenizer:
 
 TOKENIZERS = {
     "defaults": ByteTokenizer,
+    "bert": ByteTokenizer,
+    "mlm-untied": ByteTokenizer,
     "sentencepiece": lambda: SentencePieceTokenizer(train_model(some_text(), 300)),
     "tokenizers": train_tokenizers,
 }
@@ -209,14 +226,14 @@ def case_of(name: str, model: Model, seed: int) -> dict | None:
     rng, vocab = np.random.default_rng(seed), model.p["vocab_size"]
     sequences = [rng.integers(vocab, size=size).tolist() for size in (11, 1)]
     request: dict = {"sequences": sequences}
+    if types := model.p["token_types"]:
+        request["token_types"] = [rng.integers(types, size=len(ids)).tolist() for ids in sequences]
     if model.p["head"] is None:
-        request["token_types"] = [rng.integers(3, size=len(ids)).tolist() for ids in sequences]
         pairs = zip(sequences, request["token_types"], strict=True)
         hidden = [np.round(model.hidden(*pair), 7).tolist() for pair in pairs]
         return {"model": name, "request": request, "expected": {"hidden": hidden}}
-    expected_values: dict = {
-        "logits": [np.round(model.logits(ids), 7).tolist() for ids in sequences]
-    }
+    pairs = zip(sequences, request.get("token_types", [None] * 2), strict=True)
+    expected_values: dict = {"logits": [np.round(model.logits(*p), 7).tolist() for p in pairs]}
     if model.p["experts"]["count"] and is_at_an_edge(model, sequences, rng):
         return None
     if model.p["causal"]:
@@ -226,7 +243,18 @@ def case_of(name: str, model: Model, seed: int) -> dict | None:
         best = np.sort(whole, axis=-1)
         if (best[:, -1] - best[:, -2]).min() < MARGIN:
             return None
-    if name in TOKENIZERS:
+    if name in TOKENIZERS and not model.p["causal"]:
+        request["texts"] = TEXTS[:4]
+        if model.p["next_sentence"]:
+            request["pairs"] = [
+                ["hello", "world"],
+                [
+                    "你好",
+                    "",
+                ],
+            ]
+        expected_values |= of_texts(model, request)
+    elif name in TOKENIZERS:
         folder = KIT / "models" / name
         entry = json.loads((folder / "model.json").read_text())["tokenizer"]
         library = load_tokenizer(entry, folder)
@@ -235,6 +263,19 @@ def case_of(name: str, model: Model, seed: int) -> dict | None:
         if expected_values["ids"] != [library.encode(text) for text in request["texts"]]:
             sys.exit(f"{name}: text_reader.py and the library give different ids")
     return {"model": name, "request": request, "expected": expected_values}
+
+
+def of_texts(model: Model, request: dict) -> dict:
+    """What an encoder of bytes must say of texts and pairs."""
+
+    def read(text: str, pair: str | None = None) -> tuple[list[int], list[int]]:
+        return encode_input(ByteTokenizer(), text, pair)
+
+    found = head_reader.answers(model, request, read)
+    rounded = {key: np.round(value, 7).tolist() for key, value in found.items() if key != "labels"}
+    if "labels" in found:
+        rounded["labels"] = [np.round(value, 7).tolist() for value in found["labels"]]
+    return {"ids": [read(text)[0] for text in request["texts"]], **rounded}
 
 
 def is_at_an_edge(model: Model, sequences: list[list[int]], rng: np.random.Generator) -> bool:
@@ -287,6 +328,21 @@ REFUSED = [
                 "plain",
                 '"mlp":',
                 '"experts": {"per_token": 3}, "mlp":',
+            ),
+            ("next_sentence without a pooler", "bert", '"pooler": true', '"pooler": false'),
+            ("a label that stands twice", "bert", '"fair"', '"bad"'),
+            (
+                "a level without labels",
+                "plain",
+                '"mlp":',
+                '"classifier": {"level": "token"}, "mlp":',
+            ),
+            ("a causal MLM head", "mlm-untied", '"causal": false', '"causal": true'),
+            (
+                "an MLM head without its tensors",
+                "plain",
+                '"causal": true',
+                '"causal": false, "head": "mlm"',
             ),
             ("a causal model without a head", "trunk", '"causal": false', '"causal": true'),
         )

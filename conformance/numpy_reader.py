@@ -13,9 +13,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import head_reader
 import numpy as np
 from file_reader import GATED, SCALING, RefusedError, need, read
-from text_reader import encode
+from text_reader import encode, encode_input
 
 
 def frequencies(p: dict, theta: float, scaling: dict, length: int) -> tuple[np.ndarray, float]:
@@ -100,7 +101,10 @@ class Model:
         self.p, self.tensors = read(folder)
         self.used: set[str] = set()
         # A first run asks for every tensor there must be.
-        self.hidden([0]) if self.p["head"] is None else self.logits([0])
+        x = self.hidden([0])
+        head_reader.use_all(self, x)
+        if self.p["head"] is not None:
+            self.scores(x)
         need(self.used == self.tensors.keys(), f"extra tensors {self.tensors.keys() - self.used}")
 
     def get(self, name: str, *shape: int) -> np.ndarray:
@@ -261,12 +265,18 @@ class Model:
             x = self.block(x, i)
         return self.norm(x, "final_norm", d) if p["final_norm"] else x
 
-    def logits(self, ids: list[int]) -> np.ndarray:
-        """Scores [T, V] of what follows each id."""
+    def logits(self, ids: list[int], types: list[int] | None = None) -> np.ndarray:
+        """Scores [T, V] of what follows each id, or of what stands there by an MLM head."""
+        return self.scores(self.hidden(ids, types))
+
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        """Scores [T, V] from the last states [T, D] (4.8)."""
         p, v, d = self.p, self.p["vocab_size"], self.p["embedding_dim"]
-        table, x = self.get("embed.table", v, d), self.hidden(ids)
+        table, is_mlm = self.get("embed.table", v, d), p["head"] == "mlm"
+        if is_mlm:
+            x = head_reader.mlm(self, x, lambda y: activation(p["mlp"], y))
         y = x @ (table.T if p["tie_embeddings"] else self.get("head.w", d, v))
-        y = (y + self.get("head.bias", v) if p["head_bias"] else y) * p["logit_scale"]
+        y = (y + self.bias(p["head_bias"] or is_mlm, "head.bias", v)) * p["logit_scale"]
         return y if (cap := p["logit_soft_cap"]) is None else cap * np.tanh(y / cap)
 
     def greedy(self, prompt: list[int], count: int) -> list[int]:
@@ -281,15 +291,19 @@ def main(folder: str, request: str, answer: str) -> None:
     """Answers one request of `check.py`."""
     asked = json.loads(Path(request).read_text())
     model = Model(Path(folder))
-    if types := asked.get("token_types"):
-        pairs = zip(asked["sequences"], types, strict=True)
-        given = {"hidden": [model.hidden(*pair).tolist() for pair in pairs]}
-    else:
-        given = {"logits": [model.logits(ids).tolist() for ids in asked["sequences"]]}
+    types = asked.get("token_types") or [None] * len(asked["sequences"])
+    kind, run = ("hidden", model.hidden) if model.p["head"] is None else ("logits", model.logits)
+    pairs = zip(asked["sequences"], types, strict=True)
+    given: dict = {kind: [run(*pair).tolist() for pair in pairs]}
     if asked.get("prompt"):
         given["greedy"] = model.greedy(asked["prompt"], asked["count"])
     if asked.get("texts"):
-        given["ids"] = [encode(Path(folder), text) for text in asked["texts"]]
+        if model.p["causal"]:
+            given["ids"] = [encode(Path(folder), text) for text in asked["texts"]]
+        else:
+            read = lambda text, pair=None: encode_input(Path(folder), text, pair)
+            given["ids"] = [read(text)[0] for text in asked["texts"]]
+            given |= head_reader.answers(model, asked, read)
     Path(answer).write_text(json.dumps(given))
 
 

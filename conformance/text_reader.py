@@ -25,6 +25,16 @@ def encode(folder: Path, text: str) -> list[int]:
     return [entry["bos_id"], *ids] if entry["adds_bos"] else ids
 
 
+def encode_input(folder: Path, text: str, pair: str | None = None) -> tuple[list[int], list[int]]:
+    """Ids and token types of what an encoder reads of a text or of two (5.2); bytes only."""
+    entry = json.loads((folder / "model.json").read_text())["tokenizer"]
+    if entry["kind"] != "bytes":
+        raise ValueError(f"an encoder's {entry['kind']}")
+    first = [256, *text.encode(), 257]
+    second = [] if pair is None else [*pair.encode(), 257]
+    return first + second, [0] * len(first) + [1] * len(second)
+
+
 def fields(raw: bytes) -> list[tuple[int, int | bytes]]:
     """The (number, value) pairs of one protobuf message."""
     found, at = [], 0
