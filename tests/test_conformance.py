@@ -50,7 +50,7 @@ def test_the_package_gives_the_kits_logits(name: str) -> None:
     def forward(params: dict, tokens_bt: jax.Array, types_bt: jax.Array | None) -> jax.Array:
         model, runtime = definition.bind(params), Runtime()
         x_btd = model.hidden(tokens_bt, token_types_bt=types_bt, runtime=runtime).x_btd
-        return x_btd if types_bt is not None else model.logits(x_btd, runtime)
+        return x_btd if model.cfg.head is None else model.logits(x_btd, runtime)
 
     for ids, types, expected in rows(load(name)):
         types_bt = None if types is None else np.array([types], np.int32)
@@ -63,7 +63,8 @@ def test_the_numpy_reader_gives_the_kits_values(name: str) -> None:
     case = load(name)
     model = numpy_reader.Model(KIT / "models" / name)
     for ids, types, expected in rows(case):
-        found = model.logits(ids) if types is None else model.hidden(ids, types)
+        run = model.hidden if model.p["head"] is None else model.logits
+        found = run(ids, types)
         np.testing.assert_allclose(found, expected, atol=1e-6)
     if "prompt" in case["request"]:
         found = model.greedy(case["request"]["prompt"], case["request"]["count"])
@@ -87,12 +88,12 @@ def test_the_kit_uses_every_parameter() -> None:
         n for n, r in rules.items() if "default" in r and seen[n] == {json.dumps(r["default"])}
     }
     assert unused == {"attention"}
-    for name in ("position", "block", "norm_placement", "qk_norm", "norm", "mlp"):
+    for name in ("position", "block", "norm_placement", "qk_norm", "norm", "mlp", "head", "pooling"):
         known = rules[name].get("enum", rules[name].get("examples"))
         assert {json.dumps(v) for v in known} <= seen[name], name
 
 
-@pytest.mark.parametrize("group", ["rope_scaling", "latent", "experts"])
+@pytest.mark.parametrize("group", ["rope_scaling", "latent", "experts", "classifier"])
 def test_the_kit_uses_every_key_of_a_group(group: str) -> None:
     rules = schema()["properties"]["parameters"]["properties"][group]["properties"]
     models = [json.loads(p.read_text()) for p in (KIT / "models").glob("*/model.json")]
@@ -132,7 +133,10 @@ def test_the_script_passes_the_numpy_reader_and_fails_a_liar(tmp_path: pathlib.P
     assert bad.returncode == 1 and "0 passed" in bad.stdout
 
 
-KINDS = ("llama", "gemma", "defaults", "latent", "longrope", "trunk", "sentencepiece", "tokenizers")
+KINDS = (
+    *("llama", "gemma", "defaults", "latent", "longrope", "trunk", "sentencepiece", "tokenizers"),
+    *("bert", "mlm-untied"),
+)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -142,7 +146,7 @@ def test_the_public_interface_gives_the_kits_answers(tmp_path: pathlib.Path, nam
     arguments = (KIT / "models" / name, tmp_path / "request.json", tmp_path / "answer.json")
     llmasos_reader.main(*map(str, arguments))
     answer = json.loads((tmp_path / "answer.json").read_text())
-    for kind in ("logits", "hidden"):
+    for kind in check.VALUES:
         assert check.worst(answer.get(kind, []), case["expected"].get(kind, [])) < 1
     assert answer.get("greedy") == case["expected"].get("greedy")
     assert answer.get("ids") == case["expected"].get("ids")
