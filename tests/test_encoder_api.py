@@ -200,6 +200,9 @@ def test_a_text_beyond_the_context_is_refused_or_cut(model: Model) -> None:
     cut = model.embed([CAT, long], truncate=True)[1]
     # 22 words fit between [CLS] and [SEP].
     np.testing.assert_allclose(cut, model.embed(" ".join(long.split()[:22])), atol=SIMPLE)
+    unknown = model.embed("the cat " * 10 + "zebra " * 9, truncate=True)
+    wanted = model.embed("the cat " * 10 + "zebra zebra")
+    np.testing.assert_allclose(unknown, wanted, atol=SIMPLE)
     assert len(model.classify(long, truncate=True)) == 3
 
 
@@ -233,6 +236,8 @@ def test_classify_labels_tokens(tmp_path: Path) -> None:
     assert [t.label for t in found] == [("other", "animal")[i] for i in wanted.argmax(axis=1)]
     np.testing.assert_allclose([t.probability for t in found], wanted.max(axis=1), atol=SIMPLE)
     assert len(other.classify([text], top_k=1)[0][0].labels) == 1
+    unknown = other.classify("the zebra")
+    assert [t.token for t in unknown] == ["the", "[UNK]"]  # a word, though not a known one
 
 
 def test_logits_read_token_types_and_mask(model: Model) -> None:

@@ -86,7 +86,33 @@ def test_the_second_token_type_is_another_row(model: Model, golden: dict[str, np
 
 
 def test_text_becomes_the_same_ids(model: Model, golden: dict[str, np.ndarray]) -> None:
-    """[CLS] begins a text; [SEP], which ends it, is the caller's to add, as any end is."""
     for row, text in enumerate(TEXTS):
         length = golden["mask"][row].sum()
-        assert model.encode(text) == golden["ids"][row, : length - 1].tolist()
+        assert model.encode(text) == golden["ids"][row, :length].tolist()
+
+
+def test_embed_gives_the_sentences_of_transformers(
+    model: Model, golden: dict[str, np.ndarray]
+) -> None:
+    assert model.config.pooling == "mean"
+    vectors = model.embed(TEXTS)
+    assert np.abs(vectors - golden["sentence"]).max() <= TOLERANCE / 100  # their length is 1
+    assert vectors[0] @ vectors[1] == pytest.approx(0.969760, abs=1e-5)
+
+
+def test_the_two_sentences_on_paris_are_the_closest(model: Model) -> None:
+    others = [
+        *("Berlin is the capital of Germany.", "France won the match.", "I am going to Paris."),
+        *("The cat sat on the mat.", "Stock prices fell sharply today.", "法国的首都是巴黎。"),
+    ]
+    vectors = model.embed([*TEXTS, *others])
+    cosines = vectors @ vectors.T - 2 * np.eye(len(vectors))
+    assert np.unravel_index(cosines.argmax(), cosines.shape) == (0, 1)
+    assert cosines[0, 2:].max() < 0.8  # far behind the 0.97 of the two
+
+
+def test_batches_give_what_a_text_alone_gives(model: Model) -> None:
+    texts = [f"Sentence number {i}, " + "with some more words " * (i % 7) for i in range(40)]
+    together = model.embed(texts)
+    for i in (0, 6, 39):
+        assert np.abs(together[i] - model.embed(texts[i])).max() <= 1e-5

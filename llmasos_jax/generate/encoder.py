@@ -14,7 +14,7 @@ from llmasos_jax.generate.answers import Candidate, Filled, Label, LabelledToken
 from llmasos_jax.generate.forward import Forward
 from llmasos_jax.generate.sampling import require_whole
 from llmasos_jax.generate.session import power_of_two
-from llmasos_jax.generate.texts import Input, buckets, make_inputs
+from llmasos_jax.generate.texts import Input, buckets, frame_ids, make_inputs
 
 
 def fill_masks(
@@ -137,7 +137,7 @@ def classify_texts(
         require_whole("top_k", top_k, 1, " labels")
     most = len(labels) if top_k is None else min(int(top_k), len(labels))
     inputs = make_inputs(cfg, tokenizer, texts, truncate=truncate)
-    special = set(getattr(tokenizer, "special_ids", (tokenizer.bos_id, tokenizer.eos_id)))
+    frame = frame_ids(tokenizer)
     found: dict[int, Any] = {}
     for rows in buckets(cfg, inputs):
         scores = _finite(forward.labels(rows.arrays()))
@@ -148,8 +148,7 @@ def classify_texts(
             found[i] = [
                 LabelledToken(token_text(tokenizer, number), number, tuple(best))
                 for place, number in enumerate(inputs[i].ids)
-                if number not in special
-                and (best := _best_labels(labels, scores[row, place], most))
+                if number not in frame and (best := _best_labels(labels, scores[row, place], most))
             ]
     return [found[i] for i in range(len(texts))]
 

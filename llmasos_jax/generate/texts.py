@@ -81,6 +81,13 @@ def read_ids(
     return ids, [0] * len(ids)
 
 
+def frame_ids(tokenizer: Tokenizer) -> set[int]:
+    """Ids that stand around texts, and are no part of them; an unknown word is one."""
+    names = ("bos_id", "eos_id", "cls_id", "sep_id", "pad_id")
+    found = (getattr(tokenizer, name, None) for name in names)
+    return {number for number in found if number is not None}
+
+
 def make_inputs(
     cfg: ModelConfig,
     tokenizer: Tokenizer,
@@ -144,9 +151,8 @@ def _rows(cfg: ModelConfig, inputs: Sequence[Input], indices: list[int], width: 
 def _cut(
     tokenizer: Tokenizer, ids: list[int], types: list[int], most: int
 ) -> tuple[list[int], list[int]]:
-    special = {tokenizer.eos_id, *getattr(tokenizer, "special_ids", ())}
-    num_last = 0
-    while num_last < min(len(ids), most - 1) and ids[-1 - num_last] in special:
+    frame, num_last = frame_ids(tokenizer), 0
+    while num_last < min(len(ids), most - 1) and ids[-1 - num_last] in frame:
         num_last += 1
     keep, last = most - num_last, len(ids) - num_last
     return ids[:keep] + ids[last:], types[:keep] + types[last:]
