@@ -14,6 +14,7 @@ from llmasos_jax.errors import ConfigError, FormatError
 if TYPE_CHECKING:
     from llmasos_jax.config.schema import Config
     from llmasos_jax.data.tokenizer import Tokenizer
+    from llmasos_jax.evals.export.run import ExportResult
     from llmasos_jax.evals.parity.report import Parity
     from llmasos_jax.format.convert import ConvertResult
     from llmasos_jax.generate.model import Model
@@ -94,6 +95,60 @@ def convert(
     return convert_files(files, out, source=source)
 
 
+def export(
+    source: str | os.PathLike[str],
+    to: str = "hf",
+    out: str | os.PathLike[str] | None = None,
+    *,
+    step: int | None = None,
+    allow_code: bool = False,
+    revision: str | None = None,
+    ignore: Sequence[str] = (),
+    unproven: bool = False,
+    seed: int = 0,
+) -> ExportResult:
+    """Writes a model in another program's format, and proves it there before it is kept.
+
+    What was written is opened by that program and run on random ids of several lengths with
+    padding. Only if every output is that of the model does the folder get its name;
+    `parity.json` in it says what was compared.
+
+    Args:
+      source: what `load_model` reads.
+      to: "hf", a Hugging Face folder, opened with transformers and torch (the extra `parity`).
+      out: a new or empty folder; None is the model's name and the target, here.
+      step: which checkpoint of a training folder; None takes the newest.
+      allow_code: as in `load_model`.
+      revision: a branch, tag or commit of a name on the hub.
+      ignore: as in `load_model`.
+      unproven: keeps it without a proof.
+      seed: of the ids.
+
+    Returns:
+      What was written and how far it is from the model.
+
+    Raises:
+      ExportError: it differs by more than 1e-4 of the largest number of an output, or does not open
+        there; nothing is kept.
+      FormatError: no class of the other program is this model, or `out` cannot be written.
+      MissingExtraError: the other program is not installed, and `unproven` was not said.
+    """
+    from llmasos_jax.evals.export.run import export_model
+
+    folder = Path(f"{Path(os.fspath(source)).name or 'model'}-{to}") if out is None else Path(out)
+    return export_model(
+        source,
+        folder,
+        to=to,
+        step=step,
+        allow_code=allow_code,
+        revision=revision,
+        ignore=ignore,
+        unproven=unproven,
+        seed=seed,
+    )
+
+
 def parity(
     a: str | os.PathLike[str],
     b: str | os.PathLike[str],
@@ -168,9 +223,10 @@ def write_sample(config: Config, tokenizer: Tokenizer, params: Any) -> str:
 
     import jax
 
-    from llmasos_jax.format.manifest import Manifest
+    from llmasos_jax.format.manifest import Generation, Manifest
     from llmasos_jax.format.names import flatten
     from llmasos_jax.format.tensorfile import stored
+    from llmasos_jax.format.training import decoder_start_id
     from llmasos_jax.generate.model import Model
     from llmasos_jax.generate.weights import Placing, place_tensors
     from llmasos_jax.models.definition import file_def, relayout
@@ -181,9 +237,15 @@ def write_sample(config: Config, tokenizer: Tokenizer, params: Any) -> str:
     tree = relayout(jax.device_get(params), scan_layout(config.model), definition.layout)
     tensors = {name: stored(array) for name, array in flatten(tree).items()}
     weights = place_tensors(Placing(definition, None), tensors, None)
-    model = Model(Manifest(config.name, config.model), weights, tokenizer)
+    start_id = decoder_start_id(config.model, tokenizer)
+    generation = Generation(decoder_start_id=start_id)
+    model = Model(Manifest(config.name, config.model, generation=generation), weights, tokenizer)
     return model.generate_text(
-        sample.prompt, sample.max_length, sample.temperature, seed=config.train.seed, echo=True
+        sample.prompt,
+        sample.max_length,
+        sample.temperature,
+        seed=config.train.seed,
+        echo=start_id is None,  # what an encoder-decoder writes does not go on with its prompt
     )
 
 

@@ -16,7 +16,10 @@ from llmasos_jax.checkpoint import steps
 from llmasos_jax.checkpoint.leaves import Leaf
 from llmasos_jax.checkpoint.stored import StoredState
 from llmasos_jax.config.build import from_dict
+from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config
+from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.data.vocabulary import vocabulary_of
 from llmasos_jax.errors import CheckpointError, FormatError
 from llmasos_jax.format.folder import read_bytes
 from llmasos_jax.format.manifest import MAX_BYTES, Generation, Manifest, refuse_code
@@ -71,10 +74,28 @@ def open_training(
     tensors = _tensors(state, leaves, config, layout)
     check_tensors(config.model, tensors, str(state.folder))
     files = folder_tokenizer(manifest.tokenizer, run / TOKENIZER, leave_out=(ENTRY,))
-    if files is not None:
-        eos_id = files.load(allow_code=allow_code).eos_id
-        manifest = manifest.replace(generation=Generation(() if eos_id is None else (eos_id,)))
+    tokenizer = None if files is None else files.load(allow_code=allow_code)
+    eos_id = None if tokenizer is None else tokenizer.eos_id
+    start_id = decoder_start_id(config.model, tokenizer)
+    generation = Generation(() if eos_id is None else (eos_id,), decoder_start_id=start_id)
+    manifest = manifest.replace(generation=generation)
     return ModelFiles(state.folder, manifest, MappingProxyType(tensors), files)
+
+
+def decoder_start_id(cfg: ModelConfig, tokenizer: Tokenizer | None) -> int | None:
+    """The id that a trained decoder's text begins with: padding's, as objectives make batches.
+
+    None for a model without an encoder.
+
+    Example:
+      >>> from llmasos_jax.config.heads import Encoder
+      >>> from llmasos_jax.data.tokenizer import ByteTokenizer
+      >>> decoder_start_id(ModelConfig(260, 64, 2, encoder=Encoder(2)), ByteTokenizer())
+      258
+    """
+    if not cfg.encoder.num_layers:
+        return None
+    return 0 if tokenizer is None else vocabulary_of(tokenizer, cfg.vocab_size).pad_id
 
 
 def layout_of(leaves: Mapping[str, Leaf], where: str) -> Layout:
