@@ -37,9 +37,10 @@ def presets() -> list[str]:
         beside = ", beside the embedding" if p.is_beside_embedding else ""
         is_arxiv = p.paper[:1].isdigit()
         paper = f"[{p.paper}](https://arxiv.org/abs/{p.paper})" if is_arxiv else p.paper
+        stacks = [n for n in (p.config.encoder.num_layers, p.config.num_layers) if n]
         cells = [
             f"`{p.name}`",
-            f"{p.config.num_layers} x {p.config.embedding_dim}",
+            f"{' + '.join(map(str, stacks))} x {p.config.embedding_dim}",
             f"{count:,}",
             f"{active:,}" if active != count else "all",
             f"{figure} ({p.where}{beside})",

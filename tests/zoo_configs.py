@@ -266,6 +266,33 @@ def _modernbert(width: int, layers: int, heads: int, ffn: int) -> Published:
     )
 
 
+def _t5(width: int, ffn: int, layers: int, heads: int, kv: int = 64) -> Published:
+    return "T5Config", dict(
+        **dict(d_model=width, d_ff=ffn, num_layers=layers, num_heads=heads, d_kv=kv),
+        **dict(vocab_size=32128, n_positions=512, layer_norm_epsilon=1e-6, dropout_rate=0.1),
+        **dict(relative_attention_num_buckets=32, decoder_start_token_id=0, output_past=True),
+    )
+
+
+def _t5_gated(*sizes: int, vocab: int = 32128) -> Published:
+    # Version 1.1 and mT5 name no n_positions; Flan-T5, of the same shape, says 512.
+    width, ffn, layers, heads = sizes
+    return "T5Config" if vocab == 32128 else "MT5Config", dict(
+        **dict(d_model=width, d_ff=ffn, num_layers=layers, num_heads=heads, d_kv=64),
+        **dict(num_decoder_layers=layers, vocab_size=vocab, layer_norm_epsilon=1e-6),
+        **dict(relative_attention_num_buckets=32, decoder_start_token_id=0),
+        **dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    )
+
+
+_T5_GATED = {
+    "small": (512, 1024, 8, 6),
+    "base": (768, 2048, 12, 12),
+    "large": (1024, 2816, 24, 16),
+    "xl": (2048, 5120, 24, 32),
+    "xxl": (4096, 10240, 24, 64),
+}
+
 PUBLISHED: dict[str, Published] = {
     "gpt2": _gpt2(768, 12, 12),
     "gpt2-medium": _gpt2(1024, 24, 16),
@@ -411,4 +438,12 @@ PUBLISHED: dict[str, Published] = {
     "roberta-large": _bert(1024, 24, 16, 50265, "Roberta"),
     "modernbert-base": _modernbert(768, 22, 12, 1152),
     "modernbert-large": _modernbert(1024, 28, 16, 2624),
+    "t5-small": _t5(512, 2048, 6, 8),
+    "t5-base": _t5(768, 3072, 12, 12),
+    "t5-large": _t5(1024, 4096, 24, 16),
+    "t5-3b": _t5(1024, 16384, 24, 32, kv=128),
+    "t5-11b": _t5(1024, 65536, 24, 128, kv=128),
+    **{f"t5-v1_1-{size}": _t5_gated(*sizes) for size, sizes in _T5_GATED.items()},
+    **{f"flan-t5-{size}": _t5_gated(*sizes) for size, sizes in _T5_GATED.items()},
+    **{f"mt5-{size}": _t5_gated(*sizes, vocab=250112) for size, sizes in _T5_GATED.items()},
 }

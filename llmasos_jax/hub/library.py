@@ -50,7 +50,7 @@ class LibraryModel:
       licence: short name of the licence of the weights.
       num_parameters: of the published weights, a tied head counted once.
       dtype: that the hub stores.
-      kind: "decoder" or "encoder".
+      kind: "decoder", "encoder" or "encoder-decoder".
       is_gated: whether the hub wants its terms accepted and a token.
       package: a Python package that carries the weights too, or None.
     """
@@ -91,7 +91,7 @@ _PACKAGES = {
     ),
 }
 
-# licence, dtype on the hub, gated or open, decoder or encoder; then name, repository, parameters.
+# licence, dtype on the hub, gated or open, kind; then name, repository, parameters.
 _LLAMA2 = "meta-llama/Llama-2-"
 _LLAMA3 = "meta-llama/Meta-Llama-3-"
 _LLAMA31 = "meta-llama/Llama-3.1-"
@@ -226,6 +226,18 @@ _GROUPS = {
     ),
     ("MIT", "float32", "open", "encoder"): (
         ("roberta-base", "FacebookAI/roberta-base", 124_645_632),
+    ),
+    ("Apache-2.0", "float32", "open", "encoder-decoder"): (
+        ("t5-small", "google-t5/t5-small", 60_506_624),
+        ("t5-base", "google-t5/t5-base", 222_903_552),
+        ("t5-large", "google-t5/t5-large", 737_668_096),
+        ("t5-3b", "google-t5/t5-3b", 2_851_598_336),
+        ("t5-11b", "google-t5/t5-11b", 11_307_321_344),
+        ("flan-t5-small", "google/flan-t5-small", 76_961_152),
+        ("flan-t5-base", "google/flan-t5-base", 247_577_856),
+        ("flan-t5-large", "google/flan-t5-large", 783_150_080),
+        ("flan-t5-xl", "google/flan-t5-xl", 2_849_757_184),
+        ("flan-t5-xxl", "google/flan-t5-xxl", 11_135_332_352),
     ),
 }
 

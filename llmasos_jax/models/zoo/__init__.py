@@ -14,7 +14,7 @@ from typing import Any
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.errors import ConfigError, did_you_mean
-from llmasos_jax.models.zoo import deepseek, encoders, google, llama, openai, qwen
+from llmasos_jax.models.zoo import deepseek, encoders, google, llama, openai, qwen, t5
 from llmasos_jax.models.zoo.preset import Preset
 
 __all__ = ["Preset", "find", "names", "preset", "presets", "values"]
@@ -26,7 +26,7 @@ _TUNED = ("-instruct", "-chat", "-it", "-base", "-pt")
 @functools.cache
 def presets() -> Mapping[str, Preset]:
     """Every preset by its name, families together."""
-    families = (openai, llama, google, qwen, deepseek, encoders)
+    families = (openai, llama, google, qwen, deepseek, encoders, t5)
     return MappingProxyType({row.name: row for family in families for row in family.presets()})
 
 

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 from llmasos_jax.config.experts import Experts
+from llmasos_jax.config.heads import Encoder
 from llmasos_jax.config.latent import LatentAttention
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.rope import RopeScaling
@@ -96,6 +97,7 @@ def tiny(cfg: ModelConfig) -> ModelConfig:
         vocab_size=_TINY_VOCAB,
         embedding_dim=_TINY_DIM,
         num_layers=num_layers,
+        encoder=Encoder(min(cfg.encoder.num_layers, num_layers)),
         context_length=_TINY_LENGTH,
         num_heads=heads,
         num_kv_heads=None if cfg.num_kv_heads is None else kv_heads,
@@ -112,8 +114,8 @@ def tiny(cfg: ModelConfig) -> ModelConfig:
 
 
 def _scaled(scale: float | None, full: int, small: int) -> float | None:
-    """Keeps what a scale of scores is against the usual 1 / sqrt(H)."""
-    return None if scale is None else scale * math.sqrt(full / small)
+    """Keeps what a scale of scores is against the usual 1 / sqrt(H); 1 is none, as in T5."""
+    return scale if scale in (None, 1.0) else scale * math.sqrt(full / small)
 
 
 def _like_root(scale: float, dim: int) -> float:
