@@ -28,9 +28,10 @@ from llmasos_jax.config.schema import ObjectiveConfig
 from llmasos_jax.data.vocabulary import Vocabulary
 from llmasos_jax.errors import ConfigError
 
-# A word of more pieces (Chinese without blanks under sentencepiece, a key in base 64) counts as
-# several words, so that no row is one word alone.
+# What has more pieces is no word (text without blanks, a key in base 64): it counts as several of a
+# few pieces, so that no row is one word alone.
 MAX_WORD_PIECES = 16
+_PART_PIECES = 4
 _SLACK = 4  # places of a row beyond its share, for the word that crosses it
 _SPANS_AT_ONCE = 32
 _MAX_SPAN_DRAWS = 20
@@ -187,9 +188,13 @@ class Masker:
         is_start = ~self.is_inside_v[ids]
         is_start[0] = True
         is_start[1:] |= np.diff(maskable) > 1
-        index = np.arange(ids.size)
-        piece = index - np.maximum.accumulate(np.where(is_start, index, 0))
-        return np.flatnonzero(piece % min(MAX_WORD_PIECES, size) == 0)
+        starts = np.flatnonzero(is_start)
+        lengths = np.diff(starts, append=ids.size)
+        if lengths.max() <= min(MAX_WORD_PIECES, size):
+            return starts
+        piece = np.arange(ids.size) - np.repeat(starts, lengths)
+        is_long = np.repeat(lengths > min(MAX_WORD_PIECES, size), lengths)
+        return np.flatnonzero(is_start | (is_long & (piece % min(_PART_PIECES, size) == 0)))
 
     def _span_order(
         self, starts_w: np.ndarray, maskable: np.ndarray, share: int, rng: np.random.Generator

@@ -24,7 +24,7 @@ _CLOSERS = "”’」』）】》〉〕］｝»"
 # The mark or marks, then what closes, then blanks up to the end of the line.
 _END = re.compile(
     rf"(?:(?P<wide>[。！？；｡][。！？；｡….!?]*|(?<=[{_CJK}])…+|(?<=[{_CJK}])[!?]+(?=[{_CJK}{_CLOSERS}]))"
-    rf"|(?P<narrow>[.!?…]+(?=[\"'{_CLOSERS})\]}}]*\s)))"
+    rf"|(?P<narrow>(?<![.!?…])[.!?…]++(?=[\"'{_CLOSERS})\]}}]*+\s)))"
     rf"(?P<closers>[\"'{_CLOSERS})\]}}]*)(?P<blank>[^\S\n]*\n?)"
 )
 _GOES_ON = re.compile(r"[，、,：:；。！？)\]）】》]")
@@ -39,6 +39,7 @@ _LIST_LINE = re.compile(
 # A name with an underscore, a call, a bracket, an operator, the colon that opens a block.
 _PROGRAM = re.compile(r"[=<>{}\[\]|\\@#$_`~^]|\w\(|[:;{(\[]\s*\Z|^\s*\.\.\s")
 _WIDE = re.compile(rf"[{_CJK}\u3000-\u303f\uff00-\uffef]")
+_WORD_CHARS = 40  # looked at before a full stop
 _PARAGRAPH_WIDTH = 45  # columns; a wrapped line of a paragraph is longer
 
 # What stands before a name or a number, or in the middle of a sentence.
@@ -110,10 +111,10 @@ def _is_wide(line: str) -> bool:
 def _cut(block: str) -> list[str]:
     """Cuts a paragraph, or a line, after the marks that end a sentence."""
     pieces: list[str] = []
-    start = 0
+    start, stop = 0, len(block.rstrip())
     for match in _END.finditer(block):
         end = match.end()
-        if end >= len(block) or not block[end:].strip():
+        if end >= stop:
             break
         if match["wide"]:
             end = _after_quote(block, start, match)
@@ -142,8 +143,8 @@ def _is_narrow_border(block: str, start: int, match: re.Match[str]) -> bool:
         return False
     if match["narrow"] != ".":
         return True
-    before = block[max(start, match.start() - 40) : match.start()]
-    if _NUMBER_OF_LIST.match(block[start : match.start()]):
+    before = block[max(start, match.start() - _WORD_CHARS) : match.start()]
+    if match.start() - start < _WORD_CHARS and _NUMBER_OF_LIST.match(before):
         return False
     word = _last_word(before)
     if not word:
