@@ -71,7 +71,7 @@ def start(model: Model, prompts: list[str], max_new: int, **options):
     from llmasos_jax.generate.request import make_requests, read_options
 
     checked = read_options(max_new, **options)
-    requests = make_requests(prompts, checked, model.tokenizer, model.config.context_length)
+    requests = make_requests(prompts, checked, model.tokenizer, model.manifest)
     return model.session.start(requests, deterministic=checked.deterministic)
 
 

@@ -16,7 +16,7 @@ from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.data.tokenizer import Tokenizer
 from llmasos_jax.errors import FormatError, GenerationError, did_you_mean
 from llmasos_jax.format.folder import find_manifest
-from llmasos_jax.format.manifest import Manifest
+from llmasos_jax.format.manifest import Generation, Manifest
 from llmasos_jax.format.read import read_manifest
 from llmasos_jax.format.strict import shown
 from llmasos_jax.format.tokenizerfiles import TokenizerFiles, folder_tokenizer
@@ -110,7 +110,7 @@ def init_model(
     if not is_whole or not 0 <= seed < 2**32:
         raise GenerationError(f"seed={seed!r} is not possible; give a whole number below 2**32")
     if isinstance(source, ModelConfig):
-        source = Manifest("random", source)
+        source = _unnamed("random", source)
     if isinstance(source, Manifest):
         manifest, files = source, folder_tokenizer(source.tokenizer, Path(), is_shared=True)
     else:
@@ -130,13 +130,19 @@ def _manifest_of(source: Source, allow_code: bool) -> tuple[Manifest, TokenizerF
         if preset is None:
             near = "" if os.sep in name else did_you_mean(name.lower(), zoo.names())
             raise FormatError(f'"{name}" is not there, and no preset is called so{near}')
-        return Manifest(name.lower(), preset), None
+        return _unnamed(name.lower(), preset), None
     if kind_of(path) != "llmasos":
         files = open_model(path, allow_code=allow_code)
         return files.manifest, files.tokenizer
     manifest = read_manifest(path, allow_code=allow_code)
     folder = find_manifest(path).parent
     return manifest, folder_tokenizer(manifest.tokenizer, folder, is_shared=True)
+
+
+def _unnamed(name: str, parameters: ModelConfig) -> Manifest:
+    """What a `model.json` would say of parameters alone; a decoder begins with 0, as T5's does."""
+    start_id = 0 if parameters.encoder.num_layers else None
+    return Manifest(name, parameters, generation=Generation(decoder_start_id=start_id))
 
 
 def _check_source(source: Any) -> None:

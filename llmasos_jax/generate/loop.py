@@ -1,6 +1,9 @@
-"""The two compiled programs of generation: prefill, a chunk of the prompt at a time, and decode.
+"""The compiled programs of generation: prefill, a chunk of the prompt at a time, and decode.
 
-Both are pure functions of arrays; `session.py` compiles them once per shape. The decode loop runs
+Of an encoder-decoder the encoder reads the prompt first, once: what the decoder attends to is kept
+in the cache, and its own prompt is the one token that begins every text.
+
+All are pure functions of arrays; `session.py` compiles them once per shape. The decode loop runs
 on the device until every row is done or a bound is reached that is an argument, not a constant: so
 streaming runs the same program as one long call, and gives the same bits.
 """
@@ -17,7 +20,7 @@ from jax import lax
 from llmasos_jax.generate.sampling import SamplingRows, draw
 from llmasos_jax.models.definition import ModelDef
 from llmasos_jax.models.transformer import Transformer
-from llmasos_jax.nn.cache import Cache
+from llmasos_jax.nn.cache import Cache, CrossCache
 from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.types import Tree
 
@@ -74,6 +77,18 @@ class Programs:
     definition: ModelDef
     runtime: Runtime
     num_ids: int
+
+    def encode(self, params: Tree, source_bs: jax.Array, segment_ids_bs: jax.Array) -> CrossCache:
+        """Reads the prompts of an encoder-decoder, padded on the right.
+
+        Args:
+          params: the weights.
+          source_bs: int32 [B, S].
+          segment_ids_bs: int32 [B, S], 1 for tokens, 0 for padding.
+        """
+        model = self.definition.bind(params)
+        encoded = model.encode(source_bs, segment_ids_bs=segment_ids_bs, runtime=self.runtime)
+        return model.cross_cache(encoded, self.runtime)
 
     def prefill(
         self, params: Tree, cache: Cache, tokens_bt: jax.Array, column: jax.Array

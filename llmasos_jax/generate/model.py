@@ -17,10 +17,10 @@ from llmasos_jax.generate.loop import Programs
 from llmasos_jax.generate.reader import Reader
 from llmasos_jax.generate.request import (
     Options,
+    chat_requests,
     make_requests,
     read_options,
     read_prompts,
-    requests_of,
 )
 from llmasos_jax.generate.session import Request, Session
 from llmasos_jax.generate.stream import Decoder
@@ -65,7 +65,8 @@ class Model(Reader):
         """Continues a text, or each of a list of texts.
 
         A text ends after `max_length` new tokens, at an end-of-text token, before a stop string, or
-        where the model's context is full.
+        where the model's context is full. Of an encoder-decoder the encoder reads the prompt, at
+        most `context_length` tokens of it, and the decoder writes as many at most.
 
         Args:
           prompt: what to continue. A list is written together, as one batch.
@@ -74,13 +75,14 @@ class Model(Reader):
           top_k: draw from the k likeliest tokens only.
           top_p: draw from the likeliest tokens that together have this probability.
           min_p: draw from tokens with at least this share of the likeliest one's probability.
-          repetition_penalty: above 1 makes tokens of the prompt and of the text less likely.
+          repetition_penalty: above 1 makes tokens of the prompt and of the text less likely; of an
+            encoder-decoder those of the text alone.
           stop: one string or several that end the text; not in the result.
           seed: 0 to 2^32 - 1; sample i of a list draws from (seed, i, position) alone. None takes a
             fresh one, logs it (INFO) and keeps it in `last_seed`.
           stream: whether to return an iterator of pieces, never half a character, whose
             concatenation is the text; for a list, of `(index, piece)`.
-          echo: whether the prompt stands before the text.
+          echo: whether the prompt stands before the text; not with an encoder-decoder.
           deterministic: whether to use one compiled shape for all: exactly the same text whatever
             else is asked for, and slower.
 
@@ -116,7 +118,7 @@ class Model(Reader):
         prompts = read_prompts(prompt)
         self._require_causal()
         tokenizer = self._require_tokenizer()
-        requests = make_requests(prompts, options, tokenizer, self.config.context_length)
+        requests = make_requests(prompts, options, tokenizer, self.manifest)
         pieces = self._write(requests, options)
         heads = list(enumerate(prompts)) if echo else []
         if not stream:
@@ -192,7 +194,7 @@ class Model(Reader):
         tokenizer = self._require_tokenizer()
         template = self.manifest.generation.chat_template
         ids = chat_ids(template, messages, tokenizer, self.manifest.name)
-        requests = requests_of([ids], options, self.config.context_length)
+        requests = chat_requests(ids, options, tokenizer, self.manifest)
         pieces = (piece for _, piece in self._write(requests, options))
         return pieces if options.stream else "".join(pieces)
 

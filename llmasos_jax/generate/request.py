@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.data.tokenizer import Tokenizer, encode_input
 from llmasos_jax.errors import GenerationError
+from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.generate.sampling import Sampling, require_whole
 from llmasos_jax.generate.session import Request
 
@@ -87,13 +88,22 @@ def read_prompts(prompt: str | Sequence[str]) -> list[str]:
 
 
 def make_requests(
-    prompts: Sequence[str], options: Options, tokenizer: Tokenizer, context_length: int
+    prompts: Sequence[str], options: Options, tokenizer: Tokenizer, manifest: Manifest
 ) -> list[Request]:
     """Turns prompts into requests; text i draws from (seed, i, position).
 
     Raises:
-      GenerationError: a prompt has no tokens, or leaves no room in the context.
+      GenerationError: a prompt has no tokens, or leaves no room in the context; or `echo` with an
+        encoder-decoder, whose text does not begin with its prompt.
     """
+    if manifest.parameters.encoder.num_layers:
+        if options.echo:
+            raise GenerationError(
+                "echo=True puts the prompt before the text that continues it, and an encoder-"
+                "decoder's text is another one; leave out echo"
+            )
+        sources = [encode_input(tokenizer, text)[0] for text in prompts]
+        return requests_with_source(sources, options, manifest)
     prompt_ids = []
     for i, text in enumerate(prompts):
         ids = tokenizer.encode(text)
@@ -106,7 +116,59 @@ def make_requests(
                 )
             ids = [begin]
         prompt_ids.append(ids)
-    return requests_of(prompt_ids, options, context_length)
+    return requests_of(prompt_ids, options, manifest.parameters.context_length)
+
+
+def chat_requests(
+    ids: list[int], options: Options, tokenizer: Tokenizer, manifest: Manifest
+) -> list[Request]:
+    """Makes the request of a conversation, of the ids that its template gives.
+
+    Raises:
+      GenerationError: it is too long.
+    """
+    cfg = manifest.parameters
+    if not cfg.encoder.num_layers:
+        return requests_of([ids], options, cfg.context_length)
+    # Templates write what stands between messages; an encoder wants an end behind the last too.
+    end = [] if tokenizer.eos_id in (None, ids[-1]) else [tokenizer.eos_id]
+    return requests_with_source([[*ids, *end]], options, manifest)
+
+
+def requests_with_source(
+    sources: Sequence[list[int]], options: Options, manifest: Manifest
+) -> list[Request]:
+    """Makes requests to an encoder-decoder; request i draws from (seed, i, position).
+
+    Its positions have no end, so `context_length`, what it was trained on, bounds each side: the
+    tokens that the encoder reads, and those of the decoder, the one that it starts with included.
+
+    Args:
+      sources: ids that the encoder reads of each text.
+      options: of all texts.
+      manifest: the model.
+
+    Raises:
+      GenerationError: a text has no tokens or too many, or the model does not say what its decoder
+        starts with.
+    """
+    start_id = manifest.generation.decoder_start_id
+    if start_id is None:
+        raise GenerationError(
+            f'model "{manifest.name}" does not say what its decoder starts with; put '
+            '"decoder_start_id" into "generation" of its model.json (0 in T5)'
+        )
+    most = manifest.parameters.context_length
+    requests = []
+    for i, ids in enumerate(sources):
+        if not 0 < len(ids) <= most:
+            raise GenerationError(
+                f"prompt {i} has {len(ids)} tokens with those that the tokenizer adds; the encoder "
+                f"reads 1 to {most} (context_length). Give it a text of so many"
+            )
+        max_new = min(options.max_length, most - 1)
+        requests.append(Request([start_id], max_new, options.sampling.at_index(i), ids))
+    return requests
 
 
 def requests_of(

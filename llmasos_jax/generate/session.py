@@ -6,6 +6,11 @@
 
 The shapes depend on the request alone, never on what ran before. With `deterministic` there is one
 shape for all requests: batch 1, the whole context, prompts padded on the right.
+
+Two kinds of models read a prompt in one piece, because its tokens see each other both ways: with
+`prefix_lm` a chunk is the whole bucket (`deterministic`: the next multiple of 64 tokens); of an
+encoder-decoder the encoder reads the bucket, padded on the right (`deterministic`: the whole
+context), and the decoder starts with one token.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ from llmasos_jax.errors import GenerationError
 from llmasos_jax.generate.loop import Ends, Programs, State
 from llmasos_jax.generate.sampling import Sampling, SamplingRows, sampling_rows
 from llmasos_jax.models.definition import empty_cache
-from llmasos_jax.nn.cache import Cache
+from llmasos_jax.nn.cache import Cache, CrossCache
 from llmasos_jax.types import Tree
 
 SMALLEST = 16
@@ -39,24 +44,35 @@ class Request:
     """One text to write.
 
     Attributes:
-      ids: the prompt, at least one token.
+      ids: the prompt, at least one token; of an encoder-decoder what its decoder starts with.
       max_new: tokens to draw at most.
       sampling: how.
+      source: what the encoder of an encoder-decoder reads, at least one token; elsewhere ().
     """
 
     ids: Sequence[int]
     max_new: int
     sampling: Sampling
+    source: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a batch is compiled for: rows, tokens per prefill chunk, chunks' total, cache slots."""
+    """What a batch is compiled for.
+
+    Attributes:
+      batch: rows.
+      chunk: tokens that a prefill reads at a time.
+      prompt: tokens that all of them read.
+      slots: of the cache.
+      source: tokens that the encoder reads; 0 in a model without one.
+    """
 
     batch: int
     chunk: int
     prompt: int
     slots: int
+    source: int = 0
 
 
 def power_of_two(num: int) -> int:
@@ -78,6 +94,11 @@ def quarter_steps(num: int) -> int:
     """
     step = max(SMALLEST, 1 << max(num.bit_length() - 3, 0))
     return -(-num // step) * step
+
+
+def _multiple(num: int, of: int) -> int:
+    """The next multiple."""
+    return -(-num // of) * of
 
 
 class Session:
@@ -128,13 +149,24 @@ class Session:
 
     def shape_of(self, requests: Sequence[Request], *, deterministic: bool) -> Shape:
         """The shape that these requests run in."""
+        cfg = self._programs.definition.cfg
+        longest = max(len(r.ids) for r in requests)
+        source = max(len(r.source) for r in requests)
+        if bool(cfg.encoder.num_layers) != (source > 0):
+            raise ValueError("requests have a source for models with an encoder, and only there")
         if deterministic:
             chunk = DETERMINISTIC_CHUNK
-            slots = -(-self._context_length // chunk) * chunk
-            return Shape(1, chunk, -(-len(requests[0].ids) // chunk) * chunk, slots)
-        prompt = max(SMALLEST, power_of_two(max(len(r.ids) for r in requests)))
+            slots = _multiple(self._context_length, chunk)
+            prompt = _multiple(longest, chunk)
+            if source:
+                return Shape(1, longest, longest, slots, slots)
+            return Shape(1, prompt if cfg.prefix_lm else chunk, prompt, slots)
+        batch = power_of_two(len(requests))
+        prompt = max(1 if source else SMALLEST, power_of_two(longest))
         slots = quarter_steps(prompt + max(r.max_new for r in requests))
-        return Shape(power_of_two(len(requests)), min(prompt, LARGEST_CHUNK), prompt, slots)
+        chunk = prompt if cfg.prefix_lm else min(prompt, LARGEST_CHUNK)
+        source = max(SMALLEST, power_of_two(source)) if source else 0
+        return Shape(batch, chunk, prompt, slots, source)
 
     def start(self, requests: Sequence[Request], *, deterministic: bool = False) -> Run:
         """Reads the prompts and draws the first token of each.
@@ -149,7 +181,7 @@ class Session:
         tokens_bp, start_b, lengths_b = _padded(requests, shape, on_left=not deterministic)
         cache = self._call("cache", shape, self._empty_cache(shape), ())
         starts = {"start_b": self.put(start_b), "length_b": self.put(lengths_b.copy())}
-        cache = dataclasses.replace(cache, **starts)
+        cache = dataclasses.replace(cache, **starts, cross=self._encoded(requests, shape))
         last = shape.prompt - 1 if not deterministic else len(requests[0].ids) - 1
         logits_bv = None
         for begin in range(0, shape.prompt, shape.chunk):
@@ -175,6 +207,19 @@ class Session:
         args = (self._params, run.state, run.lengths_b, run.rows, run.ends, steps)
         return self._call("decode", run.shape, self._programs.decode, args, donate=1)
 
+    def _encoded(self, requests: Sequence[Request], shape: Shape) -> CrossCache | None:
+        """What the decoder attends to, if the model has an encoder."""
+        if not shape.source:
+            return None
+        source_bs = np.zeros((shape.batch, shape.source), np.int32)
+        segment_ids_bs = np.zeros((shape.batch, shape.source), np.int32)
+        segment_ids_bs[:, 0] = 1  # a dummy row is one token long
+        for row, request in enumerate(requests):
+            source_bs[row, : len(request.source)] = request.source
+            segment_ids_bs[row, : len(request.source)] = 1
+        args = (self._params, *self.put((source_bs, segment_ids_bs)))
+        return self._call("encode", shape, self._programs.encode, args)
+
     def _empty_cache(self, shape: Shape) -> Callable:
         return partial(
             empty_cache, self._programs.definition, shape.batch, shape.slots, self._cache_dtype
@@ -186,7 +231,8 @@ class Session:
         """Runs a program, compiled when its shape is first met."""
         # Decoding does not care how the prompt was cut, nor prefill how many chunks it has.
         chunk = shape.chunk if name == "prefill" else 0
-        key = (name, shape.batch, chunk, shape.slots)
+        slots = shape.slots if name != "encode" else 0
+        key = (name, shape.batch, chunk, slots, shape.source if name != "cache" else 0)
         if key not in self._compiled:
             jitted = jax.jit(
                 function,
@@ -205,10 +251,13 @@ class Session:
         whole = self._whole
         if whole is None:
             return {}
-        cache: Any = Cache(self._cache_sharding, whole, whole, whole)  # pyright: ignore[reportArgumentType]
+        empty: Any = Cache(self._cache_sharding, whole, whole, whole)  # pyright: ignore[reportArgumentType]
+        cross: Any = CrossCache(self._cache_sharding, whole)  # pyright: ignore[reportArgumentType]
+        has_encoder = self._programs.definition.cfg.encoder.num_layers > 0
+        cache = dataclasses.replace(empty, cross=cross) if has_encoder else empty
         state: Any = State(cache, *[whole] * 6)  # pyright: ignore[reportArgumentType]
-        outs = {"cache": cache, "prefill": (whole, cache), "begin": state, "decode": state}
-        return {"out_shardings": outs[name]}
+        outs = {"cache": empty, "encode": cross, "prefill": (whole, cache)}
+        return {"out_shardings": {**outs, "begin": state, "decode": state}[name]}
 
 
 class Run:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from llmasos_jax.config.heads import Encoder
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.interop.hf.config import Keys
-from llmasos_jax.interop.hf.families.encoder import TIED, saved_class
+from llmasos_jax.interop.hf.families.encoder import TIED, name_in, saved_class
 from llmasos_jax.interop.hf.families.family import Family
 from llmasos_jax.interop.rows import OUT_OF_HEADS, PRODUCT, SAME, VECTOR
 from llmasos_jax.interop.tables import Ignored, Row, Table, row
@@ -135,6 +137,35 @@ def _read_mt5(keys: Keys) -> ModelConfig:
     return cfg.replace(tie_embeddings=is_tied and not keys.has_tensors(_HEAD))
 
 
+def _write(manifest: Manifest, stem: str, model_type: str) -> dict[str, Any]:
+    """The keys of today's transformers and, of `tie_word_embeddings`, what older ones go by."""
+    cfg = manifest.parameters
+    is_pair = cfg.encoder.num_layers > 0
+    num_layers = cfg.encoder.num_layers if is_pair else cfg.num_layers
+    kind = name_in(_MLPS, cfg.mlp)
+    config: dict[str, Any] = {
+        "architectures": [f"{stem}{'ForConditionalGeneration' if is_pair else 'EncoderModel'}"],
+        "model_type": model_type,
+        "is_encoder_decoder": is_pair,
+        "vocab_size": cfg.vocab_size,
+        "d_model": cfg.embedding_dim,
+        "d_kv": cfg.head_width,
+        "d_ff": cfg.ffn_width,
+        "num_layers": num_layers,
+        "num_decoder_layers": cfg.num_layers,
+        "num_heads": cfg.query_heads,
+        "n_positions": cfg.context_length,
+        "relative_attention_num_buckets": cfg.relative_buckets,
+        "relative_attention_max_distance": cfg.relative_max_distance,
+        "layer_norm_epsilon": cfg.norm_eps,
+        "feed_forward_proj": kind,
+        "tie_word_embeddings": cfg.tie_embeddings,
+    }
+    if model_type == "t5":
+        config["scale_decoder_outputs"] = cfg.logit_scale != 1.0
+    return config
+
+
 _family = partial(Family, table=_table, base_prefix="", outside=(_HEAD,))
 
 FAMILIES = (
@@ -143,11 +174,13 @@ FAMILIES = (
         "t5",
         ("T5ForConditionalGeneration", "T5WithLMHeadModel", "T5Model", "T5EncoderModel"),
         _read_t5,
+        write_config=partial(_write, stem="T5", model_type="t5"),
     ),
     _family(
         "T5",
         "mt5",
         ("MT5ForConditionalGeneration", "MT5Model", "MT5EncoderModel"),
         _read_mt5,
+        write_config=partial(_write, stem="MT5", model_type="mt5"),
     ),
 )
