@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmasos_jax.api import LLMasOS, convert, parity, train
+    from llmasos_jax.api import LLMasOS, convert, export, parity, train
     from llmasos_jax.config.build import default_config, load_config, read_config
     from llmasos_jax.config.model import ModelConfig
     from llmasos_jax.config.schema import Config
@@ -32,6 +32,7 @@ __all__ = [
     "ModelConfig",
     "convert",
     "default_config",
+    "export",
     "generate_text",
     "init_model",
     "load_config",
@@ -50,6 +51,7 @@ _HOMES = {
     "ModelConfig": "config.model",
     "convert": "api",
     "default_config": "config.build",
+    "export": "api",
     "generate_text": "generate.model",
     "init_model": "generate.load",
     "load_config": "config.build",

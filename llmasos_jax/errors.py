@@ -47,6 +47,12 @@ class MissingExtraError(LLMasOSError):
     """A feature needs an optional dependency; the message names the extra that brings it."""
 
 
+class ExportError(LLMasOSError):
+    """An export is not the model when the program that it is for opens it."""
+
+    exit_status = 1
+
+
 class TrainingFailedError(LLMasOSError):
     """The run itself failed: a non-finite loss, a lost host."""
 

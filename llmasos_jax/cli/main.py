@@ -17,6 +17,7 @@ from llmasos_jax.errors import LLMasOSError, PreemptedError, did_you_mean
 VERBS = {
     "train": "trains a config, or goes on where its folder stopped",
     "convert": "makes an LLMasOS model of anything that can be read",
+    "export": "writes a model in another program's format, and proves it there",
     "generate": "continues prompts, streamed to a terminal",
     "chat": "answers in a conversation, streamed to a terminal",
     "data": "shows what a config reads and how it is cut",

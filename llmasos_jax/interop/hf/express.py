@@ -44,6 +44,11 @@ class Expressed:
         """The class of transformers that opens it."""
         return self.config["architectures"][0]
 
+    @property
+    def has_class(self) -> bool:
+        """Whether there is such a class, and it is computed alike."""
+        return self.saved_class in self.family.architectures
+
 
 def express(manifest: Manifest) -> Expressed:
     """The family that says all of a model.
@@ -61,23 +66,22 @@ def express(manifest: Manifest) -> Expressed:
         written if manifest.architecture == "Transformer" else named,
         key=lambda family: source not in family.architectures,
     )
-    nearest: tuple[list[str], str] | None = None
+    apart: list[tuple[list[str], Expressed]] = []
     for family in candidates:
         found, problems = _as(family, manifest)
         if not problems:
             return found
-        if nearest is None or len(problems) < len(nearest[0]):
-            nearest = problems, found.saved_class
-    if nearest is None:
+        apart.append((problems, found))
+    if not apart:
         known = ", ".join(dict.fromkeys(family.name for family in written))
         raise FormatError(
             f"a model of the architecture {manifest.architecture} is not written for Hugging Face "
             f"in this version; known: {known}"
         )
-    problems, saved = nearest
+    problems, nearest = min(apart, key=lambda pair: (not pair[1].has_class, len(pair[0])))
     more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
     raise FormatError(
-        f"no class of transformers is this model; the nearest, {saved}, differs in "
+        f"no class of transformers is this model; the nearest, {nearest.saved_class}, differs in "
         f"{'; '.join(problems[:4])}{more}. A head that is too many can be left out where the model "
         "is read (ignore); the rest is another network"
     )
@@ -89,7 +93,7 @@ def _as(family: Family, manifest: Manifest) -> tuple[Expressed, list[str]]:
         raise FormatError(f"{family.name} is not written in this version")
     cfg = manifest.parameters
     found = Expressed(family, family.write_config(manifest))
-    if found.saved_class not in family.architectures:
+    if not found.has_class:
         return found, [f"its heads: there is no class {found.saved_class} that is computed alike"]
     # A base class has the pooler that its file has; the others have what their class says.
     names: Collection[str] = ()

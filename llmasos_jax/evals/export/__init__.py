@@ -1,0 +1,1 @@
+"""Models into other programs' formats, each opened there and compared before it is kept."""

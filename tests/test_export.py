@@ -1,0 +1,213 @@
+"""Exports to Hugging Face folders: proven in transformers, and read back bit by bit."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_hf import written
+
+import llmasos_jax
+from llmasos_jax.cli.main import main
+from llmasos_jax.config.heads import Classifier
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.errors import ExportError, FormatError, MissingExtraError
+from llmasos_jax.evals.export import run as export_run
+from llmasos_jax.format.manifest import Generation, Manifest
+from llmasos_jax.format.names import expected
+from llmasos_jax.format.read import ModelFiles
+from llmasos_jax.format.tensorfile import StoredTensor, stored
+from llmasos_jax.interop.hf import open_hf
+from llmasos_jax.interop.hf.express import canonical, differences, express
+from llmasos_jax.interop.hf.write import write_huggingface
+
+WIDTHS = {
+    **{"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
+    **{"intermediate_size": 24, "max_position_embeddings": 24},
+}
+DISTIL = {
+    **{"vocab_size": 40, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24},
+    **{"max_position_embeddings": 24, "model_type": "distilbert"},
+}
+LABELS = {"id2label": {"0": "no", "1": "yes", "2": "maybe"}}
+
+
+def bert(name: str, **keys: Any) -> dict[str, Any]:
+    kind = {"B": "bert", "R": "roberta", "X": "xlm-roberta", "M": "modernbert"}[name[0]]
+    extra = {"local_attention": 6, "num_hidden_layers": 4} if kind == "modernbert" else {}
+    special = {"pad_token_id": 0}
+    if "roberta" in kind:
+        special = {"pad_token_id": 1, "max_position_embeddings": 26}
+    return {"architectures": [name], "model_type": kind, **WIDTHS, **extra, **special, **keys}
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "bert": bert("BertForPreTraining"),
+    "bert-masked-lm": bert("BertForMaskedLM", hidden_act="gelu_new"),
+    "bert-untied": bert("BertForMaskedLM", tie_word_embeddings=False),
+    "bert-next-sentence": bert("BertForNextSentencePrediction"),
+    "bert-sequence": bert("BertForSequenceClassification", **LABELS),
+    "bert-token": bert("BertForTokenClassification", **LABELS),
+    "bert-base": bert("BertModel"),
+    "roberta": bert("RobertaForMaskedLM", type_vocab_size=1),
+    "roberta-untied": bert("RobertaForMaskedLM", tie_word_embeddings=False),
+    "roberta-sequence": bert("RobertaForSequenceClassification", **LABELS),
+    "roberta-token": bert("RobertaForTokenClassification", **LABELS),
+    "roberta-base": bert("RobertaModel"),
+    "xlm-roberta": bert("XLMRobertaForMaskedLM"),
+    "distilbert": {**DISTIL, "architectures": ["DistilBertForMaskedLM"]},
+    "distilbert-token": {**DISTIL, "architectures": ["DistilBertForTokenClassification"], **LABELS},
+    "distilbert-base": {**DISTIL, "architectures": ["DistilBertModel"]},
+    "modernbert": bert("ModernBertForMaskedLM"),
+    "modernbert-base": bert("ModernBertModel", norm_bias=True, attention_bias=True, mlp_bias=True),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_written_and_read_back_it_is_the_same(name: str, tmp_path: Path) -> None:
+    files = open_hf(written(tmp_path / "in", CONFIGS[name]))
+    out = tmp_path / "out"
+    out.mkdir()
+    found = write_huggingface(files, out)
+    back = open_hf(out)
+    assert found.saved_class == CONFIGS[name]["architectures"][0]
+    assert back.manifest.parameters == files.manifest.parameters
+    assert back.manifest.metadata == files.manifest.metadata
+    assert back.tensors.keys() == files.tensors.keys()
+    for n, tensor in files.tensors.items():
+        np.testing.assert_array_equal(back.tensors[n].read(), tensor.read(), strict=True)
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore:::(torch|transformers)")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_transformers_opens_it_and_gives_the_same(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="needs the extra `parity`")
+    source = written(tmp_path / "in", CONFIGS[name])
+    result = llmasos_jax.export(source, "hf", tmp_path / "out")
+    assert result.proven and result.difference is not None
+    assert 0 < result.difference < 2e-5
+    receipt = json.loads((tmp_path / "out" / "parity.json").read_bytes())
+    assert receipt["proven"] and receipt["class"] == CONFIGS[name]["architectures"][0]
+    assert 24 in receipt["rows"] and 1 in receipt["rows"]
+    raw = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert receipt["files"]["model.safetensors"] == hashlib.sha256(raw).hexdigest()
+    outputs = {c["output"] for c in receipt["compared"]}
+    if name == "bert":
+        assert outputs == {"logits", "next_sentence"}
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore:::(torch|transformers)")
+def test_another_model_is_kept_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers", reason="needs the extra `parity`")
+    source = written(tmp_path / "in", CONFIGS["bert"])
+
+    def spoilt(files: ModelFiles, out: Path, **options: Any) -> Any:
+        name = "layers.1.mlp.down"
+        tensor = files.tensors[name]
+        other = StoredTensor(tensor.shape, tensor.dtype, lambda: tensor.read()[::-1])
+        tensors = {**files.tensors, name: other}
+        changed = ModelFiles(files.path, files.manifest, tensors, files.tokenizer)
+        return write_huggingface(changed, out, **options)
+
+    monkeypatch.setattr(export_run, "write_huggingface", spoilt)
+    with pytest.raises(ExportError, match="what was written is not the model: BertForPreTraining"):
+        llmasos_jax.export(source, "hf", tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+    assert main(["export", str(source), "--to=hf", f"--out={tmp_path / 'out'}"]) == 1
+    assert "nothing was kept" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+def test_without_transformers_it_has_to_be_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = written(tmp_path / "in", CONFIGS["bert"])
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    with pytest.raises(MissingExtraError, match="--unproven"):
+        llmasos_jax.export(source, "hf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    words = ["export", str(source), "--to=hf", f"--out={tmp_path / 'out'}", "--unproven"]
+    assert main(words) == 0
+    assert "not proven" in capsys.readouterr().out
+    receipt = json.loads((tmp_path / "out" / "parity.json").read_bytes())
+    assert receipt["proven"] is False and receipt["difference"] is None
+
+
+def test_other_targets_and_places_are_refused(tmp_path: Path) -> None:
+    source = written(tmp_path / "in", CONFIGS["bert"])
+    with pytest.raises(FormatError, match='to="gguf" is not in this version'):
+        llmasos_jax.export(source, "gguf", tmp_path / "out")
+    with pytest.raises(FormatError, match='no target "onxx"; did you mean "onnx"'):
+        llmasos_jax.export(source, "onxx", tmp_path / "out")
+    with pytest.raises(FormatError, match="not empty; name a new or empty folder"):
+        llmasos_jax.export(source, "hf", tmp_path / "in")
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+BERT = ModelConfig(
+    **{"vocab_size": 40, "embedding_dim": 128, "num_layers": 2, "context_length": 24},
+    **{"causal": False, "head": "mlm", "norm": "layernorm", "norm_eps": 1e-12},
+    **{"norm_placement": "post", "final_norm": False, "embedding_norm": True, "token_types": 2},
+    **{"position": "learned", "qkv_bias": True, "attention_out_bias": True, "mlp_bias": True},
+    **{"mlp": "gelu", "pooler": True, "next_sentence": True},
+)  # pyright: ignore[reportArgumentType]
+
+
+def of(cfg: ModelConfig, architecture: str = "Transformer", **more: Any) -> Manifest:
+    return Manifest("m", cfg, architecture=architecture, **more)
+
+
+def test_a_model_that_was_trained_here_finds_its_family() -> None:
+    assert express(of(BERT)).saved_class == "BertForPreTraining"
+    masked = BERT.replace(pooler=False, next_sentence=False)
+    assert express(of(masked)).saved_class == "BertForMaskedLM"
+    assert express(of(masked, "RoBERTa")).saved_class == "RobertaForMaskedLM"
+    no_types = masked.replace(token_types=0)
+    assert express(of(no_types)).saved_class == "DistilBertForMaskedLM"
+    labels = Classifier(("a", "b"), "token")
+    tagger = masked.replace(head=None, classifier=labels)
+    assert express(of(tagger)).saved_class == "BertForTokenClassification"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"norm": "rmsnorm"}, "BertForPreTraining, differs in parameters.norm='rmsnorm'"),
+        ({"qkv_bias": False}, "parameters.qkv_bias=False, not True"),
+        ({"classifier": Classifier(("a", "b"))}, "parameters.head='mlm', not None"),
+        ({"next_sentence": False}, "parameters.pooler=True, not False"),
+        ({"mlp": "geglu"}, "parameters.mlp='geglu', not 'gelu'"),
+        ({"attention_windows": (None, 5)}, r"parameters.attention_windows=\(None, 5\)"),
+    ],
+)
+def test_what_no_family_says_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(FormatError, match=message) as caught:
+        express(of(BERT.replace(**changes), "BERT"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_field_that_does_nothing_is_no_difference() -> None:
+    other = BERT.replace(rope_theta=5e5, relative_buckets=64, num_heads=2, ffn_dim=512)
+    assert differences(BERT, other) == []
+    assert canonical(BERT).num_heads == 2
+    assert differences(BERT, BERT.replace(norm_eps=1e-5)) == [
+        "parameters.norm_eps=1e-12, not 1e-05"
+    ]
+
+
+def test_pooling_and_generation_go_along(tmp_path: Path) -> None:
+    cfg = BERT.replace(head=None, next_sentence=False, pooling="cls")
+    tensors = {n: stored(np.ones(s.shape, np.float32)) for n, s in expected(cfg).items()}
+    manifest = of(cfg, generation=Generation(eos_ids=(3, 5), chat_template="{{ messages }}"))
+    write_huggingface(ModelFiles(tmp_path, manifest, tensors, None), tmp_path)
+    back = open_hf(tmp_path).manifest
+    assert back.parameters == canonical(cfg).replace(num_kv_heads=None, head_dim=None)
+    assert back.generation.eos_ids == (3, 5)
+    assert back.generation.chat_template == "{{ messages }}"
