@@ -1,6 +1,7 @@
 """Heads of encoders against the same formulas in NumPy."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,10 +10,14 @@ import numpy as np
 import pytest
 from tolerances import SIMPLE
 
+from llmasos_jax.api import parity
 from llmasos_jax.config.heads import Classifier
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.errors import ConfigError
+from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.format.names import expected
+from llmasos_jax.format.tensorfile import stored
+from llmasos_jax.format.write import write_model
 from llmasos_jax.models.count import count_parameters, flops_per_token, forward_flops_per_token
 from llmasos_jax.models.definition import file_def
 from llmasos_jax.models.transformer import Transformer
@@ -235,3 +240,22 @@ def test_flops_charge_the_output_layer_with_the_predicted_places_alone() -> None
     tokens = BERT.replace(classifier=Classifier(("a", "b", "c"), "token"))
     more = forward_flops_per_token(tokens, 128) - forward_flops_per_token(BERT, 128)
     assert more == pytest.approx(2 * 36 * (1 - 1 / 128), rel=1e-9)
+
+
+def test_parity_finds_a_fault_in_a_head_and_names_heads_that_are_not_run(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {
+        name: rng.normal(size=spec.shape).astype(np.float32)
+        for name, spec in expected(BERT).items()
+    }
+
+    def saved(name: str, **changes: np.ndarray) -> Path:
+        tensors = {n: stored(a) for n, a in {**arrays, **changes}.items()}
+        return write_model(tmp_path / name, Manifest(name, BERT), tensors)
+
+    right = saved("right")
+    found = parity(right, saved("transform", **{"head.transform.w": -arrays["head.transform.w"]}))
+    assert not found.same and found.first == "logits" and found.explains_all
+    assert found.hint is not None and "head.transform.w" in found.hint + str(found.weights)
+    found = parity(right, saved("pooler", **{"pooler.w": -arrays["pooler.w"]}))
+    assert not found.same and found.first is None and found.unreached == ("pooler.w",)

@@ -12,8 +12,9 @@ from llmasos_jax.config.build import fields_of
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.rope import RopeScaling
 from llmasos_jax.errors import ConfigError
-from llmasos_jax.evals.parity.sides import EMBEDDING, FINAL_NORM, LOGITS, Change, Leaves
+from llmasos_jax.evals.parity.sides import EMBEDDING, FINAL_NORM, LOGITS, Change, Leaves, in_stack
 from llmasos_jax.evals.parity.weights import ROPE_LAYOUT, LeafDifference
+from llmasos_jax.models.layout import ENCODER
 
 HINTS = {
     "rope_interleaved": ROPE_LAYOUT,
@@ -34,6 +35,8 @@ HINTS = {
     "attention_soft_cap": "soft cap of the attention scores",
     "causal": "causal: whether a token sees what follows it",
     "mlp": "activation: exact or tanh GELU, or another function",
+    "head": "output layer: an MLM head (transform, norm, bias) in one model, one product in the "
+    "other",
     "tie_embeddings": "tied head: the output layer is the embedding table in one model, a matrix "
     "of its own in the other",
     "embedding_scale": "embedding scale: embeddings are multiplied by another number (Gemma: the "
@@ -101,8 +104,13 @@ def changes(
 
 def is_at(leaf: str, place: str) -> bool:
     """Whether a weight is read at a place."""
-    part = {EMBEDDING: ("embed.",), FINAL_NORM: ("final_norm.",), LOGITS: ("embed.", "head.")}
-    return leaf.startswith(part.get(place, (f"layers.{place.removeprefix('layer ')}.",)))
+    inner, stem = in_stack(place)
+    if inner == EMBEDDING:
+        return leaf.startswith("embed.")
+    part = {FINAL_NORM: (f"{stem}final_norm.",), LOGITS: ("embed.", "head.")}
+    # One table of relative positions is read by all blocks of a stack.
+    layer = (f"{stem}layers.{inner.removeprefix('layer ')}.", f"{stem}relative.")
+    return leaf.startswith(part.get(inner, layer))
 
 
 def _alike(leaves: Sequence[LeafDifference], weights: Sequence[LeafDifference]) -> set[str]:
@@ -112,7 +120,10 @@ def _alike(leaves: Sequence[LeafDifference], weights: Sequence[LeafDifference]) 
 
 
 def _kind(name: str) -> str:
-    return name.split(".", 2)[2] if name.startswith("layers.") else name
+    inner = name.removeprefix(f"{ENCODER}.")
+    if not inner.startswith("layers."):
+        return name
+    return name.removesuffix(inner) + inner.split(".", 2)[2]
 
 
 def _together(leaves: Sequence[LeafDifference]) -> str:
@@ -155,7 +166,7 @@ def _shown(value: Any) -> str:
 
 def _usual(place: str, own: ModelConfig) -> Iterator[Change]:
     """Mistakes that conversions make, for when the other side shows no options."""
-    if place == EMBEDDING:
+    if in_stack(place)[0] == EMBEDDING:
         for scale in (own.embedding_dim**0.5, 1.0):
             yield from _with(own, "embedding_scale", scale)
         if own.position == "learned":
@@ -168,7 +179,7 @@ def _usual(place: str, own: ModelConfig) -> Iterator[Change]:
     for eps in dict.fromkeys((*_EPSILONS, own.norm_eps * 10, own.norm_eps / 10)):
         yield from _with(own, "norm_eps", eps)
     yield from _with(own, "norm_unit_offset", not own.norm_unit_offset)
-    if place not in (EMBEDDING, FINAL_NORM):
+    if in_stack(place)[0] not in (EMBEDDING, FINAL_NORM):
         yield from _usual_block(own)
     yield Change("norm scales + 1", HINTS["norm_unit_offset"], None, _norms_moved(1.0))
     yield Change("norm scales - 1", HINTS["norm_unit_offset"], None, _norms_moved(-1.0))

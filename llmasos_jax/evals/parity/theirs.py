@@ -20,7 +20,13 @@ from llmasos_jax.evals.parity.sides import (
 )
 from llmasos_jax.format.read import ModelFiles
 
-_PREDICTS = ("ForCausalLM", "LMHeadModel")
+# How the names of classes that have an output layer end, and what loads them.
+_PREDICTS = {
+    "ForCausalLM": "AutoModelForCausalLM",
+    "LMHeadModel": "AutoModelForCausalLM",
+    "ForMaskedLM": "AutoModelForMaskedLM",
+    "BertForPreTraining": "AutoModelForPreTraining",
+}
 
 
 class TransformersSide:
@@ -39,10 +45,10 @@ class TransformersSide:
             )
         try:
             self._config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-            self._predicts = any(
-                name.endswith(_PREDICTS) for name in self._config.architectures or ()
-            )
-            auto = transformers.AutoModelForCausalLM if self._predicts else transformers.AutoModel
+            names = self._config.architectures or ()
+            loads = [auto for end, auto in _PREDICTS.items() if any(n.endswith(end) for n in names)]
+            self._predicts = bool(loads)
+            auto = getattr(transformers, loads[0] if loads else "AutoModel")
             model = auto.from_pretrained(
                 folder, local_files_only=True, attn_implementation="eager", dtype=torch.float32
             )
@@ -92,7 +98,8 @@ class TransformersSide:
         if not np.array_equal(last[0].numpy(), hidden[-1]):
             found[FINAL_NORM] = hidden[-1]
         if self._predicts:
-            found[LOGITS] = out.logits[:, -SCORED:].numpy()
+            logits = out.prediction_logits if "prediction_logits" in out else out.logits
+            found[LOGITS] = logits[:, -SCORED:].numpy()
         return found
 
     def _last_block(self) -> Any:

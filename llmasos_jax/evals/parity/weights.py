@@ -251,6 +251,8 @@ def _axes(files: ModelFiles) -> dict[str, tuple[str | None, ...]]:
 
 
 def _absent(name: str) -> str:
-    if name.startswith("head."):
+    if name.startswith(("head.transform.", "head.norm.")):
+        return "output layer: an MLM head in one model, one product in the other"
+    if name == "head.w":
         return "tied head: one model has an output layer of its own, the other its embeddings"
     return "bias" if name.endswith("bias") else ""
