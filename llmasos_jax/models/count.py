@@ -22,9 +22,26 @@ def count_parameters(cfg: ModelConfig) -> int:
     head = 0 if cfg.tie_embeddings else cfg.vocab_size * d
     head += cfg.vocab_size if cfg.head_bias else 0
     head += head_parameters(cfg)
-    final_norm = _norm(cfg, d) if cfg.final_norm else 0
-    layers = sum(layer_parameters(cfg, layer) for layer in range(cfg.num_layers))
-    return embed + layers + final_norm + head
+    stacks = stack_parameters(cfg)
+    if cfg.encoder.num_layers:
+        # Here, not above: it brings JAX along, which nothing else in this file needs.
+        from llmasos_jax.models.layout import encoder_config
+
+        stacks += stack_parameters(encoder_config(cfg))
+    return embed + stacks + head
+
+
+def stack_parameters(cfg: ModelConfig) -> int:
+    """Numbers in the blocks of one stack, the norm after them and its table of positions.
+
+    Example:
+      >>> stack_parameters(ModelConfig(256, 64, 2, position="relative", relative_buckets=16))
+      106832
+    """
+    total = _norm(cfg, cfg.embedding_dim) if cfg.final_norm else 0
+    if cfg.position == "relative":
+        total += cfg.relative_buckets * cfg.query_heads
+    return total + sum(layer_parameters(cfg, layer) for layer in range(cfg.num_layers))
 
 
 def head_parameters(cfg: ModelConfig) -> int:
@@ -67,27 +84,30 @@ def layer_parameters(cfg: ModelConfig, layer: int = 0) -> int:
         total += cfg.experts.count if cfg.experts.router_bias else 0
     elif cfg.mlp_bias:
         total += (2 if cfg.is_gated else 1) * f + d
-    if cfg.qkv_bias:
-        total += q + 2 * kv
-    if cfg.attention_out_bias:
-        total += d
+    beside = q + 2 * kv if cfg.qkv_bias else 0
+    beside += d if cfg.attention_out_bias else 0
+    # Norms of queries and keys have a scale only.
+    beside += {None: 0, "head": 2 * h, "full": q + kv}[cfg.qk_norm]
+    total += beside * (2 if cfg.encoder.num_layers else 1)
     if cfg.latent.kv_rank:
         total += cfg.latent.kv_rank + (cfg.latent.q_rank or 0)  # their norms
-    # Norms of queries and keys have a scale only.
-    return total + {None: 0, "head": 2 * h, "full": q + kv}[cfg.qk_norm]
+    return total
 
 
 def norms_in_layer(cfg: ModelConfig, layer: int) -> int:
     """Norms of width D in one block."""
     per_sublayer = 2 if cfg.norm_placement == "sandwich" else 1
     missing = 0 if cfg.has_attn_norm(layer) else 1
-    return per_sublayer * (1 if cfg.block == "parallel" else 2) - missing
+    sublayers = (1 if cfg.block == "parallel" else 2) + (1 if cfg.encoder.num_layers else 0)
+    return per_sublayer * sublayers - missing
 
 
 def layer_matmul_parameters(cfg: ModelConfig, layer: int = 0) -> int:
     """Numbers in one block that a product multiplies each token by: of experts, the chosen ones."""
     d, experts = cfg.embedding_dim, cfg.experts
     attention = attention_matmul_parameters(cfg)
+    if cfg.encoder.num_layers:
+        attention += _plain_attention(cfg)
     if not cfg.has_experts(layer):
         return attention + _mlp(cfg, cfg.ffn_width)
     router = d * experts.count + (d if experts.shared_gate else 0)
@@ -100,7 +120,7 @@ def attention_matmul_parameters(cfg: ModelConfig) -> int:
     d, n, h = cfg.embedding_dim, cfg.query_heads, cfg.head_width
     latent = cfg.latent
     if not latent.kv_rank:
-        return 2 * d * h * (n + cfg.kv_heads)
+        return _plain_attention(cfg)
     queries = latent.q_rank * (d + n * h) if latent.q_rank else d * n * h
     expanded = n * (h - latent.rope_dim + cfg.value_width)
     keys_values = latent.kv_rank * (d + expanded) + d * latent.rope_dim
@@ -211,6 +231,11 @@ def flops_per_token(cfg: ModelConfig, sequence_length: int, predicted_share: flo
       835584.0
     """
     return 3.0 * forward_flops_per_token(cfg, sequence_length, predicted_share)
+
+
+def _plain_attention(cfg: ModelConfig) -> int:
+    """Numbers in the products around attention: among the tokens, or to an encoder's states."""
+    return 2 * cfg.embedding_dim * cfg.head_width * (cfg.query_heads + cfg.kv_heads)
 
 
 def _mlp(cfg: ModelConfig, width: int) -> int:
