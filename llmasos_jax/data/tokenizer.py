@@ -239,13 +239,11 @@ def build_tokenizer(cfg: Config, documents: Sequence[str], cache: Path) -> Token
     else:
         file = None if path is None else Path(path).expanduser()
         if file is not None and file.is_dir():
-            file = file / ("tokenizer.json" if kind == "tokenizers" else "tokenizer.model")
+            file = _file_in(file, kind)
         entry = {"kind": kind} if file is None else {"kind": kind, "file": file.name}
         folder = file.parent if file else Path()
         if kind == "tokenizers":
-            from llmasos_jax.data.huggingface import HuggingFaceTokenizer
-
-            tokenizer = HuggingFaceTokenizer.from_file(entry_file(entry, folder))
+            tokenizer = _from_path(entry_file(entry, folder), cfg.tokenizer.lowercase)
         else:
             tokenizer = load_tokenizer(entry, folder, allow_code=True)
     if tokenizer.vocab_size > cfg.model.vocab_size:
@@ -255,6 +253,24 @@ def build_tokenizer(cfg: Config, documents: Sequence[str], cache: Path) -> Token
             f"fewer; set model.vocab_size={tokenizer.vocab_size} or more"
         )
     return tokenizer
+
+
+def _file_in(folder: Path, kind: str) -> Path:
+    if kind != "tokenizers":
+        return folder / "tokenizer.model"
+    has_list = (folder / "vocab.txt").is_file() and not (folder / "tokenizer.json").is_file()
+    return folder / ("vocab.txt" if has_list else "tokenizer.json")
+
+
+def _from_path(path: Path, lowercase: bool) -> Tokenizer:
+    """A `tokenizer.json`, or BERT's list of pieces."""
+    if path.suffix == ".txt":
+        from llmasos_jax.data.wordpiece import from_vocabulary_file
+
+        return from_vocabulary_file(path, lowercase=lowercase)
+    from llmasos_jax.data.huggingface import HuggingFaceTokenizer
+
+    return HuggingFaceTokenizer.from_file(path)
 
 
 def encode_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterable[Any]:

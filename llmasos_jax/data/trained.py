@@ -24,12 +24,14 @@ from llmasos_jax.config.schema import Config
 from llmasos_jax.data.files import write_atomically
 from llmasos_jax.data.huggingface import HuggingFaceTokenizer
 from llmasos_jax.data.sentencepiece import learned_pieces, text_key, training_texts
+from llmasos_jax.data.wordpiece import SPECIAL, bert_tokenizer
+from llmasos_jax.data.words import BYTE_LIKE
 from llmasos_jax.errors import TokenizerError
 from llmasos_jax.progress import Progress
 
 _VERSION = 1  # of the training below; another one trains cached tokenizers again
 NUM_SENTINELS = 100  # as T5 has; one row of 512 tokens needs about 26
-_BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_BERT = tuple(SPECIAL.values())
 # T5's first three where T5 has them; then what encoders and decoders need beside them.
 _T5 = ("<pad>", "</s>", "<unk>", "<s>", "<mask>")
 _SPACE = "\u2581"
@@ -136,22 +138,16 @@ def train(
 def _wordpiece(
     texts: Sequence[str], vocab_size: int, use: Use, lowercase: bool
 ) -> tokenizers.Tokenizer:
-    normalizer = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=lowercase
-    )
-    counts = _count_words(texts, normalizer, pre_tokenizers.BertPreTokenizer())
+    bare = bert_tokenizer({"[UNK]": 0}, Path(), lowercase=lowercase)
+    counts = _count_words(texts, bare.normalizer, bare.pre_tokenizer)
     room = vocab_size - len(_BERT) - use.num_sentinels
     learned: list[str] = []
     for most in (room // 2, room):  # rare characters get a piece if nothing else takes the room
         if len(learned) < room:
             learned = _learn_pieces(counts, _alphabet(counts, most), room, vocab_size)
     vocab = {piece: i for i, piece in enumerate((*_BERT, *learned))}
-    model = models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100)
-    made = tokenizers.Tokenizer(model)
-    made.normalizer = normalizer
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    made.decoder = decoders.WordPiece(prefix="##")
-    _finish(made, _BERT, use, "[CLS]:0 $A:0 [SEP]:0", "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1")
+    made = bert_tokenizer(vocab, Path(), lowercase=lowercase)
+    made.add_special_tokens(_sentinels(use))
     return made
 
 
@@ -272,6 +268,8 @@ def _unigram(texts: Sequence[str], vocab_size: int, use: Use) -> tokenizers.Toke
     pieces = learned_pieces(texts, room, _T5)
     made = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=True))
     made.normalizer = normalizers.Replace(" ", _SPACE)
+    # The model would take "<0x41>" in a text for the byte.
+    made.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(BYTE_LIKE), "merged_with_previous")
     made.decoder = decoders.Sequence(
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     )
@@ -289,22 +287,20 @@ def _need(room: int, reserved: int, vocab_size: int, use: Use) -> None:
 
 
 def _finish_text(made: tokenizers.Tokenizer, use: Use) -> None:
+    """Adds the special tokens, the sentinels and the template."""
+    made.add_special_tokens([tokenizers.AddedToken(t, special=True) for t in _T5])
+    made.add_special_tokens(_sentinels(use))
     single, pair = {
         "encoder": ("<s>:0 $A:0 </s>:0", "<s>:0 $A:0 </s>:0 $B:1 </s>:1"),
         "encoder-decoder": ("$A:0 </s>:0", "$A:0 </s>:0 $B:1 </s>:1"),
         "decoder": ("<s>:0 $A:0", "<s>:0 $A:0 $B:1"),
     }[use.template]
-    _finish(made, _T5, use, single, pair)
-
-
-def _finish(
-    made: tokenizers.Tokenizer, special: Sequence[str], use: Use, single: str, pair: str
-) -> None:
-    """Adds the special tokens, the sentinels and the template."""
-    made.add_special_tokens([tokenizers.AddedToken(t, special=True) for t in special])
-    sentinels = [f"<extra_id_{i}>" for i in reversed(range(use.num_sentinels))]
-    made.add_special_tokens([tokenizers.AddedToken(t, special=True) for t in sentinels])
-    ids = [(t, made.token_to_id(t)) for t in special if t in single]
+    ids = [(t, made.token_to_id(t)) for t in _T5 if t in single]
     made.post_processor = processors.TemplateProcessing(
         single=single, pair=pair, special_tokens=ids
     )
+
+
+def _sentinels(use: Use) -> list[tokenizers.AddedToken]:
+    names = [f"<extra_id_{i}>" for i in reversed(range(use.num_sentinels))]
+    return [tokenizers.AddedToken(name, special=True) for name in names]

@@ -15,6 +15,8 @@ import numpy as np
 
 _SPACE = "\u2581"  # what SentencePiece writes for a space
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+# What begins a text that looks like the piece of a byte; cut behind it, it does not match that.
+BYTE_LIKE = r"<(?=0x[0-9A-Fa-f]{2}>)"
 # Kana; ideographs with their extensions and compatibility forms.
 _WORDS_ALONE = (
     *((0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF)),

@@ -1,11 +1,13 @@
 """Writes a `tokenizer.json` of the Hugging Face tokenizers library from a plain vocabulary.
 
-Three kinds are enough for the families: byte-level BPE (GPT-2 and after), BPE by scores
-(sentencepiece's, Llama 1 and 2, Gemma) and WordPiece (BERT).
+Four kinds are enough for the families: byte-level BPE (GPT-2 and after), BPE by scores
+(sentencepiece's, Llama 1 and 2, Gemma), sentencepiece's unigram (T5, XLM-RoBERTa) and WordPiece
+(BERT).
 """
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.data.words import BYTE_LIKE
 from llmasos_jax.data.words import byte_characters as byte_characters
 from llmasos_jax.errors import TokenizerError
 from llmasos_jax.format.strict import shown
@@ -140,18 +143,12 @@ def scored_bpe(
         "prepend_scheme": "first" if add_space_prefix else "never",
         "split": False,
     }
-    back = [
-        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-    ]
     inside = prefix_everywhere or not add_space_prefix
     normalizers = [*(prefix if add_space_prefix else []), space]
     return {
         "normalizer": {"type": "Sequence", "normalizers": normalizers} if inside else None,
         "pre_tokenizer": None if inside else metaspace,
-        "decoder": {"type": "Sequence", "decoders": back if add_space_prefix else back[:3]},
+        "decoder": _space_decoder(add_space_prefix),
         "model": {
             **_bpe(vocab, scored_merges(scores)),
             "unk_token": unk,
@@ -179,6 +176,67 @@ def scored_merges(scores: Mapping[str, float]) -> list[tuple[str, str]]:
             if left in scores and right in scores:
                 merges.append((left, right))
     return merges
+
+
+def unigram(
+    pieces: Sequence[tuple[str, float]],
+    unk_id: int,
+    *,
+    charsmap: bytes = b"",
+    add_space_prefix: bool = True,
+    squeeze: bool = True,
+) -> dict[str, Any]:
+    """Sentencepiece's unigram model: of all ways to cut a text the most probable one.
+
+    References:
+      Kudo, 2018, arXiv 1804.10959.
+
+    Args:
+      pieces: (piece, log probability), in the order of their ids.
+      unk_id: of what has no piece.
+      charsmap: sentencepiece's compiled rules of normalisation; empty where there are none.
+      add_space_prefix: whether a text begins with a space that it does not have.
+      squeeze: whether spaces at both ends go, and several become one.
+    """
+    space = f"[ {SPACE}]"
+    rules: list[dict[str, Any]] = []
+    if charsmap:
+        encoded = base64.b64encode(charsmap).decode("ascii")
+        rules.append({"type": "Precompiled", "precompiled_charsmap": encoded})
+    if squeeze:
+        rules += [_replace(f"^{space}+|{space}+$", ""), _replace(f"{space}{{2,}}", " ")]
+    rules.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
+    if add_space_prefix:
+        rules.append({"type": "Prepend", "prepend": SPACE})
+    names = {piece for piece, _ in pieces}
+    has_bytes = all(f"<0x{byte:02X}>" in names for byte in range(256))
+    cut = {"type": "Split", "pattern": {"Regex": BYTE_LIKE}, "invert": False}
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": rules},
+        # The model would take "<0x41>" in a text for the byte.
+        "pre_tokenizer": {**cut, "behavior": "MergedWithPrevious"} if has_bytes else None,
+        "decoder": _space_decoder(add_space_prefix),
+        "model": {
+            "type": "Unigram",
+            "unk_id": unk_id,
+            "vocab": [list(pair) for pair in pieces],
+            "byte_fallback": has_bytes,
+        },
+    }
+
+
+def _replace(pattern: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
+
+
+def _space_decoder(add_space_prefix: bool) -> dict[str, Any]:
+    back = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ]
+    return {"type": "Sequence", "decoders": back if add_space_prefix else back[:3]}
 
 
 def wordpiece(
@@ -253,7 +311,11 @@ def parsed(
     """
     import tokenizers
 
-    names = {number: token for token, number in parts["model"]["vocab"].items()}
+    vocab = parts["model"]["vocab"]
+    numbered = (
+        vocab.items() if isinstance(vocab, dict) else ((p, i) for i, (p, _) in enumerate(vocab))
+    )
+    names = {number: token for token, number in numbered}
     config = {
         "version": "1.0",
         "truncation": None,
@@ -262,8 +324,8 @@ def parsed(
             {**dataclasses.asdict(token), "single_word": False, "normalized": False}
             for token in sorted(added, key=lambda token: token.id)
         ],
-        **parts,
         "post_processor": None if ends is None else _template(ends, names),
+        **parts,
     }
     try:
         text = json.dumps(config, ensure_ascii=False, allow_nan=False)
@@ -312,6 +374,8 @@ def _template(ends: Ends, names: Mapping[int, str]) -> dict[str, Any] | None:
         if number is not None
     }
     first, second = sequence("A", 0), sequence("B", 1)
+    if bos is not None and eos is not None:
+        second = second[1:]  # an encoder's: [CLS] a [SEP] b [SEP]
     return {
         "type": "TemplateProcessing",
         "single": first,

@@ -1,6 +1,7 @@
 """Tokenizers of Hugging Face folders from before `tokenizer.json`.
 
-Each becomes one: GPT-2's two files, BERT's list of pieces, a sentencepiece model. What a class of
+Each becomes one: GPT-2's two files, BERT's list of pieces, a sentencepiece model
+(`sentencepiece.py`). What a class of
 transformers adds by itself is kept in a table here.
 """
 
@@ -11,19 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llmasos_jax.data.wordpiece import SPECIAL, bert_tokenizer, vocabulary_file
 from llmasos_jax.errors import FormatError, TokenizerError, did_you_mean
 from llmasos_jax.format.strict import shown
 from llmasos_jax.interop import tokenizerjson
 from llmasos_jax.interop.gguf.pretokenizers import pre_tokenizer
 from llmasos_jax.interop.hf.files import MAX_TOKENIZER_BYTES, read_bounded, read_object
-from llmasos_jax.interop.tokenizerjson import SPACE, Added
+from llmasos_jax.interop.hf.sentencepiece import FILES as SENTENCEPIECE_FILES
+from llmasos_jax.interop.hf.sentencepiece import REMEDY as _REMEDY
+from llmasos_jax.interop.hf.sentencepiece import Parsed, sentencepiece_tokenizer
+from llmasos_jax.interop.tokenizerjson import Added
 
-Parsed = tuple[Any, str, dict[str, Any]]  # tokenizers.Tokenizer, its JSON, what its class has
 _NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-_REMEDY = (
-    "make a tokenizer.json with transformers: "
-    "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-)
 _GPT2 = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
 _ROBERTA = {
     **{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
@@ -51,13 +51,14 @@ def older_tokenizer(folder: Path) -> Callable[[], Parsed] | None:
     Raises:
       TokenizerError: the folder's tokenizer is of a kind that is not read here.
     """
-    kinds = {"tokenizer.model": _sentencepiece, "vocab.json": _byte_level, "vocab.txt": _words}
-    for name, make in kinds.items():
+    for name in SENTENCEPIECE_FILES:
+        if (folder / name).is_file():
+            return partial(sentencepiece_tokenizer, folder / name)
+    for name, make in {"vocab.json": _byte_level, "vocab.txt": _words}.items():
         if (folder / name).is_file():
             return partial(make, folder)
-    for name in ("spiece.model", "sentencepiece.bpe.model", "tekken.json"):
-        if (folder / name).is_file():
-            raise TokenizerError(f"{folder} has a {name} and no tokenizer.json; {_REMEDY}")
+    if (folder / "tekken.json").is_file():
+        raise TokenizerError(f"{folder} has a tekken.json and no tokenizer.json; {_REMEDY}")
     return None
 
 
@@ -81,94 +82,42 @@ def _byte_level(folder: Path) -> Parsed:
         tokenizerjson.splits(pre_tokenizer(cut).patterns, add_prefix_space=prefix),
         normalizer={"type": "NFC"} if cut == "qwen2" else None,
     )
+    if usual is _ROBERTA:
+        parts["post_processor"] = _roberta_template(vocab, {**usual, **config}, prefix)
     text, tokenizer = tokenizerjson.parsed(parts, _special(vocab, {**usual, **config}))
     return tokenizer, text, dict(usual)
 
 
+def _roberta_template(
+    vocab: Mapping[str, int], config: Mapping[str, Any], add_prefix_space: bool
+) -> dict[str, Any] | None:
+    """<s> a </s></s> b </s>; None if the vocabulary has not both."""
+    cls, sep = (_content(config.get(f"{name}_token")) for name in ("bos", "eos"))
+    if cls not in vocab or sep not in vocab:
+        return None
+    return {
+        **{"type": "RobertaProcessing", "sep": [sep, vocab[sep]], "cls": [cls, vocab[cls]]},
+        **{"trim_offsets": True, "add_prefix_space": add_prefix_space},
+    }
+
+
 def _words(folder: Path) -> Parsed:
+    path = folder / "vocab.txt"
     config = {**_BERT, **read_object(folder / "tokenizer_config.json")}
-    tokens = _lines(folder / "vocab.txt")
-    vocab = {token: number for number, token in enumerate(tokens)}
-    if len(vocab) != len(tokens):
-        raise TokenizerError(f"{folder / 'vocab.txt'} has a piece twice; expected each once")
-    unk = _content(config["unk_token"])
-    if unk not in vocab:
+    if config.get("do_basic_tokenize", True) is not True:
         raise TokenizerError(
-            f'{folder / "vocab.txt"} has no "{shown(unk)}"; expected BERT\'s pieces'
+            f"{folder}: WordPiece with do_basic_tokenize off is not known here; {_REMEDY}"
         )
     accents = config.get("strip_accents")
-    parts = tokenizerjson.wordpiece(
-        vocab,
-        unk,
+    made = bert_tokenizer(
+        vocabulary_file(read_bounded(path, MAX_TOKENIZER_BYTES), path),
+        path,
         lowercase=config.get("do_lower_case", True) is True,
         strip_accents=accents if isinstance(accents, bool) else None,
         chinese_chars=config.get("tokenize_chinese_chars", True) is True,
+        special={name: _content(config[f"{name}_token"]) for name in SPECIAL},
     )
-    text, tokenizer = tokenizerjson.parsed(parts, _special(vocab, config))
-    return tokenizer, text, dict(_BERT)
-
-
-def _sentencepiece(folder: Path) -> Parsed:
-    path = folder / "tokenizer.model"
-    proto = _read_model(path)
-    if proto.trainer_spec.model_type != proto.trainer_spec.BPE:
-        raise TokenizerError(f"{path} is a sentencepiece model of another kind than BPE; {_REMEDY}")
-    rules = proto.normalizer_spec
-    if rules.precompiled_charsmap or rules.remove_extra_whitespaces:
-        raise TokenizerError(f"{path} rewrites characters or spaces of a text; {_REMEDY}")
-    normal, unknown, control, user = 1, 2, 3, 4  # sentencepiece's numbers
-    if rules.add_dummy_prefix and any(p.type == user for p in proto.pieces):
-        raise TokenizerError(
-            f"{path} has user-defined pieces and begins texts with a space, which is put in front "
-            f"of the text alone; {_REMEDY}"
-        )
-    # User-defined pieces are looked for in the text as it is, where a space is a space.
-    names = [p.piece.replace(SPACE, " ") if p.type == user else p.piece for p in proto.pieces]
-    vocab = {name: number for number, name in enumerate(names)}
-    if len(vocab) != len(names) or not vocab:
-        raise TokenizerError(f"{path} has a piece twice, or none; expected each once")
-    scores = {p.piece: p.score for p in proto.pieces if p.type == normal}
-    added = [
-        Added(name, number, piece.type != user)
-        for number, (name, piece) in enumerate(zip(names, proto.pieces, strict=True))
-        if piece.type in (unknown, control, user)
-    ]
-    # With "legacy": false, transformers puts a space only where the whole text begins.
-    config = read_object(folder / "tokenizer_config.json")
-    parts = tokenizerjson.scored_bpe(
-        vocab,
-        scores,
-        next((p.piece for p in proto.pieces if p.type == unknown), None),
-        add_space_prefix=rules.add_dummy_prefix and config.get("add_prefix_space") is not False,
-        prefix_everywhere=config.get("legacy") is not False,
-    )
-    text, tokenizer = tokenizerjson.parsed(parts, added)
-    spec = proto.trainer_spec
-    usual = {
-        "bos_token": proto.pieces[spec.bos_id].piece if spec.bos_id >= 0 else None,
-        "eos_token": proto.pieces[spec.eos_id].piece if spec.eos_id >= 0 else None,
-        "add_bos_token": spec.bos_id >= 0,
-    }
-    return tokenizer, text, usual
-
-
-def _read_model(path: Path) -> Any:
-    raw = read_bounded(path, MAX_TOKENIZER_BYTES)
-    try:
-        from sentencepiece import sentencepiece_model_pb2
-    except ImportError as error:
-        raise TokenizerError(
-            f"reading {path} needs protobuf (pip install protobuf), or {_REMEDY}"
-        ) from error
-    proto = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        proto.ParseFromString(raw)
-        ids = (proto.trainer_spec.bos_id, proto.trainer_spec.eos_id)
-    except Exception as error:
-        raise TokenizerError(f"{path} is not a sentencepiece model; {_REMEDY}") from error
-    if not proto.pieces or max(ids) >= len(proto.pieces):
-        raise TokenizerError(f"{path} is not a whole sentencepiece model; get it again")
-    return proto
+    return made, made.to_str(), dict(_BERT)
 
 
 def _special(vocab: Mapping[str, int], config: Mapping[str, Any]) -> list[Added]:
