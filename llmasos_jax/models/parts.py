@@ -15,9 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from llmasos_jax.config.heads import Encoder
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.models.definition import file_def
-from llmasos_jax.models.transformer import Transformer
+from llmasos_jax.models.layout import ENCODER, encoder_config
+from llmasos_jax.models.transformer import Encoded, Transformer
 from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.types import Tree
 
@@ -29,13 +31,16 @@ def shapes(cfg: ModelConfig, part: str) -> Tree:
 
     Args:
       cfg: the model.
-      part: "embed", "final_norm", "head", or "layers.N".
+      part: "embed", "final_norm", "head", "relative", or "layers.N"; of the encoder of an
+        encoder-decoder "encoder.layers.N", "encoder.final_norm" and "encoder.relative".
 
     Example:
       >>> cfg = ModelConfig(vocab_size=10, embedding_dim=64, num_layers=2)
       >>> shapes(cfg, "final_norm")["scale"].shape, shapes(cfg, "head")
       ((64,), {})
     """
+    if part.startswith(f"{ENCODER}."):
+        return shapes(encoder_config(cfg), part.removeprefix(f"{ENCODER}."))
     if part.startswith("layers."):
         one = file_def(_one_layer(cfg, int(part.removeprefix("layers.")))).shapes
         return one[_BLOCK[0]][_BLOCK[1]]
@@ -49,9 +54,25 @@ def embed(
     return _embed(_one_layer(cfg, 0), params, tokens_bt, mask_bt, types_bt)
 
 
-def block(cfg: ModelConfig, layer: int, params: Tree, x_btd: Any, mask_bt: Any) -> jax.Array:
-    """The residual stream [B, T, D] after a block, from what stands before it."""
-    return _block(_one_layer(cfg, layer), params, x_btd, mask_bt)
+def block(
+    cfg: ModelConfig,
+    layer: int,
+    params: Mapping[str, Tree],
+    x_btd: Any,
+    mask_bt: Any,
+    encoded: tuple[Any, Any] | None = None,
+) -> jax.Array:
+    """The residual stream [B, T, D] after a block, from what stands before it.
+
+    Args:
+      cfg: the model; of an encoder's block `encoder_config` of it.
+      layer: which block.
+      params: the parts "layer" and, where there are relative positions, "relative".
+      x_btd: before the block.
+      mask_bt: 1 for tokens, on the right padding.
+      encoded: for a decoder's block that attends to an encoder, its states [B, S, D] and its mask.
+    """
+    return _block(_one_layer(cfg, layer), dict(params), x_btd, mask_bt, encoded)
 
 
 def final_norm(cfg: ModelConfig, params: Tree, x_btd: Any) -> jax.Array:
@@ -60,7 +81,7 @@ def final_norm(cfg: ModelConfig, params: Tree, x_btd: Any) -> jax.Array:
 
 
 def logits(cfg: ModelConfig, params: Mapping[str, Tree], x_btd: Any) -> jax.Array:
-    """The scores, float32 [B, T, V], of `params` with the parts "embed" and, where it is one, "head"."""
+    """The scores, float32 [B, T, V]; `params` has the part "embed" and, where it is one, "head"."""
     return _logits(_one_layer(cfg, 0), dict(params), x_btd)
 
 
@@ -75,6 +96,7 @@ def _one_layer(cfg: ModelConfig, layer: int) -> ModelConfig:
         attention_windows=(cfg.layer_window(layer),),
         first_attn_norm=cfg.has_attn_norm(layer),
         experts=experts,
+        encoder=Encoder(min(cfg.encoder.num_layers, 1)),
     )
 
 
@@ -96,10 +118,15 @@ def _embed(
 
 
 @partial(jax.jit, static_argnums=0)
-def _block(cfg: ModelConfig, params: Tree, x_btd: Any, mask_bt: Any) -> jax.Array:
-    model = _bound(cfg, prefix={"0": params})
+def _block(
+    cfg: ModelConfig, params: dict[str, Tree], x_btd: Any, mask_bt: Any, encoded: Any
+) -> jax.Array:
+    relative = {"relative": params["relative"]} if "relative" in params else {}
+    model = _bound(cfg, prefix={"0": params["layer"]}, **relative)
     with jax.default_matmul_precision("highest"):
-        inputs = model.inputs(_positions(mask_bt), mask_bt, Runtime())
+        kept = None if encoded is None else Encoded(*encoded)
+        cross = model.cross_inputs(mask_bt, mask_bt, kept, None)
+        inputs = model.inputs(_positions(mask_bt), mask_bt, Runtime(), cross=cross)
         return model.prefix["0"](x_btd, inputs, None, None, Runtime())[0]
 
 

@@ -92,7 +92,7 @@ class Transformer(Stack):
             raise ValueError("token_types_bt was given to a model without token types")
         if prefix_bt is not None and (not self.cfg.prefix_lm or cache is not None):
             raise ValueError("prefix_bt is for models with prefix_lm=True, without a cache")
-        cross = self._cross(tokens_bt, segment_ids_bt, encoded, cache)
+        cross = self.cross_inputs(tokens_bt, segment_ids_bt, encoded, cache)
         positions_bt = _positions(tokens_bt, cache) if positions_bt is None else positions_bt
         inputs = self.inputs(
             positions_bt, segment_ids_bt, runtime, cache=cache, prefix_bt=prefix_bt, cross=cross
@@ -238,13 +238,14 @@ class Transformer(Stack):
         with jax.named_scope("embed"):
             return gathered(self.embed, runtime)(tokens_bt, positions_bt, token_types_bt, runtime)
 
-    def _cross(
+    def cross_inputs(
         self,
         tokens_bt: jax.Array,
         segments_bt: jax.Array | None,
         encoded: Encoded | None,
         cache: Cache | None,
     ) -> CrossInputs | None:
+        """What a decoder's blocks read of the encoder; arguments as in `hidden`."""
         kept = None if cache is None else cache.cross
         if self.encoder is None:
             if encoded is not None or kept is not None:

@@ -23,6 +23,7 @@ from llmasos_jax.evals.parity.sides import (
     OurSide,
     Side,
     Values,
+    in_stack,
     places,
     read_leaves,
 )
@@ -37,8 +38,12 @@ TRANSFORMERS = "transformers:"
 TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 4e-2}
 # Of the tolerance: what is nearer than this is rounding.
 _ROUNDING = 0.1
-_OUT = ("attn.o", "attn.o_bias")
-_DOWN = ("mlp.down", "mlp.down_bias", "moe.down", "moe.shared.down")
+# By what it is, what each part of a block ends in.
+_ENDS = {
+    "attention": ("attn.o", "attn.o_bias"),
+    "cross-attention": ("cross_attn.o", "cross_attn.o_bias"),
+    "mlp": ("mlp.down", "mlp.down_bias", "moe.down", "moe.shared.down"),
+}
 
 
 @dataclass(frozen=True)
@@ -119,11 +124,12 @@ def _compare_places(
 ) -> Parity:
     """What was found so far, with the places, and where they part with what explains it."""
     runs = _runs(one, two, probes)
-    differences, apart = _walk(*runs, one.num_layers, probes, found.tolerance, tick)
+    depths = one.num_layers, one.num_encoder_layers
+    differences, apart = _walk(*runs, depths, probes, found.tolerance, tick)
     if apart is None:
         return dataclasses.replace(found, same=True, places=tuple(differences))
     if apart.only is not None:
-        what = {FINAL_NORM: "final norm", LOGITS: "output layer"}[apart.place]
+        what = {FINAL_NORM: "final norm", LOGITS: "output layer"}[in_stack(apart.place)[0]]
         hint = f"{what}: only the {apart.only} model has one"
         return dataclasses.replace(found, places=tuple(differences), first=apart.place, hint=hint)
     tick(f"what makes {apart.place} agree")
@@ -208,6 +214,9 @@ def _notes(one: Side, two: Side, length: int) -> tuple[str, ...]:
 def _misfit(one: Side, two: Side) -> str | None:
     if one.num_layers != two.num_layers:
         return f"the number of layers ({one.num_layers} and {two.num_layers})"
+    encoders = one.num_encoder_layers, two.num_encoder_layers
+    if encoders[0] != encoders[1]:
+        return f"the number of the encoder's layers ({encoders[0]} and {encoders[1]})"
     a, b = one.config, two.config
     if a is not None and b is not None and a.embedding_dim != b.embedding_dim:
         return f"the width ({a.embedding_dim} and {b.embedding_dim})"
@@ -227,7 +236,7 @@ def _rows_that_differ(one: Side, two: Side, weights: Sequence[LeafDifference]) -
 def _walk(
     a: Iterator[tuple[str, Values]],
     b: Iterator[tuple[str, Values]],
-    num_layers: int,
+    depths: tuple[int, int],
     probes: Sequence[Probe],
     tolerance: float,
     tick: Callable[[str], None],
@@ -238,7 +247,7 @@ def _walk(
     or where only one of them has a final norm or an output layer. A final norm that transformers
     does not show is none that it lacks if the logits agree after it.
     """
-    rank = {place: i for i, place in enumerate(places(num_layers))}
+    rank = {place: i for i, place in enumerate(places(*depths))}
     end = ("", [])
     rank[""] = len(rank)
     found, apart, before = [], None, []
@@ -249,7 +258,7 @@ def _walk(
         if place_a != place_b:
             first = rank[place_a] < rank[place_b]
             place = place_a if first else place_b
-            if place in (FINAL_NORM, LOGITS) and alone is None:
+            if in_stack(place)[0] in (FINAL_NORM, LOGITS) and alone is None:
                 alone = _Apart(place, [], [], "first" if first else "second")
             if first:
                 place_a, x = next(a, end)
@@ -282,11 +291,13 @@ def _as_wide(x: Values, other: Values) -> Values:
 def _inside(
     one: Side, two: Side, apart: _Apart, probes: Sequence[Probe]
 ) -> tuple[PlaceDifference, ...]:
-    """Which half of a block differs: each alone, the other silenced, on the same input."""
+    """Which part of a block differs: each alone, the others silenced, on the same input."""
     if not isinstance(one, OurSide) or not isinstance(two, OurSide):
         return ()
-    if not apart.place.startswith("layer "):
+    inner, stem = in_stack(apart.place)
+    if not inner.startswith("layer "):
         return ()
+    has_cross = bool(one.num_encoder_layers) and not stem
 
     def without(names: tuple[str, ...]) -> Change:
         def edit(_: str, leaves: Leaves) -> Leaves:
@@ -295,7 +306,8 @@ def _inside(
         return Change("", "", None, edit)
 
     found = []
-    for name, change in (("attention", without(_DOWN)), ("mlp", without(_OUT))):
+    for name in _ENDS if has_cross else ("attention", "mlp"):
+        change = without(tuple(n for other, ends in _ENDS.items() if other != name for n in ends))
         x = one.at(apart.place, apart.before, probes, change)
         y = two.at(apart.place, apart.before, probes, change)
         found.append(PlaceDifference(name, distance(x, y, probes)))
@@ -345,6 +357,7 @@ def _agrees(
     """Whether the whole models agree with the change."""
     try:
         runs = _runs(other, changed, probes, change)
-        return _walk(*runs, changed.num_layers, probes, tolerance, tick)[1] is None
+        depths = changed.num_layers, changed.num_encoder_layers
+        return _walk(*runs, depths, probes, tolerance, tick)[1] is None
     except (KeyError, ValueError, TypeError):
         return False  # it fits that place only

@@ -34,7 +34,7 @@ class Probe:
 
 
 def length_for(configs: Sequence[ModelConfig | None], tokens: int | None) -> int:
-    """How many tokens the longest row has: past windows and LongRoPE's short factors, if it may.
+    """How many tokens the longest row has: past windows, relative distances, factors, if it may.
 
     Args:
       configs: of the models; None where one is not known.
@@ -50,6 +50,7 @@ def length_for(configs: Sequence[ModelConfig | None], tokens: int | None) -> int
             raise GenerationError(f"tokens={tokens} is not possible; give 2 to {most}")
         return tokens
     windows = [w for cfg in known for w in cfg.attention_windows if w is not None]
+    windows += [cfg.relative_max_distance for cfg in known if cfg.position == "relative"]
     windows += [
         cfg.rope_scaling.original_length or 0
         for cfg in known

@@ -15,6 +15,7 @@ from llmasos_jax.evals.parity.sides import (
     EMBEDDING,
     FINAL_NORM,
     LOGITS,
+    OF_ENCODER,
     Values,
     layer_place,
 )
@@ -24,6 +25,7 @@ from llmasos_jax.format.read import ModelFiles
 _PREDICTS = {
     "ForCausalLM": "AutoModelForCausalLM",
     "LMHeadModel": "AutoModelForCausalLM",
+    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
     "ForMaskedLM": "AutoModelForMaskedLM",
     "BertForPreTraining": "AutoModelForPreTraining",
 }
@@ -59,6 +61,13 @@ class TransformersSide:
         self.title = f"transformers:{folder}"
         self.vocab_size = int(self._config.vocab_size)
         self.num_layers = int(self._config.num_hidden_layers)
+        self.num_encoder_layers = 0
+        # An encoder taken alone says of itself that it is none, or has no decoder to run.
+        if self._config.is_encoder_decoder and hasattr(model, "decoder"):
+            self.num_encoder_layers = self.num_layers
+            decoder_layers = getattr(self._config, "num_decoder_layers", None)
+            self.num_layers = int(decoder_layers or self._config.num_hidden_layers)
+        self.num_encoder_layers = 0
         pad = getattr(self._config, "pad_token_id", None)
         self.avoid: tuple[int, ...] = () if pad is None else (pad,)
         self._pad = pad or 0
@@ -73,40 +82,66 @@ class TransformersSide:
             yield place, [run.pop(place) for run in runs]
 
     def _forward(self, probe: Probe) -> dict[str, np.ndarray]:
-        torch, last = self._torch, []
+        torch = self._torch
         tokens_bt = np.where(probe.mask_bt > 0, probe.tokens_bt, self._pad)
-        types = {}
+        ids = torch.from_numpy(tokens_bt.astype(np.int64))
+        mask = torch.from_numpy(probe.mask_bt.astype(np.int64))
+        more = {}
         if probe.types_bt is not None:
-            types = {"token_type_ids": torch.from_numpy(probe.types_bt.astype(np.int64))}
-        hook = self._last_block().register_forward_hook(
-            lambda _, __, out: last.append(out[0] if isinstance(out, tuple) else out)
-        )
+            more = {"token_type_ids": torch.from_numpy(probe.types_bt.astype(np.int64))}
+        if self.num_encoder_layers:
+            more |= {"decoder_input_ids": ids, "decoder_attention_mask": mask}
+        last: dict[str, Any] = {}
+
+        def keep(stem: str) -> Any:
+            return lambda _, __, out: last.update({stem: out[0] if isinstance(out, tuple) else out})
+
+        hooks = [b.register_forward_hook(keep(stem)) for stem, b in self._last_blocks().items()]
         try:
             with torch.no_grad():
                 out = self._model(
-                    input_ids=torch.from_numpy(tokens_bt.astype(np.int64)),
-                    attention_mask=torch.from_numpy(probe.mask_bt.astype(np.int64)),
-                    output_hidden_states=True,
-                    **types,
+                    input_ids=ids, attention_mask=mask, output_hidden_states=True, **more
                 )
         finally:
-            hook.remove()
-        hidden = [x.numpy() for x in out.hidden_states]
-        found = {EMBEDDING: hidden[0]}
-        found |= {layer_place(i): x for i, x in enumerate(hidden[1:-1])}
-        found[layer_place(self.num_layers - 1)] = last[0].numpy()
-        if not np.array_equal(last[0].numpy(), hidden[-1]):
-            found[FINAL_NORM] = hidden[-1]
+            for hook in hooks:
+                hook.remove()
+        found: dict[str, np.ndarray] = {}
+        if self.num_encoder_layers:
+            states = (out.encoder_hidden_states, out.decoder_hidden_states)
+            for stem, hidden in zip((OF_ENCODER, ""), states, strict=True):
+                found |= _places(stem, [x.numpy() for x in hidden], last[stem].numpy())
+        else:
+            found = _places("", [x.numpy() for x in out.hidden_states], last[""].numpy())
         if self._predicts:
             logits = out.prediction_logits if "prediction_logits" in out else out.logits
             found[LOGITS] = logits[:, -SCORED:].numpy()
         return found
 
-    def _last_block(self) -> Any:
-        for module in self._model.modules():
-            if isinstance(module, self._torch.nn.ModuleList) and len(module) == self.num_layers:
+    def _last_blocks(self) -> dict[str, Any]:
+        """The last block of each stack, by what the names of its places begin with."""
+        if not self.num_encoder_layers:
+            return {"": self._last_of(self._model, self.num_layers)}
+        encoder, decoder = self._model.get_encoder(), self._model.get_decoder()
+        return {
+            OF_ENCODER: self._last_of(encoder, self.num_encoder_layers),
+            "": self._last_of(decoder, self.num_layers),
+        }
+
+    def _last_of(self, stack: Any, num_layers: int) -> Any:
+        for module in stack.modules():
+            if isinstance(module, self._torch.nn.ModuleList) and len(module) == num_layers:
                 return module[-1]
-        raise FormatError(f"{self.title}: no list of {self.num_layers} blocks is found in it")
+        raise FormatError(f"{self.title}: no list of {num_layers} blocks is found in it")
+
+
+def _places(stem: str, hidden: list[np.ndarray], last: np.ndarray) -> dict[str, np.ndarray]:
+    """What stands at each place of a stack: `hidden` ends after its final norm, if it has one."""
+    found = {stem + EMBEDDING: hidden[0]}
+    found |= {stem + layer_place(i): x for i, x in enumerate(hidden[1:-1])}
+    found[stem + layer_place(len(hidden) - 2)] = last
+    if not np.array_equal(last, hidden[-1]):
+        found[stem + FINAL_NORM] = hidden[-1]
+    return found
 
 
 def _import_both() -> tuple[Any, Any]:
