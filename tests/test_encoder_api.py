@@ -20,6 +20,7 @@ from llmasos_jax.format.names import expected
 from llmasos_jax.format.tensorfile import stored
 from llmasos_jax.format.write import write_model
 from llmasos_jax.generate.answers import Filled, Label, LabelledToken
+from llmasos_jax.generate.inputs import read_prefix
 from llmasos_jax.generate.load import init_model, load_model
 from llmasos_jax.generate.model import Model
 
@@ -390,3 +391,25 @@ def test_an_encoder_decoder_without_decoder_ids_says_so(translator: Model) -> No
         translator.logits([[1, 2]], decoder_ids=[[1], [2]])
     with pytest.raises(GenerationError, match="decoder_ids reach from 0 to 259"):
         translator.logits([[1, 2]], decoder_ids=[[0, 259]])
+
+
+def test_a_prefix_is_seen_by_the_whole_row(tmp_path: Path) -> None:
+    cfg = ModelConfig(40, 16, 2, num_heads=2, ffn_dim=24, prefix_lm=True)
+    model = load_model(written(tmp_path / "model", cfg, None))
+    ids, mask = [[0, 3, 5, 7, 9, 11]], [[0, 1, 1, 1, 1, 1]]
+    other = [[0, 3, 5, 8, 9, 11]]  # another third token
+
+    def change(prefix: int) -> np.ndarray:
+        pair = (model.logits(x, mask, prefix_lengths=[prefix]) for x in (ids, other))
+        a, b = (np.asarray(x)[0] for x in pair)
+        return np.abs(a - b).max(axis=1) > 1e-3
+
+    assert change(2).tolist() == [False, False, False, True, True, True]
+    assert change(3)[1:].tolist() == [True] * 5
+    plain = np.asarray(model.logits(ids, mask))
+    np.testing.assert_array_equal(plain, model.logits(ids, mask, prefix_lengths=[0]))
+    for lengths in ([6], [-1], [1, 1], [[1]]):
+        with pytest.raises(GenerationError, match=r"prefix_lengths .*"):
+            model.logits(ids, mask, prefix_lengths=lengths)
+    with pytest.raises(GenerationError, match="for models with prefix_lm=True"):
+        read_prefix(cfg.replace(prefix_lm=False), [1], np.ones((1, 2), np.int32))

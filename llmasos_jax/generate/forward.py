@@ -28,13 +28,20 @@ class Forward:
         self._weights = weights
         self._programs: dict[Callable, Callable] = {}
 
-    def logits(self, inputs: Inputs, decoder: Inputs | None = None) -> jax.Array:
-        """Scores, float32 [B, T, V]: the decoder's where there is one."""
-        return self._run(_logits, inputs, decoder)
+    def logits(
+        self, inputs: Inputs, decoder: Inputs | None = None, prefix_bt: Any = None
+    ) -> jax.Array:
+        """Scores, float32 [B, T, V]: the decoder's where there is one.
 
-    def layers(self, inputs: Inputs, decoder: Inputs | None = None) -> list[jax.Array]:
+        `prefix_bt` is not 0 for tokens that every token of a row sees, of a model with `prefix_lm`.
+        """
+        return self._run(_logits, inputs, decoder, prefix_bt)
+
+    def layers(
+        self, inputs: Inputs, decoder: Inputs | None = None, prefix_bt: Any = None
+    ) -> list[jax.Array]:
         """The residual stream, L + 1 arrays float32 [B, T, D]: of the decoder where it is given."""
-        return self._run(_layers, inputs, decoder)
+        return self._run(_layers, inputs, decoder, prefix_bt)
 
     def logits_at(self, inputs: Inputs, places_bm: np.ndarray) -> np.ndarray:
         """The MLM head's scores at chosen places, float32 [B, M, V]."""
@@ -59,7 +66,12 @@ class Forward:
 
 
 def _read(
-    weights: Weights, model: Transformer, inputs: Inputs, *, all_layers: bool = False
+    weights: Weights,
+    model: Transformer,
+    inputs: Inputs,
+    prefix_bt: Any = None,
+    *,
+    all_layers: bool = False,
 ) -> Hidden | Encoded:
     """What reads a text: the one stack, or the encoder of an encoder-decoder."""
     tokens_bt, mask_bt, types_bt = inputs
@@ -77,6 +89,7 @@ def _read(
         positions_bt=positions_bt,
         segment_ids_bt=mask_bt,
         token_types_bt=types_bt,
+        prefix_bt=prefix_bt,
         runtime=runtime,
         all_layers=all_layers,
     )
@@ -106,21 +119,23 @@ def _positions(mask_bt: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.cumsum(mask_bt, axis=1) - 1, 0)
 
 
-def _logits(weights: Weights, params: Any, inputs: Inputs, decoder: Inputs | None) -> jax.Array:
+def _logits(
+    weights: Weights, params: Any, inputs: Inputs, decoder: Inputs | None, prefix_bt: Any
+) -> jax.Array:
     model = weights.definition.bind(params)
     if decoder is None:
-        x_btd = _states(_read(weights, model, inputs))
+        x_btd = _states(_read(weights, model, inputs, prefix_bt))
     else:
         x_btd = _decode(weights, model, inputs, decoder, all_layers=False).x_btd
     return model.logits(x_btd, weights.runtime)
 
 
 def _layers(
-    weights: Weights, params: Any, inputs: Inputs, decoder: Inputs | None
+    weights: Weights, params: Any, inputs: Inputs, decoder: Inputs | None, prefix_bt: Any
 ) -> list[jax.Array]:
     model = weights.definition.bind(params)
     if decoder is None:
-        layers = _read(weights, model, inputs, all_layers=True).layers
+        layers = _read(weights, model, inputs, prefix_bt, all_layers=True).layers
     else:
         layers = _decode(weights, model, inputs, decoder, all_layers=True).layers
     return [x_btd.astype(jnp.float32) for x_btd in layers or ()]

@@ -102,6 +102,30 @@ def read_decoder_ids(cfg: ModelConfig, decoder_ids: Any, num_rows: int) -> Forwa
     return decoder
 
 
+def read_prefix(cfg: ModelConfig, prefix_lengths: Any, mask_bt: np.ndarray) -> np.ndarray | None:
+    """Which tokens every token of their row sees, bool [B, T']; None stays None.
+
+    Raises:
+      GenerationError: the model reads no prefix, or a length is none of a row's.
+    """
+    if prefix_lengths is None:
+        return None
+    if not cfg.prefix_lm:
+        raise GenerationError(
+            "prefix_lengths are for models with prefix_lm=True; leave them out: this one's tokens "
+            + ("see only those before them" if cfg.causal else "all see each other")
+        )
+    lengths_b1 = _integers("prefix_lengths", np.asarray(prefix_lengths)[..., None])
+    counts_b1 = mask_bt.sum(axis=1, keepdims=True)
+    is_right = lengths_b1.shape == counts_b1.shape
+    if not is_right or (lengths_b1 < 0).any() or (lengths_b1 > counts_b1).any():
+        raise GenerationError(
+            f"prefix_lengths are {np.asarray(prefix_lengths).tolist()}; give one for each row, 0 "
+            f"to its tokens: {counts_b1[:, 0].tolist()}"
+        )
+    return (np.cumsum(mask_bt, axis=1) <= lengths_b1) & (mask_bt > 0)
+
+
 def _token_types(cfg: ModelConfig, token_type_ids: Any, shape: tuple[int, ...]) -> np.ndarray:
     if not cfg.token_types:
         raise GenerationError("this model has no token types; leave out token_type_ids")

@@ -15,7 +15,7 @@ from llmasos_jax.errors import GenerationError
 from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.generate.encoder import classify_texts, embed_texts, fill_masks, score_pairs
 from llmasos_jax.generate.forward import Forward
-from llmasos_jax.generate.inputs import read_decoder_ids, read_inputs
+from llmasos_jax.generate.inputs import read_decoder_ids, read_inputs, read_prefix
 from llmasos_jax.generate.texts import is_encoder, read_ids, read_texts
 from llmasos_jax.generate.weights import Weights
 
@@ -86,6 +86,7 @@ class Reader:
         token_type_ids: Any = None,
         *,
         decoder_ids: Any = None,
+        prefix_lengths: Any = None,
     ) -> jax.Array:
         """Scores of the next token at each position; an encoder's MLM head's of the token there.
 
@@ -97,6 +98,8 @@ class Reader:
             type 0 everywhere.
           decoder_ids: whole numbers [B, U], what the decoder of an encoder-decoder reads, from its
             start id on; needed there.
+          prefix_lengths: whole numbers [B], how many tokens of each row are a prompt that all of
+            the row sees, for a model with `prefix_lm`; None is 0.
 
         Returns:
           float32 [B, T, V]; of an encoder-decoder [B, U, V].
@@ -118,7 +121,8 @@ class Reader:
         decoder = read_decoder_ids(self.config, decoder_ids, len(inputs.tokens_bt))
         width = inputs.width if decoder is None else decoder.width
         arrays = None if decoder is None else decoder.arrays()
-        return self._forward.logits(inputs.arrays(), arrays)[:, :width]
+        prefix_bt = read_prefix(self.config, prefix_lengths, inputs.mask_bt)
+        return self._forward.logits(inputs.arrays(), arrays, prefix_bt)[:, :width]
 
     def hidden_states(
         self,
@@ -127,6 +131,7 @@ class Reader:
         token_type_ids: Any = None,
         *,
         decoder_ids: Any = None,
+        prefix_lengths: Any = None,
     ) -> list[jax.Array]:
         """The residual stream.
 
@@ -136,6 +141,7 @@ class Reader:
           token_type_ids: as in `logits`.
           decoder_ids: of an encoder-decoder, as in `logits`; with them the residual stream of the
             decoder, without them that of the encoder.
+          prefix_lengths: as in `logits`.
 
         Returns:
           L + 1 arrays, float32 [B, T, D]: the embeddings, then after each block, the last one after
@@ -148,7 +154,8 @@ class Reader:
         decoder = read_decoder_ids(self.config, decoder_ids, len(inputs.tokens_bt))
         width = inputs.width if decoder is None else decoder.width
         arrays = None if decoder is None else decoder.arrays()
-        return [x[:, :width] for x in self._forward.layers(inputs.arrays(), arrays)]
+        prefix_bt = read_prefix(self.config, prefix_lengths, inputs.mask_bt)
+        return [x[:, :width] for x in self._forward.layers(inputs.arrays(), arrays, prefix_bt)]
 
     def fill_mask(self, text: str | Sequence[str], top_k: int = 5) -> Any:
         """The likeliest tokens for each mask of a text, or of each of a list of texts.
