@@ -125,3 +125,25 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "never-heard-of"}')
     with pytest.raises(FormatError, match="transformers does not open"):
         api.parity(f"transformers:{tmp_path}", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "BertForPreTraining"])
+def test_an_mlm_head_agrees_and_a_fault_in_it_is_found(name: str, tmp_path: Path) -> None:
+    sizes = {key: size for key, size in SIZES.items() if key != "num_key_value_heads"}
+    model = getattr(transformers, name)(transformers.BertConfig(**sizes, pad_token_id=0))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            size = 0.4 if weight.ndim == 1 else weight.shape[1] ** -0.5
+            weight.copy_(size * torch.randn(weight.shape, generator=generator))
+    model.save_pretrained(tmp_path / "theirs")
+    theirs = f"transformers:{tmp_path / 'theirs'}"
+    found = api.parity(theirs, ours(tmp_path / "theirs", tmp_path / "ours"))
+    assert found.same and found.places[-1].place == "logits"
+
+    def other_sign(cfg: ModelConfig, arrays: Any) -> Any:
+        return cfg, {**arrays, "head.transform.w": -arrays["head.transform.w"]}
+
+    wrong = ours(tmp_path / "theirs", tmp_path / "wrong", other_sign)
+    found = api.parity(theirs, wrong)
+    assert not found.same and found.first == "logits" and "head.transform.w" in str(found.weights)
