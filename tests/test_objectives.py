@@ -4,8 +4,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmasos_jax.data.objectives import causal
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.config.schema import Config
+from llmasos_jax.data.objectives import causal, prefix_lm
 from llmasos_jax.data.packing import PackedRow, PackedRows, TokenDocuments, empty_row
+from llmasos_jax.data.vocabulary import stand_in
 
 
 def test_causal_shift_by_hand() -> None:
@@ -46,3 +49,38 @@ def test_many_rows_at_once_are_the_rows_one_by_one() -> None:
     for i, row in enumerate(rows):
         np.testing.assert_array_equal(together.targets[i], causal(row).targets)
         np.testing.assert_array_equal(together.loss_weights[i], causal(row).loss_weights)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.lists(st.lists(st.integers(4, 99), min_size=1, max_size=20), min_size=1, max_size=8),
+    st.integers(0, 99),
+)
+def test_prefixes(documents: list[list[int]], seed: int) -> None:
+    prepare = prefix_lm(Config(ModelConfig(100, 8, 1)), stand_in(100))
+    for row in PackedRows(TokenDocuments.from_lists(documents), 9):
+        batch = prepare(row, np.random.default_rng(seed))
+        whole, prefix = causal(row), batch.extra["prefix"]
+        assert prefix.dtype == np.int32 and prefix.shape == (9,)
+        assert not prefix[row.segment_ids[:-1] == 0].any()
+        for segment in range(1, int(row.segment_ids[:-1].max(initial=0)) + 1):
+            places = np.flatnonzero(row.segment_ids[:-1] == segment)
+            length = int((row.segment_ids == segment).sum())
+            size = int(prefix[places].sum())
+            assert 1 <= size <= max(1, length - 1) and prefix[places[:size]].all()
+            # From the prefix's last token on, everything is scored as in the causal objective.
+            scored = places[size - 1 :]
+            assert (batch.loss_weights[scored] == whole.loss_weights[scored]).all()
+            assert (batch.targets[scored] == whole.targets[scored]).all()
+            assert not batch.loss_weights[places[: size - 1]].any()
+            assert batch.loss_weights[places].any() == (length > 1)
+
+
+def test_every_prefix_is_drawn() -> None:
+    row = PackedRows(TokenDocuments.from_lists([[5, 6, 7, 8, 9]]), 4)[0]
+    prepare = prefix_lm(Config(ModelConfig(100, 8, 1)), stand_in(100))
+    sizes = [
+        int(prepare(row, np.random.default_rng(seed)).extra["prefix"].sum()) for seed in range(400)
+    ]
+    counts = np.bincount(sizes, minlength=5)
+    assert counts[0] == 0 and (counts[1:] > 70).all()

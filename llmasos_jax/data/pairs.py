@@ -165,7 +165,11 @@ def next_sentence_pair(row: PairRow, rng: np.random.Generator) -> Pair:
     """Half of the time what follows in the document, half of the time text of another one."""
     a, b, follows = _split(row, rng)
     if not follows:
-        b = _elsewhere(row, min(row.target, len(a) + len(b)) - len(a), rng)
+        total = len(a) + len(b)
+        wanted = min(row.target, total) - len(a)
+        b = _elsewhere(row, wanted, rng, is_filled=total >= row.target)
+        if row.last - row.first == 1:
+            b = b[:wanted]  # as the true one, a part of a sentence
     return Pair(*_truncate(a, b, row.rows.max_tokens, rng), label=int(not follows))
 
 
@@ -191,8 +195,14 @@ def _split(row: PairRow, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarr
     return ids[start:middle], ids[middle:stop], bool(rng.random() < 0.5)
 
 
-def _elsewhere(row: PairRow, wanted: int, rng: np.random.Generator) -> np.ndarray:
-    """Whole sentences of another document, of `wanted` tokens or a little more if it has them."""
+def _elsewhere(
+    row: PairRow, wanted: int, rng: np.random.Generator, *, is_filled: bool
+) -> np.ndarray:
+    """Whole sentences of another document, of about `wanted` tokens if it has so many.
+
+    In a row that is filled they are as many as reach it, like those of the row's own document; else
+    they end at the border nearest to it, so that they are as long on average.
+    """
     rows = row.rows
     borders = rows.borders
     own, own_stop = int(rows.starts[row.document]), int(rows.stops[row.document])
@@ -203,7 +213,10 @@ def _elsewhere(row: PairRow, wanted: int, rng: np.random.Generator) -> np.ndarra
     enough = int(borders.searchsorted(borders[stop] - wanted, side="right"))
     if begin >= enough:
         begin = int(rng.integers(first, max(first + 1, enough)))
-    end = min(stop, int(borders.searchsorted(borders[begin] + wanted)))
+    goal = int(borders[begin]) + wanted
+    end = min(stop, int(borders.searchsorted(goal)))
+    if not is_filled and end > begin + 1 and goal - borders[end - 1] < borders[end] - goal:
+        end -= 1
     return rows.documents.ids[int(borders[begin]) : int(borders[end])]
 
 
