@@ -67,7 +67,6 @@ class TransformersSide:
             self.num_encoder_layers = self.num_layers
             decoder_layers = getattr(self._config, "num_decoder_layers", None)
             self.num_layers = int(decoder_layers or self._config.num_hidden_layers)
-        self.num_encoder_layers = 0
         pad = getattr(self._config, "pad_token_id", None)
         self.avoid: tuple[int, ...] = () if pad is None else (pad,)
         self._pad = pad or 0
