@@ -51,10 +51,12 @@ def train(
 
 def _check_can_be_kept(config: Config) -> None:
     """Raises ConfigError for a model outside the format's bounds: it could not be written later."""
-    from llmasos_jax.format.manifest import Manifest, to_json
+    from llmasos_jax.format.manifest import Generation, Manifest, to_json
 
+    start_id = 0 if config.model.encoder.num_layers else None  # the tokenizer will say which
+    generation = Generation(decoder_start_id=start_id)
     try:
-        to_json(Manifest(config.name, config.model))
+        to_json(Manifest(config.name, config.model, generation=generation))
     except FormatError as error:
         text = str(error).removeprefix("model.json: ").replace("parameters.", "model.")
         raise ConfigError(text) from error
