@@ -66,7 +66,7 @@ class Model(Reader):
 
         A text ends after `max_length` new tokens, at an end-of-text token, before a stop string, or
         where the model's context is full. Of an encoder-decoder the encoder reads the prompt, at
-        most `context_length` tokens of it, and the decoder writes as many at most.
+        most `context_length` tokens, and the decoder has as many, its first one included.
 
         Args:
           prompt: what to continue. A list is written together, as one batch.
