@@ -7,7 +7,10 @@ The request is `{"sequences": [[id, ...], ...], "prompt": [id, ...], "count": n,
 The answer that COMMAND writes is `{"logits": [[[number] * V] * T, ...], "greedy": [id] * n,
 "ids": [[id]]}`: scores for each sequence, n greedy ids after the prompt, the ids of each text.
 `prompt` and `texts` may be absent, and then so are their answers. `"token_types": [[type]]` has one
-for each id of each sequence. A model without an output layer answers
+for each id of each sequence. Of an encoder-decoder a sequence and the prompt are what the encoder
+reads, and `"decoder": [[id]]` what the decoder reads beside each sequence: the logits are of these.
+With `prefix_lm`, `"prefixes": [n]` says how many ids of each sequence are its prefix, and the whole
+prompt is one. A model without an output layer answers
 `{"hidden": [[[number] * D] * T, ...]}`, what the last layer gives (after the final norm where there
 is one), in place of `logits`. Of an encoder `ids` are what it reads of each text, with
 `"embeddings": [[number] * D]` (not divided by their length) and, where it has a classifier,

@@ -82,6 +82,17 @@ def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
     labels, level = p["classifier"]["labels"], p["classifier"]["level"]
     need(len(set(labels)) == len(labels), "a label twice")
     need(labels or level == "sequence", "classifier.level without labels")
+    layers, generation = p["encoder"]["num_layers"], model.get("generation", {})
+    p["decoder_start_id"] = generation.get("decoder_start_id")
+    need(0 <= layers <= 4096 and (not layers or p["causal"]), "an encoder's decoder is causal")
+    need((p["decoder_start_id"] is not None) == (layers > 0), "decoder_start_id")
+    need(not p["prefix_lm"] or (p["causal"] and not layers), "prefix_lm")
+    plain = (p["block"], p["token_types"], o["count"], latent["kv_rank"], labels)
+    need(not layers or plain == ("sequential", 0, 0, 0, []), "does not go with an encoder")
+    exact = p["relative_buckets"] // 2
+    if p["position"] == "relative":
+        need(exact % 2 == 0 and p["relative_buckets"] == 2 * exact, "relative_buckets")
+        need(p["relative_max_distance"] > exact and not latent["kv_rank"], "relative positions")
     p["num_heads"] = p["num_heads"] or max(1, p["embedding_dim"] // 64)
     p["num_kv_heads"] = p["num_kv_heads"] or p["num_heads"]
     need(p["num_heads"] % p["num_kv_heads"] == 0, "num_heads is not divisible by num_kv_heads")

@@ -20,17 +20,17 @@ KIT = Path(__file__).resolve().parent
 sys.path[:0] = [str(KIT), str(KIT.parent)]
 
 import head_reader  # noqa: E402
-from numpy_reader import Model  # noqa: E402
+from numpy_reader import Model, rows  # noqa: E402
 from text_reader import encode  # noqa: E402
 
 from llmasos_jax.config.experts import Experts  # noqa: E402
-from llmasos_jax.config.heads import Classifier  # noqa: E402
+from llmasos_jax.config.heads import Classifier, Encoder  # noqa: E402
 from llmasos_jax.config.latent import LatentAttention  # noqa: E402
 from llmasos_jax.config.model import ModelConfig, RopeScaling  # noqa: E402
 from llmasos_jax.data.huggingface import HuggingFaceTokenizer  # noqa: E402
 from llmasos_jax.data.sentencepiece import SentencePieceTokenizer, train_model  # noqa: E402
 from llmasos_jax.data.tokenizer import ByteTokenizer, encode_input, load_tokenizer  # noqa: E402
-from llmasos_jax.format.manifest import Manifest  # noqa: E402
+from llmasos_jax.format.manifest import Generation, Manifest  # noqa: E402
 from llmasos_jax.format.names import expected  # noqa: E402
 from llmasos_jax.format.tensorfile import stored  # noqa: E402
 from llmasos_jax.format.write import write_model  # noqa: E402
@@ -139,6 +139,17 @@ MODELS = {
     },
     "sentencepiece": {"vocab_size": 320, "num_heads": 2, "num_layers": 1},
     "tokenizers": {"vocab_size": 320, "num_heads": 2, "num_layers": 1},
+    "t5": {
+        **{"num_heads": 4, "num_kv_heads": 2, "mlp": "relu", "attention_scale": 1.0},
+        **{"encoder": Encoder(3), "position": "relative", "relative_buckets": 8},
+        **{"relative_max_distance": 8, "attention_windows": (None, 4), "qk_norm": "head"},
+    },
+    "bart": {
+        **{"num_heads": 2, "norm": "layernorm", "norm_placement": "post", "mlp": "gelu"},
+        **{"encoder": Encoder(1), "position": "learned", "embedding_norm": True},
+        **{"final_norm": False, "qkv_bias": True, "attention_out_bias": True, "mlp_bias": True},
+    },
+    "prefix-lm": {"num_heads": 2, "prefix_lm": True, "attention_windows": (None, 6)},
 }
 TEXTS = [
     *(
@@ -215,9 +226,9 @@ def write(name: str, changes: dict, seed: int) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     tokenizer = TOKENIZERS[name]() if name in TOKENIZERS else None
     shard_bytes = 4000 if name in BFLOAT16 else 10**9
-    write_model(
-        folder, Manifest(f"conformance-{name}", cfg), tensors, tokenizer, shard_bytes=shard_bytes
-    )
+    generation = Generation(decoder_start_id=5 if cfg.encoder.num_layers else None)
+    manifest = Manifest(f"conformance-{name}", cfg, generation=generation)
+    write_model(folder, manifest, tensors, tokenizer, shard_bytes=shard_bytes)
     return folder
 
 
@@ -232,15 +243,18 @@ def case_of(name: str, model: Model, seed: int) -> dict | None:
         pairs = zip(sequences, request["token_types"], strict=True)
         hidden = [np.round(model.hidden(*pair), 7).tolist() for pair in pairs]
         return {"model": name, "request": request, "expected": {"hidden": hidden}}
-    pairs = zip(sequences, request.get("token_types", [None] * 2), strict=True)
-    expected_values: dict = {"logits": [np.round(model.logits(*p), 7).tolist() for p in pairs]}
+    if model.p["encoder"]["num_layers"]:
+        request["decoder"] = [rng.integers(vocab, size=size).tolist() for size in (7, 3)]
+    if model.p["prefix_lm"]:
+        request["prefixes"] = [6, 0]
+    found = [np.round(model.logits(*row), 7).tolist() for row in rows(request)]
+    expected_values: dict = {"logits": found}
     if model.p["experts"]["count"] and is_at_an_edge(model, sequences, rng):
         return None
     if model.p["causal"]:
         request |= {"prompt": sequences[0][:4], "count": COUNT}
         expected_values["greedy"] = model.greedy(request["prompt"], COUNT)
-        whole = model.logits(request["prompt"] + expected_values["greedy"])[3:-1]
-        best = np.sort(whole, axis=-1)
+        best = np.sort(scores_of(model, request["prompt"], expected_values["greedy"]), axis=-1)
         if (best[:, -1] - best[:, -2]).min() < MARGIN:
             return None
     if name in TOKENIZERS and not model.p["causal"]:
@@ -263,6 +277,14 @@ def case_of(name: str, model: Model, seed: int) -> dict | None:
         if expected_values["ids"] != [library.encode(text) for text in request["texts"]]:
             sys.exit(f"{name}: text_reader.py and the library give different ids")
     return {"model": name, "request": request, "expected": expected_values}
+
+
+def scores_of(model: Model, prompt: list[int], written: list[int]) -> np.ndarray:
+    """The scores from which each id that was written came."""
+    if model.p["encoder"]["num_layers"]:
+        return model.logits(prompt, None, [model.p["decoder_start_id"], *written[:-1]])
+    prefix = len(prompt) if model.p["prefix_lm"] else 0
+    return model.logits(prompt + written, prefix=prefix)[len(prompt) - 1 : -1]
 
 
 def of_texts(model: Model, request: dict) -> dict:
@@ -345,6 +367,16 @@ REFUSED = [
                 '"causal": false, "head": "mlm"',
             ),
             ("a causal model without a head", "trunk", '"causal": false', '"causal": true'),
+            ("an encoder without its tensors", "prefix-lm", '"num_layers": 0', '"num_layers": 1'),
+            ("buckets that do not divide", "t5", '"relative_buckets": 8', '"relative_buckets": 6'),
+            ("a decoder that is not causal", "bart", '"causal": true', '"causal": false'),
+            ("a decoder without a start", "bart", '"decoder_start_id": 5', '"eos_ids": [5]'),
+            (
+                "a prefix of an encoder",
+                "encoder",
+                '"causal": false',
+                '"causal": false, "prefix_lm": true',
+            ),
         )
     ),
     {"what": "weights cut off", "model": "plain", "file": "model.safetensors", "cut": 6000},

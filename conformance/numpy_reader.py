@@ -7,65 +7,19 @@ slow and clear, computes in float64, and gives the kit's expected values. As a c
     python conformance/numpy_reader.py MODEL_DIR REQUEST.json ANSWER.json
 """
 
+import copy
 import json
 import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import head_reader
 import numpy as np
+import position_reader as positions
 from file_reader import GATED, SCALING, RefusedError, need, read
 from text_reader import encode, encode_input
-
-
-def frequencies(p: dict, theta: float, scaling: dict, length: int) -> tuple[np.ndarray, float]:
-    """Rotary frequencies [R/2] and the multiplier of sine and cosine (4.5)."""
-    width = 2 * (int(p["head_dim"] * p["rope_fraction"]) // 2)
-    width = p["latent"]["rope_dim"] if p["latent"]["kv_rank"] else width
-    j = np.arange(width // 2)
-    f, s, m = theta ** (-2.0 * j / width), scaling["factor"], 1.0
-    if scaling["kind"] == "linear":
-        f = f / s
-    elif scaling["kind"] == "llama3":
-        low, high = scaling["low_frequency"], scaling["high_frequency"]
-        turns = scaling["original_length"] * f / (2 * math.pi)
-        w = np.clip((turns - low) / (high - low), 0, 1)
-        f = (1 - w) * f / s + w * f
-    elif scaling["kind"] == "longrope":
-        c = scaling["original_length"]
-        f = f / np.array(scaling["long_factors" if length > c else "short_factors"])
-        m = scaling["attention_factor"] or math.sqrt(1 + math.log(s) / math.log(c))
-    elif scaling["kind"] == "yarn":
-        c = scaling["original_length"]
-        dim = [
-            width * math.log(c / (2 * math.pi * r)) / (2 * math.log(theta))
-            for r in (scaling["beta_fast"], scaling["beta_slow"])
-        ]
-        low, high = max(math.floor(dim[0]), 0), min(math.ceil(dim[1]), width - 1)
-        w = np.clip((j - low) / max(high - low, 1e-3), 0, 1)
-        f = w * f / s + (1 - w) * f
-        m = scaling["attention_factor"] or 0.1 * math.log(s) + 1
-    return f.astype(np.float32).astype(np.float64), m
-
-
-def rotate(x: np.ndarray, f: np.ndarray, m: float, interleaved: bool) -> np.ndarray:
-    """Rotates heads [T, N, H] by their positions (4.5)."""
-    angle = (np.arange(len(x))[:, None] * f)[:, None, :]
-    half, y = len(f), x.copy()
-    first = slice(0, 2 * half, 2) if interleaved else slice(0, half)
-    second = slice(1, 2 * half, 2) if interleaved else slice(half, 2 * half)
-    a, b = x[..., first], x[..., second]
-    y[..., first] = m * (a * np.cos(angle) - b * np.sin(angle))
-    y[..., second] = m * (b * np.cos(angle) + a * np.sin(angle))
-    return y
-
-
-def slopes(n: int) -> np.ndarray:
-    """The slope of each head for ALiBi (4.4)."""
-    m = 1 << (n.bit_length() - 1)
-    plain = [2.0 ** (-8 * (i + 1) / m) for i in range(m)]
-    return np.array((plain + [2.0 ** (-4 * (2 * i + 1) / m) for i in range(m)])[:n])
 
 
 def activation(kind: str, x: np.ndarray) -> np.ndarray:
@@ -100,8 +54,9 @@ class Model:
     def __init__(self, folder: Path) -> None:
         self.p, self.tensors = read(folder)
         self.used: set[str] = set()
+        self.stem = ""  # of the names of this stack's tensors
         # A first run asks for every tensor there must be.
-        x = self.hidden([0])
+        x = self.hidden([0], decoder=[0] if self.p["encoder"]["num_layers"] else None)
         head_reader.use_all(self, x)
         if self.p["head"] is not None:
             self.scores(x)
@@ -109,6 +64,7 @@ class Model:
 
     def get(self, name: str, *shape: int) -> np.ndarray:
         """One tensor, which must be there and have this shape."""
+        name = name if name.startswith("embed.") else self.stem + name
         need(name in self.tensors, f"{name} is missing")
         found = self.tensors[name]
         need(found.shape == shape, f"{name} has {found.shape}, not {shape}")
@@ -130,12 +86,14 @@ class Model:
         bias = self.bias(p["norm_bias"] and has_bias, f"{name}.bias", *shape)
         return c / np.sqrt((c**2).mean(axes, keepdims=True) + p["norm_eps"]) * scale + bias
 
-    def heads(self, x: np.ndarray, at: str, turn: Callable | None) -> list[np.ndarray]:
-        """Queries, keys and values [T, heads, width] (4.4, steps 1 to 3)."""
+    def heads(
+        self, x: np.ndarray, source: np.ndarray, at: str, turn: Callable | None
+    ) -> list[np.ndarray]:
+        """Queries of x, keys and values of source [T, heads, width] (4.4, steps 1 to 3)."""
         p, parts = self.p, []
         d, n, k, h = (p[s] for s in ("embedding_dim", "num_heads", "num_kv_heads", "head_dim"))
-        for name, heads in (("q", n), ("k", k), ("v", k)):
-            y = np.einsum("td,dnh->tnh", x, self.get(at + name, d, heads, h))
+        for name, heads, z in (("q", n, x), ("k", k, source), ("v", k, source)):
+            y = np.einsum("td,dnh->tnh", z, self.get(at + name, d, heads, h))
             y = y + self.bias(p["qkv_bias"], f"{at}{name}_bias", heads, h)
             if p["qk_norm"] and name != "v":
                 shape = (heads, h) if p["qk_norm"] == "full" else (h,)
@@ -164,28 +122,45 @@ class Model:
         key = np.concatenate([key, np.repeat(shared, n, axis=1)], axis=-1)
         return [q, key, np.einsum("tr,rnh->tnh", c, self.get(at + "v", r, n, p["value_width"]))]
 
-    def attention(self, x: np.ndarray, i: int) -> np.ndarray:
-        """Attention of layer i, [T, D] to [T, D] (4.4)."""
+    def attention(self, x: np.ndarray, i: int, prefix: int) -> np.ndarray:
+        """Attention of layer i, [T, D] to [T, D]; all see the first `prefix` tokens (4.4)."""
         p, at = self.p, f"layers.{i}.attn."
-        d, n, h = (p[s] for s in ("embedding_dim", "num_heads", "head_dim"))
         window, turn = p["attention_windows"][i % len(p["attention_windows"])], None
         if p["position"] == "rope":
             local = window is not None and p["rope_theta_local"] is not None
             theta = p["rope_theta_local"] if local else p["rope_theta"]
-            f, m = frequencies(p, theta, SCALING if local else p["rope_scaling"], len(x))
-            turn = lambda y: rotate(y, f, m, p["rope_interleaved"])
-        q, key, value = (self.latent_heads if p["latent"]["kv_rank"] else self.heads)(x, at, turn)
+            f, m = positions.frequencies(p, theta, SCALING if local else p["rope_scaling"], len(x))
+            turn = lambda y: positions.rotate(y, f, m, p["rope_interleaved"])
+        latent = p["latent"]["kv_rank"]
+        heads = self.latent_heads(x, at, turn) if latent else self.heads(x, x, at, turn)
+        behind = np.arange(len(x))[:, None] - np.arange(len(x))
+        add: np.ndarray | float = 0.0
+        if p["position"] == "alibi":
+            add = -positions.slopes(p["num_heads"])[:, None, None] * np.abs(behind)
+        if p["position"] == "relative":
+            shape = (p["relative_buckets"], p["num_heads"])
+            add = positions.bias(p, self.get("relative.buckets", *shape), len(x))
+        seen = (behind >= 0) | (np.arange(len(x)) < prefix) if p["causal"] else behind == behind
+        if window is not None:
+            seen = seen & (behind < window) & (behind > -window)
+        return self.gather(heads, add, seen, at)
+
+    def cross_attention(self, x: np.ndarray, states: np.ndarray, i: int) -> np.ndarray:
+        """Attention of layer i to the encoder's states, [T, D] to [T, D] (4.4)."""
+        at, seen = f"layers.{i}.cross_attn.", np.ones((len(x), len(states)), bool)
+        return self.gather(self.heads(x, states, at, None), 0.0, seen, at)
+
+    def gather(
+        self, heads: list[np.ndarray], add: np.ndarray | float, seen: np.ndarray, at: str
+    ) -> np.ndarray:
+        """From queries, keys and values to what attention gives [T, D] (4.4, steps 4 to 9)."""
+        p, (q, key, value) = self.p, heads
+        d, n, h = (p[s] for s in ("embedding_dim", "num_heads", "head_dim"))
         scale = h**-0.5 if p["attention_scale"] is None else p["attention_scale"]
         s = np.einsum("tnh,unh->ntu", q, key) * scale
         if p["attention_soft_cap"] is not None:
             s = p["attention_soft_cap"] * np.tanh(s / p["attention_soft_cap"])
-        behind = np.arange(len(x))[:, None] - np.arange(len(x))
-        if p["position"] == "alibi":
-            s = s - slopes(n)[:, None, None] * np.abs(behind)
-        seen = behind >= 0 if p["causal"] else behind == behind
-        if window is not None:
-            seen = seen & (behind < window) & (behind > -window)
-        s = np.where(seen, s, -np.inf)
+        s = np.where(seen, s + add, -np.inf)
         a = np.exp(s - s.max(-1, keepdims=True))
         y = np.einsum("ntu,unh->tnh", a / a.sum(-1, keepdims=True), value)
         out = np.einsum("tnh,nhd->td", y, self.get(at + "o", n, p["value_width"], d))
@@ -227,33 +202,46 @@ class Model:
             y += shared / (1 + np.exp(-g))
         return y
 
-    def block(self, x: np.ndarray, i: int) -> np.ndarray:
+    def block(self, x: np.ndarray, i: int, prefix: int, states: np.ndarray | None) -> np.ndarray:
         """Layer i around the residual stream (4.3)."""
-        p = self.p
-        n1, p1, n2, p2 = (
-            lambda y, name=name: self.norm(y, f"layers.{i}.{name}", p["embedding_dim"])
-            for name in ("attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm")
-        )
-        n1 = n1 if i or p["first_attn_norm"] else lambda y: y
-        if p["block"] == "parallel":
-            y = n1(x)
-            return x + self.attention(y, i) + self.mlp(y, i)
-        if p["block"] == "parallel_two_norms":
-            return x + self.attention(n1(x), i) + self.mlp(n2(x), i)
-        if p["norm_placement"] == "pre":
-            x = x + self.attention(n1(x), i)
-            return x + self.mlp(n2(x), i)
-        if p["norm_placement"] == "post":
-            x = p1(x + self.attention(x, i))
-            return p2(x + self.mlp(x, i))
-        if p["norm_placement"] == "output":
-            n1 = n2 = lambda y: y
-        x = x + p1(self.attention(n1(x), i))
-        return x + p2(self.mlp(n2(x), i))
+        p, kind = self.p, self.p["norm_placement"]
 
-    def hidden(self, ids: list[int], types: list[int] | None = None) -> np.ndarray:
-        """The residual stream [T, D] after the last block and the final norm."""
-        p, d = self.p, self.p["embedding_dim"]
+        def norm(y: np.ndarray, name: str, there: bool) -> np.ndarray:
+            return self.norm(y, f"layers.{i}.{name}", p["embedding_dim"]) if there else y
+
+        before = kind in ("pre", "sandwich")
+        parts: dict[str, Callable] = {"attn": lambda y: self.attention(y, i, prefix)}
+        if states is not None:
+            parts["cross_attn"] = lambda y: self.cross_attention(y, states, i)
+        parts["mlp"] = lambda y: self.mlp(y, i)
+        if p["block"] != "sequential":
+            y = norm(x, "attn_norm", True)
+            z = y if p["block"] == "parallel" else norm(x, "mlp_norm", True)
+            return x + parts["attn"](y) + parts["mlp"](z)
+        for name, run in parts.items():
+            is_first = name == "attn" and i == 0
+            has_norm = before and (p["first_attn_norm"] or not is_first)
+            y = run(norm(x, f"{name}_norm", has_norm))
+            if kind == "post":
+                x = norm(x + y, f"{name}_post_norm", True)
+            else:
+                x = x + norm(y, f"{name}_post_norm", kind != "pre")
+        return x
+
+    def hidden(
+        self,
+        ids: list[int],
+        types: list[int] | None = None,
+        decoder: list[int] | None = None,
+        prefix: int = 0,
+    ) -> np.ndarray:
+        """The residual stream [T, D] after the last block and the final norm.
+
+        Of an encoder-decoder that of `decoder`, where `ids` are what the encoder reads.
+        """
+        p, d, states = self.p, self.p["embedding_dim"], None
+        if decoder is not None:
+            ids, states = decoder, self.encoder().hidden(ids)
         x = self.get("embed.table", p["vocab_size"], d)[ids] * p["embedding_scale"]
         if p["position"] == "learned":
             x = x + self.get("embed.positions", p["context_length"], d)[: len(ids)]
@@ -262,12 +250,20 @@ class Model:
         if p["embedding_norm"]:
             x = self.norm(x, "embed.norm", d)
         for i in range(p["num_layers"]):
-            x = self.block(x, i)
+            x = self.block(x, i, prefix, states)
         return self.norm(x, "final_norm", d) if p["final_norm"] else x
 
-    def logits(self, ids: list[int], types: list[int] | None = None) -> np.ndarray:
+    def encoder(self) -> "Model":
+        """The encoder of an encoder-decoder: another stack, the same embedding (4.3)."""
+        stack = copy.copy(self)
+        layers = self.p["encoder"]["num_layers"]
+        more = {"num_layers": layers, "causal": False, "attention_windows": [None]}
+        stack.p, stack.stem = {**self.p, **more}, "encoder."
+        return stack
+
+    def logits(self, ids: list[int], *more: Any, **options: Any) -> np.ndarray:
         """Scores [T, V] of what follows each id, or of what stands there by an MLM head."""
-        return self.scores(self.hidden(ids, types))
+        return self.scores(self.hidden(ids, *more, **options))
 
     def scores(self, x: np.ndarray) -> np.ndarray:
         """Scores [T, V] from the last states [T, D] (4.8)."""
@@ -281,20 +277,31 @@ class Model:
 
     def greedy(self, prompt: list[int], count: int) -> list[int]:
         """The best next id, `count` times."""
-        ids = list(prompt)
+        if self.p["encoder"]["num_layers"]:
+            ids = [self.p["decoder_start_id"]]
+            for _ in range(count):
+                ids.append(int(self.logits(prompt, None, ids)[-1].argmax()))
+            return ids[1:]
+        ids, prefix = list(prompt), len(prompt) if self.p["prefix_lm"] else 0
         for _ in range(count):
-            ids.append(int(self.logits(ids)[-1].argmax()))
+            ids.append(int(self.logits(ids, prefix=prefix)[-1].argmax()))
         return ids[len(prompt) :]
+
+
+def rows(asked: dict) -> list[tuple]:
+    """Of each sequence of a request its ids, token types, the decoder's ids, its prefix."""
+    size = len(asked["sequences"])
+    more = [asked.get(k) or [d] * size for k, d in (("token_types", None), ("decoder", None))]
+    prefixes = asked.get("prefixes") or [0] * size
+    return list(zip(asked["sequences"], *more, prefixes, strict=True))
 
 
 def main(folder: str, request: str, answer: str) -> None:
     """Answers one request of `check.py`."""
     asked = json.loads(Path(request).read_text())
     model = Model(Path(folder))
-    types = asked.get("token_types") or [None] * len(asked["sequences"])
     kind, run = ("hidden", model.hidden) if model.p["head"] is None else ("logits", model.logits)
-    pairs = zip(asked["sequences"], types, strict=True)
-    given: dict = {kind: [run(*pair).tolist() for pair in pairs]}
+    given: dict = {kind: [run(*row).tolist() for row in rows(asked)]}
     if asked.get("prompt"):
         given["greedy"] = model.greedy(asked["prompt"], asked["count"])
     if asked.get("texts"):

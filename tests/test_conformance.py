@@ -33,11 +33,10 @@ def load(name: str) -> dict:
     return json.loads((KIT / "cases" / f"{name}.json").read_text())
 
 
-def rows(case: dict) -> list[tuple[list[int], list[int] | None, list]]:
-    """Ids, token types where the model takes them, and what they must give, of each sequence."""
-    sequences, expected = case["request"]["sequences"], case["expected"]
-    types = case["request"].get("token_types", [None] * len(sequences))
-    return list(zip(sequences, types, expected.get("logits") or expected["hidden"], strict=True))
+def rows(case: dict) -> list[tuple[tuple, list]]:
+    """What is asked of each sequence (`numpy_reader.rows`), and what it must give."""
+    expected = case["expected"].get("logits") or case["expected"]["hidden"]
+    return list(zip(numpy_reader.rows(case["request"]), expected, strict=True))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -47,14 +46,26 @@ def test_the_package_gives_the_kits_logits(name: str) -> None:
     params = jax.tree.map(lambda x: np.asarray(x, np.float32), files.params())
 
     @jax.jit
-    def forward(params: dict, tokens_bt: jax.Array, types_bt: jax.Array | None) -> jax.Array:
+    def forward(
+        params: dict,
+        tokens_bt: jax.Array,
+        types_bt: jax.Array | None,
+        decoder_bt: jax.Array | None,
+        prefix_bt: jax.Array | None,
+    ) -> jax.Array:
         model, runtime = definition.bind(params), Runtime()
-        x_btd = model.hidden(tokens_bt, token_types_bt=types_bt, runtime=runtime).x_btd
+        more: dict = {"token_types_bt": types_bt, "prefix_bt": prefix_bt}
+        if decoder_bt is not None:
+            more["encoded"] = model.encode(tokens_bt, runtime=runtime)
+            tokens_bt = decoder_bt
+        x_btd = model.hidden(tokens_bt, runtime=runtime, **more).x_btd
         return x_btd if model.cfg.head is None else model.logits(x_btd, runtime)
 
-    for ids, types, expected in rows(load(name)):
-        types_bt = None if types is None else np.array([types], np.int32)
-        found = forward(params, np.array([ids], np.int32), types_bt)[0]
+    for (*asked, prefix), expected in rows(load(name)):
+        given = [None if row is None else np.array([row], np.int32) for row in asked]
+        is_prefix = (np.arange(len(asked[0])) < prefix)[None]
+        prefix_bt = is_prefix if definition.cfg.prefix_lm else None
+        found = forward(params, *given, prefix_bt)[0]
         assert check.worst(found.tolist(), expected) < 1
 
 
@@ -62,9 +73,9 @@ def test_the_package_gives_the_kits_logits(name: str) -> None:
 def test_the_numpy_reader_gives_the_kits_values(name: str) -> None:
     case = load(name)
     model = numpy_reader.Model(KIT / "models" / name)
-    for ids, types, expected in rows(case):
+    for asked, expected in rows(case):
         run = model.hidden if model.p["head"] is None else model.logits
-        found = run(ids, types)
+        found = run(*asked)
         np.testing.assert_allclose(found, expected, atol=1e-6)
     if "prompt" in case["request"]:
         found = model.greedy(case["request"]["prompt"], case["request"]["count"])
@@ -88,12 +99,21 @@ def test_the_kit_uses_every_parameter() -> None:
         n for n, r in rules.items() if "default" in r and seen[n] == {json.dumps(r["default"])}
     }
     assert unused == {"attention"}
-    for name in ("position", "block", "norm_placement", "qk_norm", "norm", "mlp", "head", "pooling"):
+    for name in (
+        "position",
+        "block",
+        "norm_placement",
+        "qk_norm",
+        "norm",
+        "mlp",
+        "head",
+        "pooling",
+    ):
         known = rules[name].get("enum", rules[name].get("examples"))
         assert {json.dumps(v) for v in known} <= seen[name], name
 
 
-@pytest.mark.parametrize("group", ["rope_scaling", "latent", "experts", "classifier"])
+@pytest.mark.parametrize("group", ["rope_scaling", "latent", "experts", "encoder", "classifier"])
 def test_the_kit_uses_every_key_of_a_group(group: str) -> None:
     rules = schema()["properties"]["parameters"]["properties"][group]["properties"]
     models = [json.loads(p.read_text()) for p in (KIT / "models").glob("*/model.json")]
@@ -135,7 +155,7 @@ def test_the_script_passes_the_numpy_reader_and_fails_a_liar(tmp_path: pathlib.P
 
 KINDS = (
     *("llama", "gemma", "defaults", "latent", "longrope", "trunk", "sentencepiece", "tokenizers"),
-    *("bert", "mlm-untied"),
+    *("bert", "mlm-untied", "t5", "prefix-lm"),
 )
 
 
