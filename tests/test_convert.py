@@ -1,5 +1,6 @@
 """A training folder becomes a model: bit-identical, one layer's memory, from any place in it."""
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -16,6 +17,7 @@ import llmasos_jax
 from llmasos_jax.api import convert
 from llmasos_jax.checkpoint.orbax import Checkpointer
 from llmasos_jax.config.build import to_dict
+from llmasos_jax.config.heads import Encoder
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config, DataConfig
 from llmasos_jax.data.tokenizer import ByteTokenizer
@@ -91,6 +93,18 @@ def test_any_place_of_a_run(tmp_path: pathlib.Path, place: str) -> None:
     convert(tmp_path / place, tmp_path / "model")
     assert_same(tmp_path / "model", expected)
     assert open_model(tmp_path / place).manifest.tokenizer == {"kind": "bytes"}
+
+
+def test_both_stacks_of_an_encoder_decoder(tmp_path: pathlib.Path) -> None:
+    model = MODEL.replace(encoder=Encoder(3), attention_windows=(None,), position="relative")
+    cfg = dataclasses.replace(CONFIG, model=model)
+    expected = make_run(tmp_path / "run", cfg)
+    assert scan_layout(model).encoder == Layout(prefix=0, period=1, count=3, suffix=0)
+    convert(tmp_path / "run", tmp_path / "model")
+    assert_same(tmp_path / "model", expected)
+    assert "encoder.layers.2.attn.q" in expected and "encoder.relative.buckets" in expected
+    generation = read_model(tmp_path / "model").manifest.generation
+    assert generation.decoder_start_id == ByteTokenizer().pad_id
 
 
 def test_an_older_step(tmp_path: pathlib.Path) -> None:

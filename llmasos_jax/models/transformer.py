@@ -251,15 +251,18 @@ class Transformer(Stack):
             if encoded is not None or kept is not None:
                 raise ValueError("encoded states were given to a model without an encoder")
             return None
-        if (encoded is None) == (kept is None):
+        if encoded is not None and kept is None:
+            x_bsd, k_segments = encoded.x_bsd, encoded.segment_ids_bs
+        elif kept is not None and encoded is None:
+            x_bsd, k_segments = None, kept.segment_ids_bs
+        else:
             raise ValueError("a decoder with an encoder needs either encoded= or cache.cross")
-        k_segments = kept.segment_ids_bs if encoded is None else encoded.segment_ids_bs
         q_segments = jnp.ones_like(tokens_bt) if segments_bt is None else segments_bt
         q_index, k_index = (
             jnp.arange(x.shape[1], dtype=jnp.int32)[None] for x in (q_segments, k_segments)
         )
         visible = Visibility(q_index, k_index, q_segments, k_segments, causal=False)
-        return CrossInputs(None if encoded is None else encoded.x_bsd, visible)
+        return CrossInputs(x_bsd, visible)
 
 
 def _head(cfg: ModelConfig) -> Head | MLMHead | None:

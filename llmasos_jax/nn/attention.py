@@ -129,12 +129,13 @@ class CrossAttention(Projections):
         options = {"scale": self.scale, "soft_cap": self.soft_cap, "slopes": None}
         with jax.named_scope("qkv"):
             q_btnh = self.queries(x_btd, runtime)
-            pair = None if isinstance(source, LayerCache) else self.keys_values(source, runtime)
-        if pair is None:
+        if isinstance(source, LayerCache):
             q_btnh = runtime.place(q_btnh, None, None, "heads", None)
             with jax.named_scope("attention"):
                 out_btnh = attend_cache(self.attend_fn, q_btnh, source, visible, runtime, **options)
         else:
+            with jax.named_scope("qkv"):
+                pair = self.keys_values(source, runtime)
             out_btnh, _ = attend(
                 self.attend_fn, (q_btnh, *pair), visible, None, None, runtime, **options
             )

@@ -125,6 +125,8 @@ class Block(nnx.Module):
         x_btd = self._add(x_btd, attn_out, self.attn_post_norm, _drop_at(dropout, 0))
         if self.cross_attn is not None and inputs.cross is not None:
             source = inputs.cross.x_bsd if cross_cache is None else cross_cache
+            if source is None:
+                raise ValueError("the cache has no keys of the encoder's states for this layer")
             with jax.named_scope("cross_attention"):
                 cross_in = _apply(self.cross_attn_norm, x_btd)
                 cross_out = self.cross_attn(cross_in, source, inputs.cross.visible, runtime)

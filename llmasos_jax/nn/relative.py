@@ -73,8 +73,8 @@ def buckets(back: jax.Array, num: int, max_distance: int, *, both_ways: bool) ->
 def _firsts(num: int, max_distance: int) -> tuple[int, ...]:
     """The first distance of each wide bucket but the first.
 
-    The bucket of d is e + floor(log(d / e) / log(max_distance / e) * (num - e)). It is e + j or more
-    where d^(num - e) e^j >= max_distance^j e^(num - e): in whole numbers nothing is rounded.
+    The bucket of d is e + floor(log(d / e) / log(max_distance / e) * (num - e)). It is e + j or
+    more where d^(num - e) e^j >= max_distance^j e^(num - e): in whole numbers nothing is rounded.
     """
     exact = num // 2
     power, found = num - exact, []
