@@ -16,7 +16,7 @@ from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.relative import buckets
 from llmasos_jax.nn.splash import splash_fits
 
-BACK = np.arange(-300, 3001)
+BACK = np.arange(-3000, 3001)
 TABLES = [(8, 16), (32, 128), (32, 100), (64, 2048), (12, 50)]
 
 
