@@ -16,23 +16,45 @@ def main(folder: str, request: str, answer: str) -> None:
     asked = json.loads(Path(request).read_text())
     model = llmasos.load_model(folder)
     given = {}
-    types = asked.get("token_types") or [None] * len(asked["sequences"])
-    for ids, row in zip(asked["sequences"], types, strict=True):
-        rows = {"token_ids": [ids], "token_type_ids": None if row is None else [row]}
+    for row in rows(asked):
         if model.config.head is None:
-            given.setdefault("hidden", []).append(model.hidden_states(**rows)[-1][0].tolist())
+            given.setdefault("hidden", []).append(model.hidden_states(**row)[-1][0].tolist())
         else:
-            given.setdefault("logits", []).append(model.logits(**rows)[0].tolist())
+            given.setdefault("logits", []).append(model.logits(**row)[0].tolist())
     if asked.get("prompt"):
-        ids = list(asked["prompt"])
-        for _ in range(asked["count"]):
-            ids.append(int(model.logits([ids])[0, -1].argmax()))
-        given["greedy"] = ids[len(asked["prompt"]) :]
+        given["greedy"] = greedy(model, asked["prompt"], asked["count"])
     if asked.get("texts"):
         given["ids"] = [model.encode(text) for text in asked["texts"]]
     if asked.get("texts") and not model.config.causal:
         given |= of_texts(model, asked)
     Path(answer).write_text(json.dumps(given))
+
+
+def rows(asked: dict) -> list[dict]:
+    """The arguments of `logits` for each sequence."""
+    kinds = {"token_types": "token_type_ids", "decoder": "decoder_ids"}
+    found = []
+    for i, ids in enumerate(asked["sequences"]):
+        row: dict = {"token_ids": [ids]}
+        row |= {name: [asked[key][i]] for key, name in kinds.items() if key in asked}
+        if "prefixes" in asked:
+            row["prefix_lengths"] = [asked["prefixes"][i]]
+        found.append(row)
+    return found
+
+
+def greedy(model: llmasos.Model, prompt: list[int], count: int) -> list[int]:
+    """The best next id, `count` times; of an encoder-decoder those of its decoder."""
+    start_id = model.manifest.generation.decoder_start_id
+    ids = list(prompt) if start_id is None else [start_id]
+    prefix = [len(prompt)] if model.config.prefix_lm else None
+    for _ in range(count):
+        if start_id is None:
+            scores = model.logits([ids], prefix_lengths=prefix)
+        else:
+            scores = model.logits([prompt], decoder_ids=[ids])
+        ids.append(int(scores[0, -1].argmax()))
+    return ids[-count:]
 
 
 def of_texts(model: llmasos.Model, asked: dict) -> dict:
