@@ -6,6 +6,8 @@ Raffel et al., 2019, arXiv 1910.10683, section 2.1; the buckets are those of its
 from __future__ import annotations
 
 import functools
+import math
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +66,7 @@ def buckets(back: jax.Array, num: int, max_distance: int, *, both_ways: bool) ->
     distance = jnp.abs(back) if both_ways else jnp.maximum(back, 0)
     exact = each // 2
     firsts = jnp.array(_firsts(each, max_distance), jnp.int32)
-    wide = exact + jnp.searchsorted(firsts, distance, side="right", method="compare_all")
+    wide = exact + jnp.searchsorted(firsts, distance, side="right")
     bucket = jnp.where(distance < exact, distance, wide.astype(jnp.int32))
     return bucket + jnp.where(back < 0, each, 0) if both_ways else bucket
 
@@ -73,18 +75,19 @@ def buckets(back: jax.Array, num: int, max_distance: int, *, both_ways: bool) ->
 def _firsts(num: int, max_distance: int) -> tuple[int, ...]:
     """The first distance of each wide bucket but the first.
 
-    The bucket of d is e + floor(log(d / e) / log(max_distance / e) * (num - e)). It is e + j or
-    more where d^(num - e) e^j >= max_distance^j e^(num - e): in whole numbers nothing is rounded.
+    The bucket of d is e + floor(log(d / e) / log(max_distance / e) * (num - e)), so bucket e + j
+    begins with the first whole number from e (max_distance / e)^(j / (num - e)) on.
     """
     exact = num // 2
-    power, found = num - exact, []
-    for j in range(1, power):
-        low, high = exact, max_distance
-        while low < high:
-            middle = (low + high) // 2
-            if middle**power * exact**j >= max_distance**j * exact**power:
-                high = middle
-            else:
-                low = middle + 1
-        found.append(low)
-    return tuple(found)
+    shares = (Fraction(j, num - exact) for j in range(1, num - exact))
+    return tuple(_first(exact, max_distance, share) for share in shares)
+
+
+def _first(exact: int, max_distance: int, share: Fraction) -> int:
+    edge = exact * (max_distance / exact) ** float(share)
+    near = round(edge)
+    if abs(edge - near) > 1e-12 * edge:
+        return math.ceil(edge)
+    # So near a whole number rounding would decide; whole numbers round nothing.
+    up, down = share.numerator, share.denominator
+    return near + (near**down * exact**up < max_distance**up * exact**down)
