@@ -233,6 +233,36 @@ def flops_per_token(cfg: ModelConfig, sequence_length: int, predicted_share: flo
     return 3.0 * forward_flops_per_token(cfg, sequence_length, predicted_share)
 
 
+def flops_per_row(
+    cfg: ModelConfig, sequence_length: int, predictions: int, encoder_length: int = 0
+) -> float:
+    """Floating-point operations of training on one row, the encoder of an encoder-decoder included.
+
+    Args:
+      cfg: the model.
+      sequence_length: tokens of the row, T; of an encoder-decoder the decoder's.
+      predictions: tokens of it that go through the output layer.
+      encoder_length: tokens that the encoder reads, S. They give the keys and values of
+        cross-attention, and each of the T attends to all of them.
+
+    Example:
+      >>> cfg = ModelConfig(vocab_size=256, embedding_dim=64, num_layers=2)
+      >>> flops_per_row(cfg, 128, 128) == 128 * flops_per_token(cfg, 128)
+      True
+    """
+    total = sequence_length * flops_per_token(cfg, sequence_length, predictions / sequence_length)
+    if not cfg.encoder.num_layers:
+        return total
+    from llmasos_jax.models.layout import encoder_config
+
+    total += encoder_length * flops_per_token(encoder_config(cfg), encoder_length)
+    # `flops_per_token` has charged the decoder's tokens with these products.
+    keys_values = 2 * cfg.embedding_dim * cfg.head_width * cfg.kv_heads
+    total += 6.0 * cfg.num_layers * keys_values * (encoder_length - sequence_length)
+    scores = 2.0 * cfg.query_heads * cfg.head_width * sequence_length * encoder_length
+    return total + 6.0 * cfg.num_layers * scores
+
+
 def _plain_attention(cfg: ModelConfig) -> int:
     """Numbers in the products around attention: among the tokens, or to an encoder's states."""
     return 2 * cfg.embedding_dim * cfg.head_width * (cfg.query_heads + cfg.kv_heads)

@@ -183,11 +183,11 @@ def build_objective(cfg: Config, vocabulary: Vocabulary | None = None) -> Object
     """
     vocabulary = stand_in(cfg.model.vocab_size) if vocabulary is None else vocabulary
     found: Any = resolve(cfg.objective.name, TABLE, "objective.name")
-    is_factory = callable(found) and not isinstance(found, Objective)
-    objective = found(cfg, vocabulary) if is_factory else found
-    if not isinstance(objective, Objective):
+    if callable(found) and not isinstance(found, Objective):
+        found = found(cfg, vocabulary)
+    if not isinstance(found, Objective):
         raise ConfigError(
-            f'objective.name="{cfg.objective.name}" gives a {type(objective).__name__}; it has to '
+            f'objective.name="{cfg.objective.name}" gives a {type(found).__name__}; it has to '
             "be a llmasos_jax.train.objective.Objective, or a function (Config, Vocabulary) to one"
         )
-    return objective
+    return found

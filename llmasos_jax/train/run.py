@@ -23,7 +23,7 @@ from llmasos_jax.data.sources import documents
 from llmasos_jax.data.target_baselines import TargetBaselines, target_baselines
 from llmasos_jax.data.tokenizer import Tokenizer, build_tokenizer
 from llmasos_jax.data.vocabulary import Vocabulary, vocabulary_of
-from llmasos_jax.models.count import count_parameters, flops_per_token
+from llmasos_jax.models.count import count_parameters, flops_per_row
 from llmasos_jax.parallel.mesh import make_mesh
 from llmasos_jax.train.hooks import Hook, Hooks, MetricsFile, RunInfo, TensorBoard, named_hooks
 from llmasos_jax.train.loop import Fitted, fit, restore_or_start
@@ -141,10 +141,12 @@ def _speed(trainer: Trainer) -> Speed:
     peak, note = peak_flops(trainer.mesh.devices.flat[0])
     batch = trainer.abstract_batch
     rows, length = batch.tokens.shape
-    predicted_share = batch.targets.shape[-1] / length
+    encoder = batch.extra.get("encoder_tokens")
+    encoder_length = 0 if encoder is None else encoder.shape[1]
+    flops = flops_per_row(trainer.cfg.model, length, batch.targets.shape[1], encoder_length)
     return Speed(
-        tokens_per_step=rows * length,
-        flops_per_token=flops_per_token(trainer.cfg.model, length, predicted_share),
+        tokens_per_step=rows * (length + encoder_length),
+        flops_per_token=flops / (length + encoder_length),
         peak_flops=peak,
         peak_note=note,
         num_devices=trainer.mesh.size,
