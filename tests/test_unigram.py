@@ -33,6 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "t5": T5,  # nmt_nfkc, spaces squeezed, a space in front
     "lower": {**T5, "normalization_rule_name": "nmt_nfkc_cf"},
     "bytes": {"byte_fallback": True},
+    "lines": {"byte_fallback": True, "normalization_rule_name": "nfkc"},  # keeps line ends
     "as it is": {**IDENTITY, "add_dummy_prefix": False, "byte_fallback": True},
     "spaces": {**IDENTITY, "byte_fallback": True},
 }

@@ -198,13 +198,15 @@ def unigram(
       add_space_prefix: whether a text begins with a space that it does not have.
       squeeze: whether spaces at both ends go, and several become one.
     """
-    space = f"[ {SPACE}]"
     rules: list[dict[str, Any]] = []
     if charsmap:
         encoded = base64.b64encode(charsmap).decode("ascii")
         rules.append({"type": "Precompiled", "precompiled_charsmap": encoded})
     if squeeze:
-        rules += [_replace(f"^{space}+|{space}+$", ""), _replace(f"{space}{{2,}}", " ")]
+        # Not ^ and $, which stand at the ends of every line too. Of the sign for a space in the text
+        # itself only what ends the text goes, as in sentencepiece.
+        ends = f"\\A +|[ {SPACE}]+\\z"
+        rules += [_replace(ends, ""), _replace(" {2,}", " ")]
     rules.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
     if add_space_prefix:
         rules.append({"type": "Prepend", "prepend": SPACE})
