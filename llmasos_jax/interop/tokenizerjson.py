@@ -203,7 +203,7 @@ def unigram(
         encoded = base64.b64encode(charsmap).decode("ascii")
         rules.append({"type": "Precompiled", "precompiled_charsmap": encoded})
     if squeeze:
-        # Not ^ and $, which stand at the ends of every line too. Of the sign for a space in the text
+        # Not ^ and $, which are the ends of every line too. Of the sign for a space in the text
         # itself only what ends the text goes, as in sentencepiece.
         ends = f"\\A +|[ {SPACE}]+\\z"
         rules += [_replace(ends, ""), _replace(" {2,}", " ")]
