@@ -1,0 +1,119 @@
+"""A row of a batch as text: what is masked, what a pair is, what an encoder reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from llmasos_jax.data.batch import Batch
+    from llmasos_jax.data.tokenizer import Tokenizer
+    from llmasos_jax.data.vocabulary import Vocabulary
+
+MASKED_LEGEND = (
+    "⟦word⟧ is read as the mask, ⟦word→other⟧ as another token, ⟦word=⟧ as itself: all predicted"
+)
+PREFIX_LEGEND = "what stands before ‖ is read in both directions, what stands after is predicted"
+SPANS_LEGEND = "each <number> stands for what the decoder writes after it"
+_PAIRS = {
+    "mlm_sop": ("A, then B, as in the text", "swapped: B stands before A in the text"),
+    "mlm_nsp": ("B follows A", "B is from another document"),
+}
+
+
+def legend(batch: Batch) -> str | None:
+    """What the marks in the rows of a batch mean; None where there are none."""
+    known = {
+        "masked_positions": MASKED_LEGEND,
+        "prefix": PREFIX_LEGEND,
+        "encoder_tokens": SPANS_LEGEND,
+    }
+    return next((text for name, text in known.items() if name in batch.extra), None)
+
+
+def describe_row(
+    batch: Batch, index: int, tokenizer: Tokenizer, vocabulary: Vocabulary, objective: str
+) -> dict[str, Any]:
+    """What row `index` of a batch is.
+
+    Returns:
+      "tokens", "segments" and "text" of what the model (the encoder, where there is one) reads;
+      "predicted" tokens; "pair" where the row is one; "decoder", what the decoder writes.
+    """
+    writer = _Writer(tokenizer, vocabulary)
+    extra = {name: array[index] for name, array in batch.extra.items()}
+    tokens, segments = batch.tokens[index], batch.segment_ids[index]
+    targets, weights = batch.targets[index], batch.loss_weights[index]
+    row: dict[str, Any] = {}
+    if "encoder_tokens" in extra:
+        row["decoder"] = writer.write(targets[weights > 0])
+        tokens, segments = extra["encoder_tokens"], extra["encoder_segment_ids"]
+    row |= {"tokens": int((segments > 0).sum()), "segments": int(segments.max(initial=0))}
+    row["predicted"] = int((weights > 0).sum())
+    used = tokens[segments > 0]
+    if "masked_positions" in extra:
+        marks = zip(extra["masked_positions"][weights > 0], targets[weights > 0], strict=True)
+        row["text"] = writer.write(used, masked={int(p): int(t) for p, t in marks})
+    elif "prefix" in extra:
+        prefix = extra["prefix"][segments > 0]
+        ends = np.flatnonzero((prefix[:-1] == 1) & (prefix[1:] == 0)) + 1
+        parts = np.split(used, ends)
+        row["text"] = " ‖ ".join(tokenizer.decode(part.tolist()) for part in parts)
+    elif "encoder_tokens" in extra:
+        row["text"] = writer.write(used)
+    else:
+        row["text"] = tokenizer.decode(used.tolist())
+    if "next_sentence" in extra and objective in _PAIRS:
+        row["pair"] = _PAIRS[objective][int(extra["next_sentence"])]
+    return row
+
+
+class _Writer:
+    """Writes tokens with the special ones, which `Tokenizer.decode` leaves out."""
+
+    def __init__(self, tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
+        self._tokenizer, self._vocabulary = tokenizer, vocabulary
+        self._names = {i: f"<special {i}>" for i in vocabulary.special_ids}
+        for name, i in (
+            ("[MASK]", vocabulary.mask_id),
+            ("[SEP]", vocabulary.sep_id),
+            ("[CLS]", vocabulary.cls_id),
+        ):
+            if i is not None:
+                self._names[i] = name
+        self._names |= {i: f"<{n}>" for n, i in enumerate(vocabulary.sentinel_ids)}
+
+    def write(self, tokens: np.ndarray, masked: dict[int, int] | None = None) -> str:
+        masked = masked or {}
+        text, run = "", []
+        for place, token in enumerate(tokens.tolist()):
+            if place not in masked and token not in self._names:
+                run.append(token)
+                continue
+            text = self._joined(self._joined(text, run), [])
+            run = []
+            piece = self._mark(token, masked[place]) if place in masked else self._names[token]
+            first = int(masked[place] if place in masked else token)
+            text += piece if self._goes_on(first) or not text else f" {piece}"
+        return self._joined(text, run)
+
+    def _joined(self, text: str, run: Sequence[int]) -> str:
+        if not run:
+            return text
+        more = self._tokenizer.decode(list(run)).removeprefix("##")
+        is_joined = not text or self._goes_on(run[0]) or more[:1].isspace()
+        return text + more if is_joined else f"{text} {more}"
+
+    def _goes_on(self, token: int) -> bool:
+        return bool(self._vocabulary.is_inside_v[token])
+
+    def _mark(self, read: int, target: int) -> str:
+        word = self._piece(target)
+        if read == self._vocabulary.mask_id:
+            return f"⟦{word}⟧"
+        return f"⟦{word}=⟧" if read == target else f"⟦{word}→{self._piece(read)}⟧"
+
+    def _piece(self, token: int) -> str:
+        return self._names.get(token) or self._tokenizer.decode([token]).strip(" ") or "␣"
