@@ -31,6 +31,15 @@ DISTIL = {
     **{"vocab_size": 40, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24},
     **{"max_position_embeddings": 24, "model_type": "distilbert"},
 }
+LLAMA = {
+    **{"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4},
+    **{"num_key_value_heads": 2, "head_dim": 6, "intermediate_size": 24},
+    **{"max_position_embeddings": 24},
+}
+LONGER = {
+    **{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "original_max_position_embeddings": 16,
+}
 LABELS = {"id2label": {"0": "no", "1": "yes", "2": "maybe"}}
 
 
@@ -60,6 +69,21 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "distilbert": {**DISTIL, "architectures": ["DistilBertForMaskedLM"]},
     "distilbert-token": {**DISTIL, "architectures": ["DistilBertForTokenClassification"], **LABELS},
     "distilbert-base": {**DISTIL, "architectures": ["DistilBertModel"]},
+    "llama": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **LLAMA},
+    "llama-3.1": {
+        **{"architectures": ["LlamaForCausalLM"], "model_type": "llama", **LLAMA},
+        **{"rope_scaling": LONGER, "tie_word_embeddings": True, "attention_bias": True},
+        **{"eos_token_id": [3, 4]},
+    },
+    "mistral": {
+        **{"architectures": ["MistralForCausalLM"], "model_type": "mistral", **LLAMA},
+        "sliding_window": 5,
+    },
+    "gpt2": {
+        **{"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 40},
+        **{"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 24, "n_inner": 24},
+        **{"bos_token_id": None, "eos_token_id": None},
+    },
     "modernbert": bert("ModernBertForMaskedLM"),
     "modernbert-base": bert("ModernBertModel", norm_bias=True, attention_bias=True, mlp_bias=True),
 }
@@ -75,6 +99,7 @@ def test_written_and_read_back_it_is_the_same(name: str, tmp_path: Path) -> None
     assert found.saved_class == CONFIGS[name]["architectures"][0]
     assert back.manifest.parameters == files.manifest.parameters
     assert back.manifest.metadata == files.manifest.metadata
+    assert back.manifest.generation == files.manifest.generation
     assert back.tensors.keys() == files.tensors.keys()
     for n, tensor in files.tensors.items():
         np.testing.assert_array_equal(back.tensors[n].read(), tensor.read(), strict=True)
@@ -174,6 +199,9 @@ def test_a_model_that_was_trained_here_finds_its_family() -> None:
     labels = Classifier(("a", "b"), "token")
     tagger = masked.replace(head=None, classifier=labels)
     assert express(of(tagger)).saved_class == "BertForTokenClassification"
+    smallest = ModelConfig(vocab_size=40, embedding_dim=128, num_layers=2)
+    assert express(of(smallest)).saved_class == "LlamaForCausalLM"
+    assert express(of(smallest, "SmolLM")).saved_class == "LlamaForCausalLM"
 
 
 @pytest.mark.parametrize(

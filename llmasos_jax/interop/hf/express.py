@@ -23,6 +23,8 @@ from llmasos_jax.interop.hf.families import FAMILIES
 from llmasos_jax.interop.hf.families.family import Family
 from llmasos_jax.interop.tables import unbind
 
+# Families of ours that another's class says.
+_SAID_BY = {"SmolLM": "LLaMA"}
 # Written beside the config, not in it.
 _BESIDE = ("pooling",)
 
@@ -61,7 +63,8 @@ def express(manifest: Manifest) -> Expressed:
     """
     written = [family for family in FAMILIES if family.write_config is not None]
     source = manifest.metadata.get("source_class")
-    named = [f for f in written if f.name == manifest.architecture]
+    own = _SAID_BY.get(manifest.architecture, manifest.architecture)
+    named = [family for family in written if family.name == own]
     candidates = sorted(
         written if manifest.architecture == "Transformer" else named,
         key=lambda family: source not in family.architectures,

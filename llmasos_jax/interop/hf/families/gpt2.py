@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.interop.hf.config import Keys
 from llmasos_jax.interop.hf.families.family import Family
 from llmasos_jax.interop.hf.families.plain import (
@@ -58,6 +61,24 @@ def _read_gpt2(keys: Keys) -> ModelConfig:
     )
 
 
+def _write_gpt2(manifest: Manifest) -> dict[str, Any]:
+    cfg = manifest.parameters
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": cfg.vocab_size,
+        "n_embd": cfg.embedding_dim,
+        "n_layer": cfg.num_layers,
+        "n_head": cfg.query_heads,
+        "n_positions": cfg.context_length,
+        "n_inner": cfg.ffn_width,
+        "layer_norm_epsilon": cfg.norm_eps,
+        "activation_function": next((n for n, mlp in PLAIN.items() if mlp == cfg.mlp), "gelu_new"),
+        "scale_attn_weights": cfg.attention_scale != 1.0,
+        "tie_word_embeddings": cfg.tie_embeddings,
+    }
+
+
 FAMILIES = (
     Family(
         "GPT-2",
@@ -66,5 +87,6 @@ FAMILIES = (
         _read_gpt2,
         lambda _: TABLE,
         base_prefix="transformer.",
+        write_config=_write_gpt2,
     ),
 )

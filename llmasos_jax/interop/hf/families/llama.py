@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from llmasos_jax.config.model import Experts, ModelConfig
+from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.interop.hf.config import Keys
 from llmasos_jax.interop.hf.families.decoder import (
     ATTENTION,
     ENDS,
+    GATED,
     IGNORED,
     LAYER,
     MLP,
@@ -85,10 +87,72 @@ def _read_mixtral(keys: Keys) -> ModelConfig:
     )
 
 
+def _write_widths(cfg: ModelConfig) -> dict[str, Any]:
+    return {
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.embedding_dim,
+        "intermediate_size": cfg.ffn_width,
+        "num_hidden_layers": cfg.num_layers,
+        "num_attention_heads": cfg.query_heads,
+        "num_key_value_heads": cfg.kv_heads,
+        "head_dim": cfg.head_width,
+        "hidden_act": next((n for n, mlp in GATED.items() if mlp == cfg.mlp), "silu"),
+        "max_position_embeddings": cfg.context_length,
+        "rms_norm_eps": cfg.norm_eps,
+        "tie_word_embeddings": cfg.tie_embeddings,
+        "rope_theta": cfg.rope_theta,
+    }
+
+
+def _write_llama(manifest: Manifest) -> dict[str, Any]:
+    cfg = manifest.parameters
+    scaling: dict[str, Any] | None = None
+    if cfg.rope_scaling.kind == "linear":
+        scaling = {"rope_type": "linear", "factor": cfg.rope_scaling.factor}
+    elif cfg.rope_scaling.kind == "llama3":
+        scaling = {
+            "rope_type": "llama3",
+            "factor": cfg.rope_scaling.factor,
+            "low_freq_factor": cfg.rope_scaling.low_frequency,
+            "high_freq_factor": cfg.rope_scaling.high_frequency,
+            "original_max_position_embeddings": cfg.rope_scaling.original_length,
+        }
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **_write_widths(cfg),
+        "rope_scaling": scaling,
+        "attention_bias": cfg.qkv_bias,
+        "mlp_bias": cfg.mlp_bias,
+    }
+
+
+def _write_mistral(manifest: Manifest) -> dict[str, Any]:
+    cfg = manifest.parameters
+    return {
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        **_write_widths(cfg),
+        "sliding_window": cfg.layer_window(0),
+    }
+
+
 FAMILIES = (
-    Family("LLaMA", "llama", ("LlamaForCausalLM", "LlamaModel"), _read_llama, lambda _: TABLE),
     Family(
-        "Mistral", "mistral", ("MistralForCausalLM", "MistralModel"), _read_mistral, lambda _: TABLE
+        "LLaMA",
+        "llama",
+        ("LlamaForCausalLM", "LlamaModel"),
+        _read_llama,
+        lambda _: TABLE,
+        write_config=_write_llama,
+    ),
+    Family(
+        "Mistral",
+        "mistral",
+        ("MistralForCausalLM", "MistralModel"),
+        _read_mistral,
+        lambda _: TABLE,
+        write_config=_write_mistral,
     ),
     Family(
         "Mixtral",
