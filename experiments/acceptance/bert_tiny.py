@@ -30,7 +30,7 @@ CURVES = {
 
 def main() -> None:
     """Trains, or reads what was trained, and writes both files."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Trains bert_tiny and draws its curve.")
     parser.add_argument("--config", default="bert_tiny")
     parser.add_argument("--workdir", type=Path, default=Path("runs/bert_tiny"))
     arguments = parser.parse_args()
