@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 from small_model import SMALL, loud, small_model, start
+from small_run import Record, small_config
 from tolerances import SIMPLE
 
+import llmasos_jax
+from llmasos_jax.cli.main import main
 from llmasos_jax.config.heads import Encoder
 from llmasos_jax.errors import GenerationError
 from llmasos_jax.format.manifest import Generation
@@ -266,3 +269,35 @@ def test_what_follows_a_prefix_is_causal(prefix: Model) -> None:
     for deterministic in (False, True):
         run = prefix.session.start(requests(prefix, ["Two words"], 8), deterministic=deterministic)
         assert new_ids(run)[0] == wanted[num:]
+
+
+def test_a_run_of_span_corruption_writes_samples_and_generates(
+    tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text").mkdir()
+    letters = np.random.default_rng(0).choice(list("abcdefghijklmnop  "), (12, 2000))
+    for number, row in enumerate(letters):
+        (tmp_path / "text" / f"{number:02d}.txt").write_text("".join(row))
+    config = small_config(
+        tmp_path,
+        2,
+        model=dict(
+            **dict(vocab_size=384, context_length=48, position="relative", num_layers=1),
+            encoder={"num_layers": 1},
+        ),
+        tokenizer={"kind": "tokenizers", "model_type": "unigram"},
+        objective={"name": "span_corruption"},
+        sample={"prompt": "abc def", "max_length": 6, "every_steps": 2},
+    )
+    record = Record()
+    llmasos_jax.train(config, tmp_path / "run", (record,))
+    sampled = [event for event in record.events if event[0] == "sample"]
+    assert len(sampled) == 1 and "abc def" not in sampled[0][-1]
+    model = llmasos_jax.load_model(tmp_path / "run")
+    assert model.manifest.generation.decoder_start_id == model.tokenizer.pad_id
+    text = model.generate_text("abc def g", max_length=6, seed=1)
+    words = ["generate", str(tmp_path / "run"), "abc def g", "--max-length=6", "--seed=1"]
+    assert main(words) in (0, None)
+    assert capsys.readouterr().out.strip() == text.strip()
+    assert main([*words, "--echo"]) == 2
+    assert "leave out echo" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import pytest
 from t5_twins import CONFIGS, VOCAB, Twin, make
 from tolerances import SIMPLE
 
+import llmasos_jax
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config, DataConfig, ObjectiveConfig
 from llmasos_jax.data.packing import TokenDocuments
@@ -217,6 +218,33 @@ def test_an_encoder_taken_alone_leaves_the_decoder(twins: dict[str, Twin], tmp_p
     config = json.loads((files / "config.json").read_text())
     (files / "config.json").write_text(json.dumps({**config, "architectures": ["T5EncoderModel"]}))
     assert open_hf(files).manifest.parameters.encoder.num_layers == 0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_export_is_proven_and_is_the_same_model(
+    name: str, twins: dict[str, Twin], tmp_path: Path
+) -> None:
+    model = load_model(twins[name].folder)
+    source = model.save(tmp_path / "ours")
+    done = llmasos_jax.export(source, "hf", tmp_path / "theirs")
+    assert done.proven and done.saved_class == type(twins[name].model).__name__
+    kind = type(twins[name].model)
+    theirs = kind.from_pretrained(tmp_path / "theirs").eval()
+    weights = dict(theirs.named_parameters())
+    for part, weight in twins[name].model.named_parameters():
+        np.testing.assert_array_equal(weights[part].detach(), weight.detach())
+    assert theirs.config.decoder_start_token_id == 0 and theirs.config.eos_token_id == 1
+    again = open_hf(tmp_path / "theirs").manifest
+    assert again.parameters == model.config and again.generation == model.manifest.generation
+
+
+def test_an_encoder_is_exported_as_one(twins: dict[str, Twin], tmp_path: Path) -> None:
+    encoder = transformers.T5EncoderModel.from_pretrained(twins["t5"].folder)
+    encoder.save_pretrained(tmp_path / "one")
+    done = llmasos_jax.export(tmp_path / "one", "hf", tmp_path / "two")
+    assert done.proven and done.saved_class == "T5EncoderModel"
+    first, second = (open_hf(tmp_path / n).manifest.parameters for n in ("one", "two"))
+    assert first == second
 
 
 def edited(folder: Path, twin: Twin, **changes: Any) -> Path:
