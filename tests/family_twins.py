@@ -25,7 +25,7 @@ class Twin:
       prompt: tokens before the 32 greedy ones; 0 for a model that writes none.
       gain: multiplies the scale of the last norm, where logits would be small.
       older: makes of its config.json one as earlier versions of transformers wrote it.
-      ignored: parts of names of tensors that belong to what is not read (heads, images).
+      ignored: parts of names of tensors that belong to what is not read (images).
       inert: ends of names of tensors that cannot change any result, with the reason.
     """
 
@@ -145,8 +145,8 @@ KEY_BIAS = (
 ROBERTA: Json = dict(max_position_embeddings=CONTEXT + 2, type_vocab_size=1, pad_token_id=1)
 
 
-def encoder(config: str, model: str, ignored: tuple[str, ...], **options: Any) -> Twin:
-    fixed = dict(model=model, prompt=0, ignored=ignored, inert=(("key.bias", KEY_BIAS),))
+def encoder(config: str, model: str, **options: Any) -> Twin:
+    fixed = dict(model=model, prompt=0, inert=(("key.bias", KEY_BIAS),))
     return newer(config, **fixed, **options)
 
 
@@ -387,14 +387,13 @@ TWINS: dict[str, Twin] = {
         norm_topk_prob=False,
         rope_interleave=False,
     ),
-    "bert": encoder("BertConfig", "BertModel", ("pooler.",)),
-    "bert-masked-lm": encoder("BertConfig", "BertForMaskedLM", ("cls.",), hidden_act="gelu_new"),
-    "roberta": encoder("RobertaConfig", "RobertaModel", ("pooler.",), **ROBERTA),
-    "roberta-masked-lm": encoder("RobertaConfig", "RobertaForMaskedLM", ("lm_head.",), **ROBERTA),
+    "bert": encoder("BertConfig", "BertModel"),
+    "bert-masked-lm": encoder("BertConfig", "BertForMaskedLM", hidden_act="gelu_new"),
+    "roberta": encoder("RobertaConfig", "RobertaModel", **ROBERTA),
+    "roberta-masked-lm": encoder("RobertaConfig", "RobertaForMaskedLM", **ROBERTA),
     "xlm-roberta": encoder(
         "XLMRobertaConfig",
         "XLMRobertaModel",
-        ("pooler.",),
         **{**ROBERTA, "type_vocab_size": 2},
     ),
 }

@@ -28,7 +28,7 @@ from llmasos_jax.generate.loop import Programs
 from llmasos_jax.generate.model import Model
 from llmasos_jax.generate.sampling import Sampling
 from llmasos_jax.generate.session import Request, Session
-from llmasos_jax.generate.weights import Placing, place_tensors
+from llmasos_jax.generate.weights import Placing, Weights, place_tensors
 from llmasos_jax.interop.hf import open_hf
 from llmasos_jax.models.definition import empty_cache, file_def
 from llmasos_jax.nn.cache import Cache
@@ -56,7 +56,7 @@ class Case:
       theirs: their model.
       folder: where it is saved.
       tokens: whole numbers [2, LENGTH].
-      wanted: their logits; for an encoder its hidden states, one array.
+      wanted: their logits; for an encoder its hidden states and what its head gives, one array.
       files: the folder, opened.
       model: the folder, loaded.
     """
@@ -75,7 +75,11 @@ class Case:
         if self.twin.prompt:
             return np.asarray(self.model.logits(self.tokens))
         types = self.tokens % self.theirs.config.type_vocab_size
-        return np.stack(self.model.hidden_states(self.tokens, token_type_ids=types))
+        hidden = np.stack(self.model.hidden_states(self.tokens, token_type_ids=types))
+        weights, last_btd = self.model._weights, jnp.asarray(hidden[-1])
+        bound = weights.definition.bind(weights.params)
+        give = bound.pooled if self.model.config.head is None else bound.logits
+        return joined(hidden, np.asarray(give(last_btd, weights.runtime)))
 
     def difference(self) -> float:
         """Of `ours` and `wanted`: the largest, relative to the largest of `wanted`."""
@@ -141,14 +145,20 @@ def size(twin: Twin, name: str, weight: Any) -> float:
 
 
 def run(theirs: Any, twin: Twin, tokens: np.ndarray) -> np.ndarray:
-    """Their logits, or all hidden states of an encoder."""
+    """Their logits, or all hidden states of an encoder and what its head gives."""
     ids = torch.from_numpy(tokens)
     with torch.no_grad():
         if twin.prompt:
             return theirs(ids).logits.numpy()
         types = ids % theirs.config.type_vocab_size
         out = theirs(ids, token_type_ids=types, output_hidden_states=True)
-        return torch.stack(out.hidden_states).numpy()
+        last = out.pooler_output if "pooler_output" in out else out.logits
+        return joined(torch.stack(out.hidden_states).numpy(), last.numpy())
+
+
+def joined(*parts: np.ndarray) -> np.ndarray:
+    """All numbers of several arrays."""
+    return np.concatenate([part.ravel() for part in parts])
 
 
 def test_logits_are_those_of_transformers(case: Case) -> None:
@@ -225,7 +235,7 @@ def test_a_change_of_any_tensor_is_seen(case: Case) -> None:
             inert = any(name.endswith(end) for end, _ in case.twin.inert)
             before = {n: t.read().copy() for n, t in case.files.tensors.items()} if inert else {}
             with changed(case.folder / WEIGHTS, place, rng):
-                case.model._weights = place_tensors(placing, case.files.tensors, None)
+                put(case.model, place_tensors(placing, case.files.tensors, None))
                 if inert:
                     now = {n: t.read() for n, t in case.files.tensors.items()}
                     seen = [n for n in now if not np.array_equal(now[n], before[n])]
@@ -233,9 +243,14 @@ def test_a_change_of_any_tensor_is_seen(case: Case) -> None:
                 elif name not in ignored and case.difference() <= SIMPLE:
                     unseen.append(name)
     finally:
-        case.model._weights = held
+        put(case.model, held)
     assert not unseen
     assert case.difference() <= SIMPLE  # the file is as it was
+
+
+def put(model: Model, weights: Weights) -> None:
+    """Gives a model other weights; its compiled programs stay."""
+    model._weights = model._forward._weights = weights
 
 
 def test_a_tensor_taken_out_is_named(case: Case, tmp_path: Path) -> None:
