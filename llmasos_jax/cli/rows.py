@@ -76,9 +76,10 @@ class _Writer:
     def __init__(self, tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
         self._names = {i: f"<special {i}>" for i in vocabulary.special_ids}
+        end = "</s>" if vocabulary.mask_id is None else "[SEP]"
         for name, i in (
             ("[MASK]", vocabulary.mask_id),
-            ("[SEP]", vocabulary.sep_id),
+            (end, vocabulary.sep_id),
             ("[CLS]", vocabulary.cls_id),
         ):
             if i is not None:
