@@ -7,8 +7,8 @@ Data:     your own documents, as Wikipedia's articles: one JSON object with a "t
 Command:  llmasos train --config=bert_base --workdir=runs/bert_base
           with --config.data.path='wiki/*.jsonl', which is also the default.
 Run time: 900,000 steps of 32,768 tokens, 1.6e19 operations; needs accelerators.
-Expected: not run here. Other than in the paper, the learning rate's line ends with the phase, and
-          the weights of attention have no dropout of their own.
+Expected: not run here. Other than in the paper, the weights of attention have no dropout of their
+          own. The learning rate falls on the line that ends at step one million.
 """
 
 from ml_collections import ConfigDict
@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     config.optim.learning_rate = 1e-4
     config.optim.schedule = "linear"
     config.optim.warmup_steps = 10_000
-    config.optim.final_fraction = 0.0
+    config.optim.final_fraction = 100_000 / 990_000
     config.optim.weight_decay = 0.01
     config.optim.beta2 = 0.999
     config.optim.eps = 1e-6

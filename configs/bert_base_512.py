@@ -5,7 +5,8 @@ Data:     that of the first phase, and its tokenizer.
 Command:  llmasos train --config=bert_base_512 --workdir=runs/bert_base_512
           after `configs/bert_base.py` in runs/bert_base, or in another --config.train.start_from.
 Run time: 100,000 steps of 131,072 tokens, 7.7e18 operations; needs accelerators.
-Expected: not run here. The optimizer's state starts afresh, with a warm-up of its own.
+Expected: not run here. The learning rate goes on where the first phase ended, down to 0; the
+          optimizer's averages start afresh.
 """
 
 from ml_collections import ConfigDict
@@ -21,5 +22,7 @@ def get_config() -> ConfigDict:
     config.data.sequence_length = 512
     config.train.start_from = "runs/bert_base"
     config.train.steps = 100_000
-    config.optim.warmup_steps = 1000
+    config.optim.learning_rate *= config.optim.final_fraction
+    config.optim.final_fraction = 0.0
+    config.optim.warmup_steps = 0
     return config
