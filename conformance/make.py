@@ -28,9 +28,9 @@ from llmasos_jax.config.experts import Experts  # noqa: E402
 from llmasos_jax.config.heads import Classifier, Encoder  # noqa: E402
 from llmasos_jax.config.latent import LatentAttention  # noqa: E402
 from llmasos_jax.config.model import ModelConfig, RopeScaling  # noqa: E402
-from llmasos_jax.data.huggingface import HuggingFaceTokenizer  # noqa: E402
-from llmasos_jax.data.sentencepiece import SentencePieceTokenizer, train_model  # noqa: E402
-from llmasos_jax.data.tokenizer import ByteTokenizer, encode_input, load_tokenizer  # noqa: E402
+from llmasos_jax.data.tokenizers.huggingface import HuggingFaceTokenizer  # noqa: E402
+from llmasos_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer, train_model  # noqa: E402
+from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer, encode_input, load_tokenizer  # noqa: E402
 from llmasos_jax.format.manifest import Generation, Manifest  # noqa: E402
 from llmasos_jax.format.names import expected  # noqa: E402
 from llmasos_jax.format.tensorfile import stored  # noqa: E402

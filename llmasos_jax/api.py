@@ -13,7 +13,7 @@ from llmasos_jax.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:
     from llmasos_jax.config.schema import Config
-    from llmasos_jax.data.tokenizer import Tokenizer
+    from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
     from llmasos_jax.evals.export.run import ExportResult
     from llmasos_jax.evals.parity.report import Parity
     from llmasos_jax.format.convert import ConvertResult

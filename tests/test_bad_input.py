@@ -13,7 +13,7 @@ from llmasos_jax.checkpoint.orbax import Checkpointer
 from llmasos_jax.cli.main import main
 from llmasos_jax.config.build import load_config, read_config, to_dict
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.data.tokenizer import ByteTokenizer
+from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer
 from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.format.names import expected
 from llmasos_jax.format.tensorfile import stored

@@ -12,8 +12,8 @@ from chat_templates import TEMPLATES
 
 from llmasos_jax.cli import chat as chat_command
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.data.huggingface import HuggingFaceTokenizer
-from llmasos_jax.data.sentencepiece import SentencePieceTokenizer, train_model
+from llmasos_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
+from llmasos_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer, train_model
 from llmasos_jax.errors import GenerationError, MissingExtraError
 from llmasos_jax.format.manifest import Generation, Manifest
 from llmasos_jax.generate.chat import chat_ids, check_messages, render

@@ -20,7 +20,7 @@ from llmasos_jax.config.build import to_dict
 from llmasos_jax.config.heads import Encoder
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config, DataConfig
-from llmasos_jax.data.tokenizer import ByteTokenizer
+from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer
 from llmasos_jax.errors import CheckpointError, FormatError
 from llmasos_jax.format import names
 from llmasos_jax.format.convert import convert_files

@@ -8,7 +8,7 @@ from llmasos_jax.config.schema import Config, DataConfig, ObjectiveConfig
 from llmasos_jax.data.batch import Batch
 from llmasos_jax.data.objectives import span_corruption
 from llmasos_jax.data.pipeline import stack
-from llmasos_jax.data.vocabulary import Vocabulary
+from llmasos_jax.data.tokenizers.vocabulary import Vocabulary
 
 PIECES = "[PAD] [CLS] [SEP] [MASK] the cat sat on mat walk ##ing dog <0> <1> <2> <3>".split()
 IS_INSIDE = np.array([piece.startswith("##") for piece in PIECES])

@@ -10,7 +10,7 @@ from tolerances import WHOLE_MODEL
 
 from llmasos_jax.config.heads import Encoder
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.data.tokenizer import ByteTokenizer
+from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer
 from llmasos_jax.errors import GenerationError
 from llmasos_jax.format.manifest import Generation
 from llmasos_jax.generate.inputs import read_prefix

@@ -12,7 +12,7 @@ from tolerances import SIMPLE, WHOLE_MODEL
 
 from llmasos_jax.config.heads import Classifier
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.data.huggingface import HuggingFaceTokenizer
+from llmasos_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from llmasos_jax.errors import GenerationError
 from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.format.names import expected

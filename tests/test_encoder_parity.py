@@ -16,7 +16,7 @@ from tolerances import SIMPLE
 
 from llmasos_jax.config.schema import Config, DataConfig, ObjectiveConfig
 from llmasos_jax.data.batch import Batch
-from llmasos_jax.data.vocabulary import stand_in
+from llmasos_jax.data.tokenizers.vocabulary import stand_in
 from llmasos_jax.format.names import flatten
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.format.tensorfile import stored

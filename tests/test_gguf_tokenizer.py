@@ -11,7 +11,7 @@ import pytest
 import sentencepiece
 from hard_strings import hard_strings
 
-from llmasos_jax.data.sentencepiece import train_model
+from llmasos_jax.data.tokenizers.sentencepiece import train_model
 from llmasos_jax.errors import LLMasOSError, TokenizerError
 from llmasos_jax.interop.gguf.pretokenizers import TABLE
 from llmasos_jax.interop.gguf.tokenizer import end_ids, rebuild

@@ -11,9 +11,9 @@ import pytest
 import sentencepiece
 from hard_strings import hard_strings
 
-from llmasos_jax.data.huggingface import HuggingFaceTokenizer
-from llmasos_jax.data.sentencepiece import train_model
-from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
+from llmasos_jax.data.tokenizers.sentencepiece import train_model
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import FormatError, LLMasOSError, TokenizerError
 from llmasos_jax.interop.hf.tokenizer import chat_template, folder_tokenizer_files
 from llmasos_jax.interop.tokenizerjson import (

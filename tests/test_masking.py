@@ -10,7 +10,7 @@ from llmasos_jax.config.schema import Config, ObjectiveConfig
 from llmasos_jax.data.masking import Masker, mask_tokens, num_predictions, span_length_cdf
 from llmasos_jax.data.objectives import mlm
 from llmasos_jax.data.packing import PackedRows, TokenDocuments
-from llmasos_jax.data.vocabulary import Vocabulary
+from llmasos_jax.data.tokenizers.vocabulary import Vocabulary
 from llmasos_jax.errors import ConfigError
 
 SIZE, MASK = 1000, 3

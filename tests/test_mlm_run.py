@@ -15,7 +15,7 @@ from llmasos_jax.checkpoint.stored import StoredState
 from llmasos_jax.config.build import from_dict, to_dict
 from llmasos_jax.data.pipeline import open_data
 from llmasos_jax.data.target_baselines import target_baselines
-from llmasos_jax.data.vocabulary import vocabulary_of
+from llmasos_jax.data.tokenizers.vocabulary import vocabulary_of
 from llmasos_jax.errors import CheckpointError, ConfigError
 from llmasos_jax.parallel.mesh import single_device_mesh
 from llmasos_jax.train.loop import restore_or_start

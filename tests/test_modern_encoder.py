@@ -8,7 +8,7 @@ from tolerances import SIMPLE
 from llmasos_jax.config.build import build, default_config
 from llmasos_jax.data.objectives import mlm
 from llmasos_jax.data.packing import PackedRows, TokenDocuments
-from llmasos_jax.data.vocabulary import stand_in
+from llmasos_jax.data.tokenizers.vocabulary import stand_in
 from llmasos_jax.models import zoo
 from llmasos_jax.models.definition import ModelDef, init_params, relayout
 from llmasos_jax.models.layout import Layout, scan_layout, unrolled_layout

@@ -8,7 +8,7 @@ from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config
 from llmasos_jax.data.objectives import causal, prefix_lm
 from llmasos_jax.data.packing import PackedRow, PackedRows, TokenDocuments, empty_row
-from llmasos_jax.data.vocabulary import stand_in
+from llmasos_jax.data.tokenizers.vocabulary import stand_in
 
 
 def test_causal_shift_by_hand() -> None:

@@ -18,8 +18,8 @@ from llmasos_jax.data.pairs import PairRows, next_sentence_pair, sentence_order_
 from llmasos_jax.data.pipeline import open_data
 from llmasos_jax.data.sentences import split_sentences
 from llmasos_jax.data.sources import documents
-from llmasos_jax.data.tokenizer import ByteTokenizer
-from llmasos_jax.data.vocabulary import Vocabulary
+from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer
+from llmasos_jax.data.tokenizers.vocabulary import Vocabulary
 from llmasos_jax.errors import ConfigError, DataError
 
 CLS, SEP, MASK = 1, 2, 3

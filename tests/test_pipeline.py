@@ -17,7 +17,7 @@ from llmasos_jax.data.batch import Batch
 from llmasos_jax.data.objectives import causal
 from llmasos_jax.data.packing import PackedRow
 from llmasos_jax.data.pipeline import Data, open_data
-from llmasos_jax.data.tokenizer import ByteTokenizer
+from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer
 from llmasos_jax.errors import ConfigError, DataError, TokenizerError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hard_strings import KINDS, hard_strings
 
-from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import TokenizerError
 from llmasos_jax.generate.stream import Decoder, TextStream
 from llmasos_jax.interop.gguf.container import read_container
@@ -74,7 +74,7 @@ def test_what_begins_and_ends_a_text(path: Path, tokenizer: Tokenizer) -> None:
 
 
 def test_a_saved_one_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    from llmasos_jax.data.tokenizer import load_tokenizer
+    from llmasos_jax.data.tokenizers.load import load_tokenizer
 
     again = load_tokenizer(tokenizer.save(tmp_path), tmp_path)
     for _, text in hard_strings(len(KINDS) * 10, seed=3):

@@ -16,7 +16,7 @@ from llmasos_jax.data.corruption import (
 )
 from llmasos_jax.data.objectives import span_corruption
 from llmasos_jax.data.packing import TokenDocuments
-from llmasos_jax.data.vocabulary import Vocabulary
+from llmasos_jax.data.tokenizers.vocabulary import Vocabulary
 from llmasos_jax.errors import ConfigError
 
 SENTINELS = tuple(range(999, 899, -1))

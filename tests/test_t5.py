@@ -15,7 +15,7 @@ import llmasos_jax
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config, DataConfig, ObjectiveConfig
 from llmasos_jax.data.packing import TokenDocuments
-from llmasos_jax.data.vocabulary import Vocabulary
+from llmasos_jax.data.tokenizers.vocabulary import Vocabulary
 from llmasos_jax.errors import FormatError
 from llmasos_jax.format.names import flatten, unflatten
 from llmasos_jax.format.tensorfile import stored

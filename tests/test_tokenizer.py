@@ -14,16 +14,11 @@ from hypothesis import strategies as st
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config, DataConfig, TokenizerConfig
-from llmasos_jax.data.huggingface import HuggingFaceTokenizer
-from llmasos_jax.data.sentencepiece import SentencePieceTokenizer, train_model
 from llmasos_jax.data.sources import Documents
-from llmasos_jax.data.tokenizer import (
-    ByteTokenizer,
-    Tokenizer,
-    build_tokenizer,
-    fingerprint,
-    load_tokenizer,
-)
+from llmasos_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
+from llmasos_jax.data.tokenizers.load import build_tokenizer, load_tokenizer
+from llmasos_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer, train_model
+from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer, Tokenizer, fingerprint
 from llmasos_jax.errors import TokenizerError
 
 SOURCE = Path(json.__file__).read_text(encoding="utf-8")
@@ -234,7 +229,7 @@ def test_build_loads_a_file_or_its_folder(tmp_path: Path) -> None:
 
 def test_own_tokenizer_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_tokenizer.py").write_text(
-        "from llmasos_jax.data.tokenizer import ByteTokenizer\n"
+        "from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer\n"
         "def make(entry, folder):\n    return ByteTokenizer()\n"
         "def wrong(entry, folder):\n    return 3\n"
     )

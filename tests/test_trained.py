@@ -14,11 +14,12 @@ from hard_strings import hard_strings
 from llmasos_jax.config.heads import Encoder
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config, DataConfig, ObjectiveConfig, TokenizerConfig
-from llmasos_jax.data.huggingface import HuggingFaceTokenizer
 from llmasos_jax.data.sources import Documents
-from llmasos_jax.data.tokenizer import build_tokenizer, fingerprint, load_tokenizer
-from llmasos_jax.data.trained import Use, train, use_of
-from llmasos_jax.data.vocabulary import vocabulary_of
+from llmasos_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
+from llmasos_jax.data.tokenizers.load import build_tokenizer, load_tokenizer
+from llmasos_jax.data.tokenizers.tokenizer import fingerprint
+from llmasos_jax.data.tokenizers.trained import Use, train, use_of
+from llmasos_jax.data.tokenizers.vocabulary import vocabulary_of
 from llmasos_jax.errors import TokenizerError
 
 SOURCE = Path(json.__file__).read_text(encoding="utf-8")
@@ -111,7 +112,7 @@ def test_templates(tmp_path: Path) -> None:
 
 CODE = """
 import sys, hashlib
-from llmasos_jax.data.trained import Use, train
+from llmasos_jax.data.tokenizers.trained import Use, train
 texts = sys.stdin.read().split("|||")
 for kind in ("wordpiece", "unigram", "bpe"):
     file = train(texts, 420, kind, use=Use("encoder", 20))

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from mutations import bounded, mutated
 from tokenizers import Tokenizer as Library
 
-from llmasos_jax.data.huggingface import HuggingFaceTokenizer
-from llmasos_jax.data.sentencepiece import train_model
-from llmasos_jax.data.tokenizer import load_tokenizer
-from llmasos_jax.data.vocabulary import vocabulary_of
+from llmasos_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
+from llmasos_jax.data.tokenizers.load import load_tokenizer
+from llmasos_jax.data.tokenizers.sentencepiece import train_model
+from llmasos_jax.data.tokenizers.vocabulary import vocabulary_of
 from llmasos_jax.errors import LLMasOSError, TokenizerError
 from llmasos_jax.interop.hf.tokenizer import folder_tokenizer_files
 

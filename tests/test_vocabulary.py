@@ -10,10 +10,11 @@ import pytest
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from llmasos_jax.data.huggingface import HuggingFaceTokenizer
-from llmasos_jax.data.sentencepiece import SentencePieceTokenizer, train_model
-from llmasos_jax.data.tokenizer import ByteTokenizer, encode_input, load_tokenizer
-from llmasos_jax.data.vocabulary import vocabulary_of
+from llmasos_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
+from llmasos_jax.data.tokenizers.load import load_tokenizer
+from llmasos_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer, train_model
+from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer, encode_input
+from llmasos_jax.data.tokenizers.vocabulary import vocabulary_of
 from llmasos_jax.errors import TokenizerError
 
 BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "##able", "a", "##b", "##", "月"]

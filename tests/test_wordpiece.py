@@ -13,10 +13,10 @@ from tokenizers import Tokenizer as Library
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config, TokenizerConfig
-from llmasos_jax.data.huggingface import HuggingFaceTokenizer
-from llmasos_jax.data.tokenizer import build_tokenizer, load_tokenizer
-from llmasos_jax.data.trained import train
-from llmasos_jax.data.wordpiece import vocabulary_file
+from llmasos_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
+from llmasos_jax.data.tokenizers.load import build_tokenizer, load_tokenizer
+from llmasos_jax.data.tokenizers.trained import train
+from llmasos_jax.data.tokenizers.wordpiece import vocabulary_file
 from llmasos_jax.errors import LLMasOSError, TokenizerError
 from llmasos_jax.interop.hf.tokenizer import folder_tokenizer_files
 

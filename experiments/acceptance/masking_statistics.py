@@ -32,8 +32,9 @@ from llmasos_jax.data.batch import Batch
 from llmasos_jax.data.objectives import special_ids
 from llmasos_jax.data.pipeline import Data, open_data
 from llmasos_jax.data.sources import documents
-from llmasos_jax.data.tokenizer import Tokenizer, build_tokenizer
-from llmasos_jax.data.vocabulary import Vocabulary, vocabulary_of
+from llmasos_jax.data.tokenizers.load import build_tokenizer
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
+from llmasos_jax.data.tokenizers.vocabulary import Vocabulary, vocabulary_of
 from llmasos_jax.train.objective import build_objective
 
 OUT = Path(__file__).with_suffix(".json")

@@ -89,8 +89,8 @@ def summarise(config: Config, num_rows: int) -> tuple[DataSummary, list[dict], s
     from llmasos_jax.data.packing import PackedRows
     from llmasos_jax.data.pipeline import open_data
     from llmasos_jax.data.sources import documents
-    from llmasos_jax.data.tokenizer import build_tokenizer
-    from llmasos_jax.data.vocabulary import vocabulary_of
+    from llmasos_jax.data.tokenizers.load import build_tokenizer
+    from llmasos_jax.data.tokenizers.vocabulary import vocabulary_of
     from llmasos_jax.train.objective import build_objective
 
     cache = cache_folder() / "data"

@@ -9,8 +9,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from llmasos_jax.data.batch import Batch
-    from llmasos_jax.data.tokenizer import Tokenizer
-    from llmasos_jax.data.vocabulary import Vocabulary
+    from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
+    from llmasos_jax.data.tokenizers.vocabulary import Vocabulary
 
 MASKED_LEGEND = (
     "⟦word⟧ is read as the mask, ⟦word→other⟧ as another token, ⟦word=⟧ as itself: all predicted"

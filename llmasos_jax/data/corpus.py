@@ -18,7 +18,7 @@ from llmasos_jax.data.packing import TokenDocuments
 from llmasos_jax.data.sentences import split_sentences
 from llmasos_jax.data.sources import Documents
 from llmasos_jax.data.split import split_documents
-from llmasos_jax.data.tokenizer import Tokenizer, encode_batch, fingerprint
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer, encode_batch, fingerprint
 from llmasos_jax.errors import DataError, TokenizerError
 from llmasos_jax.progress import Progress
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmasos_jax.config.schema import ObjectiveConfig
-from llmasos_jax.data.vocabulary import Vocabulary
+from llmasos_jax.data.tokenizers.vocabulary import Vocabulary
 from llmasos_jax.errors import ConfigError
 
 # What has more pieces is no word (text without blanks, a key in base 64): it counts as several of a
@@ -87,7 +87,7 @@ def mask_tokens(
       ConfigError: the vocabulary has no mask, or nothing to draw.
 
     Example:
-      >>> from llmasos_jax.data.vocabulary import stand_in
+      >>> from llmasos_jax.data.tokenizers.vocabulary import stand_in
       >>> tokens = np.arange(10, 20)
       >>> cfg = ObjectiveConfig(mask_rate=0.2, mask_share=1.0, random_share=0.0)
       >>> vocabulary = stand_in(1000)

@@ -17,7 +17,7 @@ from llmasos_jax.data import corruption, pairs
 from llmasos_jax.data.batch import Batch
 from llmasos_jax.data.masking import Masker
 from llmasos_jax.data.packing import PackedRow, TokenDocuments
-from llmasos_jax.data.vocabulary import Vocabulary
+from llmasos_jax.data.tokenizers.vocabulary import Vocabulary
 from llmasos_jax.errors import ConfigError
 
 Prepare = Callable[[Any, np.random.Generator], Batch]
@@ -76,7 +76,7 @@ def mlm(cfg: Config, vocabulary: Vocabulary) -> Prepare:
     Example:
       >>> from llmasos_jax.config.model import ModelConfig
       >>> from llmasos_jax.data.packing import PackedRows
-      >>> from llmasos_jax.data.vocabulary import stand_in
+      >>> from llmasos_jax.data.tokenizers.vocabulary import stand_in
       >>> prepare = mlm(Config(ModelConfig(1000, 8, 1)), stand_in(1000))
       >>> row = PackedRows(TokenDocuments.from_lists([[1, 7, 8, 9, 2], [1, 5, 6, 2]]), 8)[0]
       >>> batch = prepare(row, np.random.default_rng(0))
@@ -192,7 +192,7 @@ def prefix_lm(cfg: Config, vocabulary: Vocabulary) -> Prepare:
     Example:
       >>> from llmasos_jax.config.model import ModelConfig
       >>> from llmasos_jax.data.packing import PackedRows
-      >>> from llmasos_jax.data.vocabulary import stand_in
+      >>> from llmasos_jax.data.tokenizers.vocabulary import stand_in
       >>> prepare = prefix_lm(Config(ModelConfig(1000, 8, 1)), stand_in(1000))
       >>> row = PackedRows(TokenDocuments.from_lists([[7, 8], [4, 5]]), 4)[0]
       >>> batch = prepare(row, np.random.default_rng(0))
@@ -291,7 +291,7 @@ def special_ids(vocabulary: Vocabulary) -> np.ndarray:
     """Returns bool [V]: which ids are special tokens.
 
     Example:
-      >>> from llmasos_jax.data.vocabulary import stand_in
+      >>> from llmasos_jax.data.tokenizers.vocabulary import stand_in
       >>> np.flatnonzero(special_ids(stand_in(5))).tolist()
       [0, 1, 2, 3]
     """

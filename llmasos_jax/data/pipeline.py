@@ -19,7 +19,7 @@ from llmasos_jax.data.corpus import Corpus, open_corpus
 from llmasos_jax.data.objectives import MakeRows, Prepare, causal
 from llmasos_jax.data.packing import PackedRows
 from llmasos_jax.data.sources import documents
-from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import ConfigError, DataError
 
 _PREFETCHED_BATCHES = 4

@@ -9,7 +9,7 @@ import numpy as np
 from llmasos_jax.data.batch import Batch
 from llmasos_jax.data.packing import TokenDocuments
 from llmasos_jax.data.pipeline import Data
-from llmasos_jax.data.vocabulary import Vocabulary
+from llmasos_jax.data.tokenizers.vocabulary import Vocabulary
 
 _CHUNK_TOKENS = 1 << 23
 _COUNTED_BATCHES = 256
@@ -62,7 +62,7 @@ def count_text(documents: TokenDocuments, vocabulary: Vocabulary) -> np.ndarray:
     """Counts the ids of a text, int64 [V]; special ids, which are never masked, are not counted.
 
     Example:
-      >>> from llmasos_jax.data.vocabulary import stand_in
+      >>> from llmasos_jax.data.tokenizers.vocabulary import stand_in
       >>> count_text(TokenDocuments.from_lists([[1, 4, 4, 2]]), stand_in(5)).tolist()
       [0, 0, 0, 0, 2]
     """

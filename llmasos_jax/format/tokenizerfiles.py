@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmasos_jax.data.tokenizer import Tokenizer, load_tokenizer
+from llmasos_jax.data.tokenizers.load import load_tokenizer
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.format.folder import MANIFEST
 
 

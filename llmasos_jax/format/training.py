@@ -18,8 +18,8 @@ from llmasos_jax.checkpoint.stored import StoredState
 from llmasos_jax.config.build import from_dict
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config
-from llmasos_jax.data.tokenizer import Tokenizer
-from llmasos_jax.data.vocabulary import vocabulary_of
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
+from llmasos_jax.data.tokenizers.vocabulary import vocabulary_of
 from llmasos_jax.errors import CheckpointError, FormatError
 from llmasos_jax.format.folder import read_bytes
 from llmasos_jax.format.manifest import MAX_BYTES, Generation, Manifest, refuse_code
@@ -89,7 +89,7 @@ def decoder_start_id(cfg: ModelConfig, tokenizer: Tokenizer | None) -> int | Non
 
     Example:
       >>> from llmasos_jax.config.heads import Encoder
-      >>> from llmasos_jax.data.tokenizer import ByteTokenizer
+      >>> from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer
       >>> decoder_start_id(ModelConfig(260, 64, 2, encoder=Encoder(2)), ByteTokenizer())
       258
     """

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import GenerationError
 from llmasos_jax.generate.answers import Candidate, Filled, Label, LabelledToken
 from llmasos_jax.generate.forward import Forward

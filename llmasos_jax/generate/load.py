@@ -13,7 +13,7 @@ import jax
 from jax.sharding import AxisType, Mesh
 
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import FormatError, GenerationError, did_you_mean
 from llmasos_jax.format.folder import find_manifest
 from llmasos_jax.format.manifest import Generation, Manifest
@@ -177,7 +177,7 @@ def _tokenizer(
 
 def _within(tokenizer: Tokenizer, num_ids: int) -> Tokenizer:
     """A tokenizer to which tokens were added that the model has no rows for: never to be read."""
-    from llmasos_jax.data.huggingface import HuggingFaceTokenizer
+    from llmasos_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 
     is_known = isinstance(tokenizer, HuggingFaceTokenizer)
     beyond = tokenizer.tokens_from(num_ids) if is_known else None

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import GenerationError
 from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.generate.encoder import classify_texts, embed_texts, fill_masks, score_pairs

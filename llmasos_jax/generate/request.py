@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmasos_jax.data.tokenizer import Tokenizer, encode_input
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer, encode_input
 from llmasos_jax.errors import GenerationError
 from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.generate.sampling import Sampling, require_whole

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llmasos_jax.data.tokenizer import Tokenizer
+    from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 
 BROKEN = "\ufffd"  # what decoders put for bytes that are no character (yet)
 # A character is at most 4 bytes, so one that begins before the last 3 tokens is complete or never
@@ -76,7 +76,7 @@ class TextStream:
         that began first), and it is not in the pieces.
 
     Example:
-      >>> from llmasos_jax.data.tokenizer import load_tokenizer
+      >>> from llmasos_jax.data.tokenizers.load import load_tokenizer
       >>> stream = TextStream(Decoder(load_tokenizer({"kind": "bytes"}, None)), stop=["!"])
       >>> [stream.push([i]) for i in "你a!b".encode()]
       ['', '', '你', 'a', '', '']

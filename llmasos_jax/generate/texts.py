@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.data.tokenizer import Tokenizer, encode_input
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer, encode_input
 from llmasos_jax.errors import GenerationError
 from llmasos_jax.generate.session import power_of_two, quarter_steps
 

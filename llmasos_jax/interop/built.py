@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 
 
 class BuiltTokenizer:
@@ -17,7 +17,7 @@ class BuiltTokenizer:
       make: gives the tokenizer; raises only `TokenizerError` and `FormatError`.
 
     Example:
-      >>> from llmasos_jax.data.tokenizer import ByteTokenizer
+      >>> from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer
       >>> BuiltTokenizer(ByteTokenizer).load().encode("a")
       [256, 97]
     """

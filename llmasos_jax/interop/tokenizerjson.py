@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmasos_jax.data.tokenizer import Tokenizer
-from llmasos_jax.data.words import BYTE_LIKE
-from llmasos_jax.data.words import byte_characters as byte_characters
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
+from llmasos_jax.data.tokenizers.words import BYTE_LIKE
+from llmasos_jax.data.tokenizers.words import byte_characters as byte_characters
 from llmasos_jax.errors import TokenizerError
 from llmasos_jax.format.strict import shown
 
@@ -289,7 +289,12 @@ def opened(parts: Mapping[str, Any], added: Sequence[Added], ends: Ends) -> Toke
     Raises:
       TokenizerError: the parts do not make a tokenizer.
     """
-    from llmasos_jax.data.huggingface import MASK_NAMES, PAD_NAMES, HuggingFaceTokenizer, usual_id
+    from llmasos_jax.data.tokenizers.huggingface import (
+        MASK_NAMES,
+        PAD_NAMES,
+        HuggingFaceTokenizer,
+        usual_id,
+    )
 
     text, tokenizer = parsed(parts, added, ends)
     return HuggingFaceTokenizer(

@@ -13,7 +13,7 @@ from llmasos_jax.config.named import resolve
 from llmasos_jax.config.schema import Config
 from llmasos_jax.data import objectives
 from llmasos_jax.data.packing import PackedRows
-from llmasos_jax.data.vocabulary import Vocabulary, stand_in
+from llmasos_jax.data.tokenizers.vocabulary import Vocabulary, stand_in
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.train.masked import masked_loss, row_weights
 from llmasos_jax.train.sequence import causal_loss, prefix_loss, span_corruption_loss

@@ -21,8 +21,9 @@ from llmasos_jax.data.baselines import Baselines, baselines
 from llmasos_jax.data.pipeline import Data, open_data
 from llmasos_jax.data.sources import documents
 from llmasos_jax.data.target_baselines import TargetBaselines, target_baselines
-from llmasos_jax.data.tokenizer import Tokenizer, build_tokenizer
-from llmasos_jax.data.vocabulary import Vocabulary, vocabulary_of
+from llmasos_jax.data.tokenizers.load import build_tokenizer
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
+from llmasos_jax.data.tokenizers.vocabulary import Vocabulary, vocabulary_of
 from llmasos_jax.models.count import count_parameters, flops_per_row
 from llmasos_jax.parallel.mesh import make_mesh
 from llmasos_jax.train.hooks import Hook, Hooks, MetricsFile, RunInfo, TensorBoard, named_hooks

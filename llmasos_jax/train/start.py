@@ -8,7 +8,7 @@ from llmasos_jax.checkpoint import steps
 from llmasos_jax.checkpoint.orbax import restore_part
 from llmasos_jax.config.build import differences, from_dict
 from llmasos_jax.config.schema import Config
-from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import CheckpointError, ConfigError
 from llmasos_jax.train.workdir import saved_tokenizer
 from llmasos_jax.types import Tree

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llmasos_jax.config.schema import Config
 from llmasos_jax.data.batch import Batch
 from llmasos_jax.data.packing import TokenDocuments
-from llmasos_jax.data.vocabulary import Vocabulary
+from llmasos_jax.data.tokenizers.vocabulary import Vocabulary
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.models.definition import ModelDef, init_params
 from llmasos_jax.models.layout import scan_layout

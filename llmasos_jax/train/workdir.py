@@ -16,7 +16,8 @@ import jax
 from llmasos_jax.checkpoint import steps
 from llmasos_jax.config.build import differences, from_dict, to_dict
 from llmasos_jax.config.schema import Config
-from llmasos_jax.data.tokenizer import Tokenizer, load_tokenizer
+from llmasos_jax.data.tokenizers.load import load_tokenizer
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import ConfigError, TokenizerError
 
 # What may differ when a run goes on: neither the weights nor the order of the data hang on it.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import TokenizerError, did_you_mean
 from llmasos_jax.format.strict import shown
 from llmasos_jax.format.tokenizerfiles import TokenizerFiles

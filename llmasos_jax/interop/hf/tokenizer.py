@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import FormatError, TokenizerError
 from llmasos_jax.format.strict import shown
 from llmasos_jax.format.tokenizerfiles import TokenizerFiles
@@ -89,7 +89,7 @@ def _template_in(path: Path) -> str | None:
 
 
 def _from_json(folder: Path) -> tuple[Any, str, dict[str, Any]]:
-    from llmasos_jax.data.huggingface import parse
+    from llmasos_jax.data.tokenizers.huggingface import parse
 
     path = folder / "tokenizer.json"
     text, tokenizer = parse(read_bounded(path, MAX_TOKENIZER_BYTES), path)
@@ -114,7 +114,7 @@ def finished(
       FormatError: one of these files cannot be read.
       TokenizerError: they contradict the tokenizer.
     """
-    from llmasos_jax.data.huggingface import (
+    from llmasos_jax.data.tokenizers.huggingface import (
         BOS_NAMES,
         EOS_NAMES,
         MASK_NAMES,
@@ -192,7 +192,7 @@ def _special_id(
     tokenizer: Any, said: Mapping[str, Any], key: str, usual: Sequence[str]
 ) -> int | None:
     """The id of a special token: what the files say; where they say nothing, a usual name."""
-    from llmasos_jax.data.huggingface import usual_id
+    from llmasos_jax.data.tokenizers.huggingface import usual_id
 
     if key in said:
         named = said[key].get("content") if isinstance(said[key], dict) else said[key]

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llmasos_jax.data.wordpiece import SPECIAL, bert_tokenizer, vocabulary_file
+from llmasos_jax.data.tokenizers.wordpiece import SPECIAL, bert_tokenizer, vocabulary_file
 from llmasos_jax.errors import FormatError, TokenizerError, did_you_mean
 from llmasos_jax.format.strict import shown
 from llmasos_jax.interop import tokenizerjson

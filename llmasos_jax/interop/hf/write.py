@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmasos_jax.data.huggingface import FILE as TOKENIZER
-from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.data.tokenizers.huggingface import FILE as TOKENIZER
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import FormatError
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.format.write import write_file, write_weights

@@ -24,7 +24,7 @@ from llmasos_jax.data.files import write_atomically
 from llmasos_jax.data.sources import Documents
 from llmasos_jax.data.split import Split, split_documents
 from llmasos_jax.data.text import utf8
-from llmasos_jax.data.words import inside_pieces, sentinels
+from llmasos_jax.data.tokenizers.words import inside_pieces, sentinels
 from llmasos_jax.errors import TokenizerError
 
 FILE = "tokenizer.model"

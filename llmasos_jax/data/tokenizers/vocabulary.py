@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmasos_jax.data.tokenizer import Tokenizer
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import TokenizerError
 
 
@@ -64,7 +64,7 @@ def vocabulary_of(tokenizer: Tokenizer, size: int) -> Vocabulary:
       TokenizerError: the tokenizer has more ids than `size`, or says an id that is none.
 
     Example:
-      >>> from llmasos_jax.data.tokenizer import ByteTokenizer
+      >>> from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer
       >>> found = vocabulary_of(ByteTokenizer(), 260)
       >>> found.cls_id, found.sep_id, found.pad_id, found.special_ids
       (256, 257, 258, (256, 257, 258, 259))

@@ -13,8 +13,8 @@ import numpy as np
 import tokenizers
 
 from llmasos_jax.data.text import utf8
-from llmasos_jax.data.tokenizer import plain_input
-from llmasos_jax.data.words import inside_byte_level, inside_pieces, sentinels
+from llmasos_jax.data.tokenizers.tokenizer import plain_input
+from llmasos_jax.data.tokenizers.words import inside_byte_level, inside_pieces, sentinels
 from llmasos_jax.errors import TokenizerError
 
 FILE = "tokenizer.json"

@@ -15,7 +15,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from llmasos_jax.data.huggingface import HuggingFaceTokenizer
+from llmasos_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from llmasos_jax.errors import TokenizerError
 
 FILE = "vocab.txt"

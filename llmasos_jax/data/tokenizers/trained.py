@@ -22,10 +22,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from llmasos_jax.config.schema import Config
 from llmasos_jax.data.files import write_atomically
-from llmasos_jax.data.huggingface import HuggingFaceTokenizer
-from llmasos_jax.data.sentencepiece import learned_pieces, text_key, training_texts
-from llmasos_jax.data.wordpiece import SPECIAL, bert_tokenizer
-from llmasos_jax.data.words import BYTE_LIKE
+from llmasos_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
+from llmasos_jax.data.tokenizers.sentencepiece import learned_pieces, text_key, training_texts
+from llmasos_jax.data.tokenizers.wordpiece import SPECIAL, bert_tokenizer
+from llmasos_jax.data.tokenizers.words import BYTE_LIKE
 from llmasos_jax.errors import TokenizerError
 from llmasos_jax.progress import Progress
 

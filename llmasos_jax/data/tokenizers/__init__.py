@@ -1,0 +1,1 @@
+"""Tokenizers: what they promise, the kinds there are, how they are loaded and trained."""

@@ -1,0 +1,169 @@
+"""Which kinds of tokenizers there are, and what loads or trains each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmasos_jax.config.named import resolve
+from llmasos_jax.config.schema import Config
+from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer, Tokenizer
+from llmasos_jax.errors import ConfigError, TokenizerError
+
+
+def _load_bytes(entry: Mapping[str, Any], folder: Path) -> Tokenizer:
+    return ByteTokenizer()
+
+
+def _load_sentencepiece(entry: Mapping[str, Any], folder: Path) -> Tokenizer:
+    from llmasos_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer
+
+    tokenizer = SentencePieceTokenizer.from_file(entry_file(entry, folder))
+    for key in ("bos_id", "eos_id"):
+        said, own = entry.get(key), getattr(tokenizer, key)
+        if said is not None and said != own:
+            raise TokenizerError(
+                f"tokenizer.{key}={said}, but the sentencepiece file has {own}; correct it, or "
+                "leave it out: a sentencepiece model knows its own"
+            )
+    return tokenizer
+
+
+def _load_tokenizers(entry: Mapping[str, Any], folder: Path) -> Tokenizer:
+    from llmasos_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
+
+    # The entry says it all: in a model's folder nothing is guessed from the names of tokens.
+    said = {"bos_id": None, "eos_id": None, "adds_bos": False, **entry}
+    return HuggingFaceTokenizer.from_file(entry_file(entry, folder), said)
+
+
+# What loads a kind: (entry, folder) -> Tokenizer. The libraries are imported only when used.
+TABLE: dict[str, Callable[[Mapping[str, Any], Path], Tokenizer]] = {
+    "bytes": _load_bytes,
+    "sentencepiece": _load_sentencepiece,
+    "tokenizers": _load_tokenizers,
+}
+
+
+def load_tokenizer(
+    entry: Mapping[str, Any], folder: Path, *, allow_code: bool = False
+) -> Tokenizer:
+    """Loads the tokenizer that a `model.json` describes; the inverse of `Tokenizer.save`.
+
+    Args:
+      entry: `{"kind": ..., "file": ..., ...}`; `file` stands in `folder`.
+      folder: the model's folder.
+      allow_code: whether `kind` may be `"package.module:name"`, a callable `(entry, folder) ->
+        Tokenizer`, which is imported and run. Off by default: opening a model runs no code.
+
+    Raises:
+      TokenizerError: the kind is unknown, or the file is absent or no such tokenizer.
+
+    Example:
+      >>> load_tokenizer({"kind": "bytes"}, Path(".")).vocab_size
+      259
+    """
+    kind = entry.get("kind")
+    if not isinstance(kind, str):
+        raise TokenizerError(
+            f"tokenizer.kind={kind!r} is not a string; known: {', '.join(sorted(TABLE))}"
+        )
+    if ":" in kind and not allow_code:
+        raise TokenizerError(
+            f'tokenizer.kind="{kind}" names code, and opening a model runs none; pass '
+            "allow_code=True (--allow-code) if you trust it"
+        )
+    try:
+        load = resolve(kind, TABLE, "tokenizer.kind")
+    except ConfigError as error:
+        raise TokenizerError(str(error)) from error
+    tokenizer = load(entry, folder)
+    if not isinstance(tokenizer, Tokenizer):
+        raise TokenizerError(
+            f'tokenizer.kind="{kind}" gave a {type(tokenizer).__name__}; expected vocab_size, '
+            "bos_id, eos_id, "
+            "adds_bos, encode, decode and save (llmasos_jax.data.tokenizers.tokenizer.Tokenizer)"
+        )
+    return tokenizer
+
+
+def entry_file(entry: Mapping[str, Any], folder: Path) -> Path:
+    """Returns the path of an entry's file, which may not leave `folder`.
+
+    Raises:
+      TokenizerError: the entry has no file, the file leaves the folder, or is not there.
+    """
+    name = entry.get("file")
+    if not isinstance(name, str) or not name:
+        raise TokenizerError(
+            f'tokenizer "{entry["kind"]}" has file={name!r}; expected the name of its file'
+        )
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise TokenizerError(
+            f'tokenizer file "{name}" leaves the folder {folder}; copy it in and name it there'
+        )
+    if not path.is_file():
+        raise TokenizerError(
+            f"tokenizer file {path} is not there; put it back or correct tokenizer.file"
+        )
+    return path
+
+
+def build_tokenizer(cfg: Config, documents: Sequence[str], cache: Path) -> Tokenizer:
+    """Returns a training run's tokenizer: loads `cfg.tokenizer.path`, or trains one.
+
+    Args:
+      cfg: `tokenizer`, `model.vocab_size` and, for the split, `data` are read.
+      documents: all documents; a tokenizer is trained on those that are not held out.
+      cache: folder for the trained tokenizer, so that a second run does not train it again.
+
+    Raises:
+      TokenizerError: unknown kind, no such file, not such a file, more ids than `model.vocab_size`,
+        or too little text for so many pieces.
+    """
+    kind, path = cfg.tokenizer.kind, cfg.tokenizer.path
+    if kind == "sentencepiece" and path is None:
+        from llmasos_jax.data.tokenizers.sentencepiece import trained
+
+        tokenizer: Tokenizer = trained(cfg, documents, cache)
+    elif kind == "tokenizers" and path is None:
+        from llmasos_jax.data.tokenizers import trained as jsons
+
+        tokenizer = jsons.trained(cfg, documents, cache)
+    else:
+        file = None if path is None else Path(path).expanduser()
+        if file is not None and file.is_dir():
+            file = _file_in(file, kind)
+        entry = {"kind": kind} if file is None else {"kind": kind, "file": file.name}
+        folder = file.parent if file else Path()
+        if kind == "tokenizers":
+            tokenizer = _from_path(entry_file(entry, folder), cfg.tokenizer.lowercase)
+        else:
+            tokenizer = load_tokenizer(entry, folder, allow_code=True)
+    if tokenizer.vocab_size > cfg.model.vocab_size:
+        raise TokenizerError(
+            f'tokenizer "{path or kind}" has {tokenizer.vocab_size} ids, '
+            f"model.vocab_size={cfg.model.vocab_size} is "
+            f"fewer; set model.vocab_size={tokenizer.vocab_size} or more"
+        )
+    return tokenizer
+
+
+def _file_in(folder: Path, kind: str) -> Path:
+    if kind != "tokenizers":
+        return folder / "tokenizer.model"
+    has_list = (folder / "vocab.txt").is_file() and not (folder / "tokenizer.json").is_file()
+    return folder / ("vocab.txt" if has_list else "tokenizer.json")
+
+
+def _from_path(path: Path, lowercase: bool) -> Tokenizer:
+    """A `tokenizer.json`, or BERT's list of pieces."""
+    if path.suffix == ".txt":
+        from llmasos_jax.data.tokenizers.wordpiece import from_vocabulary_file
+
+        return from_vocabulary_file(path, lowercase=lowercase)
+    from llmasos_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
+
+    return HuggingFaceTokenizer.from_file(path)
