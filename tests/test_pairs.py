@@ -164,6 +164,32 @@ def test_a_single_sentence_is_split_at_a_token() -> None:
         assert len(pair.a) in (1, 2) and (pair.label or pair.b.tolist()[-1] == 2002)
 
 
+@pytest.mark.parametrize(("sizes", "length"), [((30, 90), 20), ((2, 30), 40), ((2, 200), 64)])
+def test_in_a_row_of_one_sentence_nothing_but_its_words_tells_the_label(
+    sizes: tuple[int, int], length: int
+) -> None:
+    """Sentences longer than a row, tails of documents, and both: ends and borders are alike."""
+    lengths = np.random.default_rng(5).integers(*sizes, size=(40, 3))
+    borders = np.concatenate([[0], lengths.reshape(-1).cumsum()])
+    documents = TokenDocuments(np.arange(borders[-1]), borders[::3], borders)
+    rows = [row for row in PairRows(documents, length) if row.last - row.first == 1]
+    features: dict[int, list[list[float]]] = {0: [], 1: []}
+    for index, row in enumerate(rows):
+        for seed in range(12_000 // len(rows)):
+            pair = next_sentence_pair(row, np.random.default_rng([seed, index]))
+            first, last = int(pair.b[0]), int(pair.b[-1])
+            inside = np.searchsorted(borders, last, "right") - np.searchsorted(
+                borders, first, "right"
+            )
+            features[pair.label].append(
+                [first in borders, last + 1 in borders, inside > 0, len(pair.b) / length]
+            )
+    assert len(rows) > 10
+    true, foreign = (np.mean(features[label], axis=0) for label in (0, 1))
+    assert true[0] == foreign[0] == 0 and true[2] == foreign[2] == 0
+    assert abs(true[1] - foreign[1]) < 0.04 and abs(true[3] - foreign[3]) < 0.025
+
+
 def test_short_rows() -> None:
     corpus = _corpus(count=15, longest=4)
     short = sum(row.target < 61 for row in PairRows(corpus, 64, short_fraction=0.5, seed=1))

@@ -14,7 +14,9 @@ Differences from BERT's program, so that lengths and kinds of text tell little o
 is drawn before the label; the row that ends a document asks no more of a foreign B than of the true
 one; a foreign B begins at any sentence of the other documents with the same probability (BERT draws
 the document first), and where enough text is left, if its document has so much. And a row of one
-sentence is split at a token, whatever its label; BERT makes it a pair that does not follow.
+sentence is split at a token, whatever its label; BERT makes it a pair that does not follow. There
+a foreign B is a part of one sentence as well, which begins inside it; where no sentence drawn is
+long enough for it, the true B is cut as short.
 
 References:
   Devlin et al., 2018, arXiv 1810.04805, section 3.1 and appendix A.2.
@@ -34,6 +36,7 @@ from llmasos_jax.errors import ConfigError, DataError
 
 SPECIALS = 3  # [CLS] A [SEP] B [SEP]
 SHORTEST = SPECIALS + 2
+_DRAWN_SENTENCES = 32  # of which one that is long enough, or the longest, gives a part
 
 
 @dataclass(frozen=True)
@@ -164,12 +167,13 @@ class PairRows(Sequence[PairRow]):
 def next_sentence_pair(row: PairRow, rng: np.random.Generator) -> Pair:
     """Half of the time what follows in the document, half of the time text of another one."""
     a, b, follows = _split(row, rng)
-    if not follows:
-        total = len(a) + len(b)
+    total = len(a) + len(b)
+    if row.last - row.first == 1:
+        part = _part_elsewhere(row, len(b), rng, is_filled=total >= row.target)
+        b = b[: len(part)] if follows else part
+    elif not follows:
         wanted = min(row.target, total) - len(a)
         b = _elsewhere(row, wanted, rng, is_filled=total >= row.target)
-        if row.last - row.first == 1:
-            b = b[:wanted]  # as the true one, a part of a sentence
     return Pair(*_truncate(a, b, row.rows.max_tokens, rng), label=int(not follows))
 
 
@@ -205,9 +209,7 @@ def _elsewhere(
     """
     rows = row.rows
     borders = rows.borders
-    own, own_stop = int(rows.starts[row.document]), int(rows.stops[row.document])
-    begin = int(rng.integers(len(borders) - 1 - (own_stop - own)))
-    begin += own_stop - own if begin >= own else 0
+    begin = int(_foreign_sentences(row, 1, rng)[0])
     document = rows.document_of(begin)
     first, stop = int(rows.starts[document]), int(rows.stops[document])
     enough = int(borders.searchsorted(borders[stop] - wanted, side="right"))
@@ -218,6 +220,35 @@ def _elsewhere(
     if not is_filled and end > begin + 1 and goal - borders[end - 1] < borders[end] - goal:
         end -= 1
     return rows.documents.ids[int(borders[begin]) : int(borders[end])]
+
+
+def _part_elsewhere(
+    row: PairRow, wanted: int, rng: np.random.Generator, *, is_filled: bool
+) -> np.ndarray:
+    """A part of a sentence of another document, as the true B of a row of one sentence is.
+
+    It never has the sentence's first token (unless no sentence drawn has two), and has at most
+    `wanted`. In a row that is not filled the true B ends with its sentence, so this one does too.
+    """
+    borders = row.rows.borders
+    sentences = _foreign_sentences(row, _DRAWN_SENTENCES, rng)
+    lengths = borders[sentences + 1] - borders[sentences]
+    # The first that is longer than wanted, else the longest.
+    pick = int(np.argmax(np.minimum(lengths, wanted + 1)))
+    start, length = int(borders[sentences[pick]]), int(lengths[pick])
+    size = max(1, min(wanted, length - 1))
+    is_tail = size == wanted and not is_filled
+    last_skip = length - size
+    skip = last_skip if is_tail else int(rng.integers(min(1, last_skip), last_skip + 1))
+    return row.rows.documents.ids[start + skip : start + skip + size]
+
+
+def _foreign_sentences(row: PairRow, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Sentences of other documents, each with the same probability: integers [count]."""
+    rows = row.rows
+    own, own_stop = int(rows.starts[row.document]), int(rows.stops[row.document])
+    drawn = rng.integers(len(rows.borders) - 1 - (own_stop - own), size=count)
+    return np.where(drawn >= own, drawn + own_stop - own, drawn)
 
 
 def require_length(sequence_length: int) -> None:
