@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from llmasos_jax import __version__
+from llmasos_jax.data.tokenizers.huggingface import FILE as TOKENIZER
 from llmasos_jax.errors import ExportError, FormatError, did_you_mean
 from llmasos_jax.evals.export.outputs import Compared, compare, our_outputs
 from llmasos_jax.evals.export.theirs import import_both, their_outputs
+from llmasos_jax.evals.export.tokens import compare_tokenizer
 from llmasos_jax.evals.parity.probe import Probe, length_for, make_probes
 from llmasos_jax.format import folder as folders
 from llmasos_jax.format.read import ModelFiles
@@ -106,9 +108,11 @@ def export_model(
             )
         probes: list[Probe] = []
         compared: tuple[Compared, ...] = ()
+        num_texts = 0
         if not unproven:
             probes, compared = _prove(files, temporary, written, seed)
-        receipt = _receipt(files, temporary, written, to, probes, compared, seed)
+            num_texts = _prove_tokenizer(files, temporary)
+        receipt = _receipt(files, temporary, written, to, probes, compared, num_texts, seed)
         text = json.dumps(receipt, indent=2, ensure_ascii=False) + "\n"
         write_file(temporary / RECEIPT, text.encode("utf-8"))
     return ExportResult(
@@ -163,6 +167,13 @@ def _prove(
     return probes, tuple(compared)
 
 
+def _prove_tokenizer(files: ModelFiles, folder: Path) -> int:
+    """How many texts were compared; 0 where the folder has no tokenizer."""
+    if files.tokenizer is None or not (folder / TOKENIZER).is_file():
+        return 0
+    return compare_tokenizer(folder, files.tokenizer.load(), files.manifest.parameters)
+
+
 def _receipt(
     files: ModelFiles,
     folder: Path,
@@ -170,6 +181,7 @@ def _receipt(
     to: str,
     probes: Sequence[Probe],
     compared: Sequence[Compared],
+    num_texts: int,
     seed: int,
 ) -> dict[str, Any]:
     manifest = files.manifest
@@ -188,6 +200,7 @@ def _receipt(
         "tolerance": TOLERANCE,
         "difference": max((c.difference for c in compared), default=None),
         "compared": [asdict(c) for c in compared],
+        "texts": num_texts,
         "rows": [int(n) for probe in probes for n in probe.mask_bt.sum(1)],
         "seed": seed,
         "dtype": "float32",

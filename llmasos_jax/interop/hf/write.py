@@ -22,6 +22,7 @@ from llmasos_jax.interop.hf.tokenizer import folder_tokenizer_files
 from llmasos_jax.interop.tables import unbind
 
 _POOLING = "1_Pooling"
+_UNKNOWN = ("<unk>", "[UNK]")
 _PROBES = ("Hello, world! 123", "  two  spaces\nand a line", "Über naïve 世界 🙂", "")
 
 
@@ -88,19 +89,21 @@ def _may_have_pooler(found: Expressed, files: ModelFiles) -> bool:
 
 def _with_ids(found: Expressed, files: ModelFiles, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """The config with the ids of special tokens; null goes before the defaults of a class."""
+    cfg, generation = files.manifest.parameters, files.manifest.generation
+    ends = list(generation.eos_ids)
+    if not ends and cfg.causal and (end := getattr(tokenizer, "eos_id", None)) is not None:
+        ends = [end]  # what ends a text of such a model here, too
+    has_ends = cfg.causal or bool(ends)  # BERT has neither beginning nor end
     ids: dict[str, Any] = {
-        "bos_token_id": getattr(tokenizer, "bos_id", None),
-        "eos_token_id": getattr(tokenizer, "eos_id", None),
+        "bos_token_id": getattr(tokenizer, "bos_id", None) if has_ends else None,
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
         "pad_token_id": getattr(tokenizer, "pad_id", None),
     }
-    generation = files.manifest.generation
-    if generation.eos_ids:
-        several = list(generation.eos_ids)
-        ids["eos_token_id"] = several[0] if len(several) == 1 else several
     if generation.decoder_start_id is not None:
         ids["decoder_start_token_id"] = generation.decoder_start_id
     if found.family.model_type == "modernbert":
-        ids |= {"cls_token_id": ids["bos_token_id"], "sep_token_id": ids["eos_token_id"]}
+        ids["cls_token_id"] = getattr(tokenizer, "cls_id", None)
+        ids["sep_token_id"] = getattr(tokenizer, "sep_id", None)
     return {**ids, **found.config}
 
 
@@ -165,19 +168,33 @@ def _ids_of(tokenizer: Tokenizer) -> list[list[int]]:
 def _tokenizer_config(tokenizer: Tokenizer, files: ModelFiles) -> dict[str, Any]:
     cfg = files.manifest.parameters
     token: Callable[[int], str | None] = getattr(tokenizer, "token", lambda _: None)
-    names = {"bos": "bos_id", "eos": "eos_id", "pad": "pad_id", "mask": "mask_id"}
+    fields = {"bos": "bos_id", "eos": "eos_id", "pad": "pad_id", "mask": "mask_id"}
     if not cfg.causal:
-        names |= {"cls": "bos_id", "sep": "eos_id"}
-    names["unk"] = "unk_id"
-    said: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    for name, field in names.items():
-        number = getattr(tokenizer, field, None)
-        said[f"{name}_token"] = None if number is None else token(number)
+        fields |= {"cls": "cls_id", "sep": "sep_id"}
+    ids = {name: getattr(tokenizer, field, None) for name, field in fields.items()}
+    ids["unk"] = _unk_id(tokenizer, token)
+    names = {name: token(number) for name, number in ids.items() if number is not None}
+    if not cfg.causal:
+        # RoBERTa's <s> is a beginning as well; what has BERT's names is not.
+        for end, frame in (("bos", "[CLS]"), ("eos", "[SEP]")):
+            if names.get(end) == frame:
+                del names[end]
+    said: dict[str, Any] = {f"{name}_token": text for name, text in names.items() if text}
+    if cfg.token_types > 1:
+        said["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     return {
-        **{key: value for key, value in said.items() if value is not None},
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **said,
         "model_max_length": cfg.context_length,
         "clean_up_tokenization_spaces": False,
     }
+
+
+def _unk_id(tokenizer: Tokenizer, token: Callable[[int], str | None]) -> int | None:
+    """The unknown token; byte-level BPE never makes it, and RoBERTa has it all the same."""
+    found = getattr(tokenizer, "unk_id", None)
+    special = getattr(tokenizer, "special_ids", ())
+    return next((i for i in special if token(i) in _UNKNOWN), None) if found is None else found
 
 
 def _json(value: Any) -> bytes:

@@ -1,0 +1,161 @@
+"""Tokenizers of exports: what transformers makes of texts is what the model makes of them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_hf import written
+from tokenizers import Tokenizer as Library
+from tokenizers import decoders, models, pre_tokenizers, processors
+
+import llmasos_jax
+from llmasos_jax.data.tokenizers.wordpiece import bert_tokenizer, vocabulary_file
+from llmasos_jax.errors import ExportError
+from llmasos_jax.evals.export import run as export_run
+from llmasos_jax.interop.hf import open_hf
+from llmasos_jax.interop.hf.write import write_huggingface
+
+WIDTHS = {
+    **{"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
+    **{"intermediate_size": 24, "max_position_embeddings": 66},
+}
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!世"
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{c}" for c in LETTERS)]
+LINES = "".join(f"{piece}\n" for piece in PIECES)
+BERT_TOKENS = {
+    f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")
+}
+ROBERTA_TOKENS = {
+    **{"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"},
+    **{"unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>"},
+}
+INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
+
+
+def bert(folder: Path, **keys: Any) -> Path:
+    written(
+        folder,
+        {
+            **{"architectures": ["BertForPreTraining"], "model_type": "bert", **WIDTHS},
+            **{"vocab_size": len(PIECES), "pad_token_id": 0, **keys},
+        },
+    )
+    (folder / "vocab.txt").write_text(LINES, encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
+    return folder
+
+
+def modern(folder: Path) -> Path:
+    config = {"architectures": ["ModernBertForMaskedLM"], "model_type": "modernbert", **WIDTHS}
+    ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    written(folder, {**config, **ids, "vocab_size": len(PIECES), "local_attention": 6})
+    made = bert_tokenizer(vocabulary_file(LINES.encode(), folder), folder)
+    (folder / "tokenizer.json").write_text(made.to_str(), encoding="utf-8")
+    said = {"tokenizer_class": "PreTrainedTokenizerFast", **BERT_TOKENS}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    return folder
+
+
+def roberta(folder: Path) -> Path:
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*special, *bytes_])}
+    config = {"architectures": ["RobertaForMaskedLM"], "model_type": "roberta", **WIDTHS}
+    ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "type_vocab_size": 1}
+    written(folder, {**config, **ids, "vocab_size": len(vocab)})
+    made = Library(models.BPE(vocab, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    made.add_special_tokens(special)
+    (folder / "tokenizer.json").write_text(made.to_str(), encoding="utf-8")
+    said = {"tokenizer_class": "RobertaTokenizer", **ROBERTA_TOKENS}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    return folder
+
+
+FOLDERS: dict[str, tuple[Callable[[Path], Path], dict[str, str]]] = {
+    "bert": (bert, BERT_TOKENS),
+    "modernbert": (modern, BERT_TOKENS),
+    "roberta": (roberta, ROBERTA_TOKENS),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_special_tokens_are_those_of_the_source(name: str, tmp_path: Path) -> None:
+    make, tokens = FOLDERS[name]
+    files = open_hf(make(tmp_path / "in"))
+    out = tmp_path / "out"
+    out.mkdir()
+    assert write_huggingface(files, out).notes == ()
+    said = json.loads((out / "tokenizer_config.json").read_bytes())
+    assert {key: v for key, v in said.items() if key.endswith("_token")} == tokens
+    assert said.get("model_input_names") == (INPUTS if name == "bert" else None)
+    assert (
+        files.manifest.generation.eos_ids == {"bert": (), "modernbert": (3,), "roberta": (2,)}[name]
+    )
+    back = open_hf(out)
+    assert back.manifest.generation == files.manifest.generation
+    assert files.tokenizer is not None and back.tokenizer is not None
+    ours, again = files.tokenizer.load(), back.tokenizer.load()
+    for field in ("bos_id", "eos_id", "mask_id", "pad_id", "cls_id", "sep_id", "adds_bos"):
+        assert getattr(again, field) == getattr(ours, field), field
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore:::(torch|transformers)")
+class TestParity:
+    @pytest.fixture(autouse=True)
+    def needs(self) -> None:
+        pytest.importorskip("torch", reason="needs the extra `parity`")
+        pytest.importorskip("transformers", reason="needs the extra `parity`")
+
+    @pytest.mark.parametrize("name", FOLDERS)
+    def test_transformers_makes_the_same_of_texts(self, name: str, tmp_path: Path) -> None:
+        from transformers import AutoTokenizer
+
+        make, tokens = FOLDERS[name]
+        source = make(tmp_path / "in")
+        llmasos_jax.export(source, "hf", tmp_path / "out")
+        receipt = json.loads((tmp_path / "out" / "parity.json").read_bytes())
+        assert receipt["texts"] == 7
+        theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+        assert {key: str(v) for key, v in theirs.special_tokens_map.items()} == tokens
+        both = theirs("it is", "a 世")
+        assert list(both) == (INPUTS if name == "bert" else ["input_ids", "attention_mask"])
+        if name == "bert":
+            first, kinds = AutoTokenizer.from_pretrained(source)("it is", "a 世"), [0] * 6 + [1] * 3
+            assert (both["input_ids"], both["token_type_ids"]) == (first["input_ids"], kinds)
+
+    @pytest.mark.parametrize(
+        ("file", "key", "value", "message"),
+        [
+            ("tokenizer_config.json", "model_input_names", INPUTS[:1], "token_type_ids = None of"),
+            ("tokenizer_config.json", "mask_token", "[PAD]", "mask_token_id = 0 of"),
+            (
+                "tokenizer.json",
+                "post_processor",
+                None,
+                "input_ids = .* of 'Hello, world!",
+            ),
+            ("tokenizer.json", "model", {}, "does not open the tokenizer"),
+        ],
+    )
+    def test_another_tokenizer_is_kept_nowhere(
+        self, file: str, key: str, value: Any, message: str, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        source = bert(tmp_path / "in")
+
+        def spoilt(files: Any, out: Path, **options: Any) -> Any:
+            result = write_huggingface(files, out, **options)
+            found = json.loads((out / file).read_bytes())
+            (out / file).write_text(json.dumps({**found, key: value}))
+            return result
+
+        monkeypatch.setattr(export_run, "write_huggingface", spoilt)
+        with pytest.raises(ExportError, match=message) as caught:
+            llmasos_jax.export(source, "hf", tmp_path / "out")
+        assert "\n" not in str(caught.value)
+        assert [p.name for p in tmp_path.iterdir()] == ["in"]
