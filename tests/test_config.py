@@ -109,6 +109,11 @@ def test_a_field_that_json_lacks_takes_its_default():
         (small(model={"rope_theta": float("nan")}), "model.rope_theta=nan must be a finite number"),
         (small(optim={"weight_decay": float("inf")}), "optim.weight_decay=inf must be a finite"),
         (small(optim={"momentum": -1.0}), "optim.momentum=-1.0 must be at least 0 and below 1"),
+        (small(objective={"span_length": 1e9}), "=1000000000.0 is more than data.sequence_length="),
+        (
+            small(model={"causal": False}, sample={"prompt": "a"}),
+            "one with model.causal=False reads; set sample.prompt=None",
+        ),
         (small(train={"expert_capacity": 2.0}), "set model.experts.count, or leave out"),
         (
             small(model={"rope_scaling": {"factor": 2.0}}),
@@ -135,6 +140,7 @@ def test_overrides_are_typed():
             "optim.learning_rate": "1e-2",
             "optim.clip_norm": "none",
             "model.causal": "false",
+            "sample.prompt": "none",
             "model.attention_windows": "none, 8",
             "mesh.fsdp": "(2, 4)",
             "train.hooks": "a.b:c",

@@ -86,6 +86,30 @@ def test_words_are_whole(unit: str) -> None:
     assert lengths >= {1, 2, 3, 4}
 
 
+@pytest.mark.parametrize("unit", ["word", "span"])
+def test_no_word_or_span_goes_over_a_document_border(unit: str) -> None:
+    """Documents without bos and eos, of pieces that all go on with a word but the first ones."""
+    rng = np.random.default_rng(4)
+    documents = TokenDocuments.from_lists(
+        [[*([600] if d % 2 else []), *rng.integers(700, SIZE, 3)] for d in range(400)]
+    )
+    objective = ObjectiveConfig("mlm", mask_unit=unit, mask_share=1.0, random_share=0.0)
+    prepare = mlm(Config(ModelConfig(SIZE, 8, 1), objective=objective), VOCABULARY)
+    parted, runs = 0, set()
+    for index, row in enumerate(PackedRows(documents, 50)):
+        batch = prepare(row, np.random.default_rng(index))
+        places = batch.extra["masked_positions"][batch.loss_weights > 0]
+        is_chosen = np.zeros(50, dtype=bool)
+        is_chosen[places] = True
+        segments = batch.segment_ids
+        for segment in range(1, int(segments.max()) + 1):
+            of_word = is_chosen[segments == segment]
+            assert of_word.all() or not of_word.any()  # each document here is one word
+        parted += int((is_chosen[1:] != is_chosen[:-1])[np.diff(segments) > 0].sum())
+        runs |= set(np.bincount(segments[places])[1:].tolist())
+    assert parted > 50 and runs >= {0, 3, 4}
+
+
 def test_token_masking_parts_words() -> None:
     masker = Masker(VOCABULARY, ObjectiveConfig())
     rng = np.random.default_rng(1)

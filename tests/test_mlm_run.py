@@ -125,7 +125,7 @@ def test_the_baselines_are_counted_as_they_say(bert):
 
 
 OBJECTIVES = {
-    "mlm": {},
+    "mlm": {"pooler": False, "next_sentence": False},
     "mlm_sop": {},
     "causal": {"causal": True, "head": "linear", "pooler": False, "next_sentence": False},
     "prefix_lm": {
@@ -185,7 +185,7 @@ def test_a_run_starts_with_the_newest_weights_of_another(bert):
     home = bert[0]
     cfg = bert_config(
         home,
-        "mlm",
+        "mlm_sop",
         train={"start_from": str(home / "run"), "batch_size": 16},
         data={"sequence_length": 48},
         optim={"learning_rate": 1e-3},

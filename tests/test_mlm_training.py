@@ -214,6 +214,8 @@ def _avals(jaxpr):
         ("causal", BERT, "model.causal=False it would see"),
         ("causal", T5, "has no text for an encoder"),
         ("mlm", GPT, 'model.causal=True sees one; set model.causal=False, or .*"causal"'),
+        ("causal", GPT.replace(prefix_lm=True), 'as model.prefix_lm=True .*"prefix_lm", or'),
+        ("mlm", BERT, 'model.next_sentence=True; set .*"mlm_nsp", or model.next_sentence=False'),
         ("mlm", BERT.replace(head=None, next_sentence=False, pooler=False), "model.head=None"),
         ("mlm_nsp", BERT.replace(next_sentence=False), "model.next_sentence=False; set"),
         ("mlm_sop", BERT.replace(token_types=1), "model.token_types=1; set it to 2"),

@@ -105,6 +105,14 @@ def test_rows_leave_out_what_begins_and_ends_documents() -> None:
         rows[2]
 
 
+def test_a_decoder_longer_than_the_context_is_refused() -> None:
+    cfg = _config(1000, mask_rate=0.6, span_length=20.0)
+    assert corrupted_lengths(1000, cfg.objective).decoder > 1024
+    with pytest.raises(ConfigError, match="the decoder writes .* more than model.context_length=1"):
+        span_corruption(cfg, _vocabulary())
+    span_corruption(_config(1000, mask_rate=0.4, span_length=20.0), _vocabulary())
+
+
 def test_a_batch() -> None:
     text = np.random.default_rng(0).integers(10, 800, size=700).tolist()
     documents = TokenDocuments.from_lists([[*text[:100], 1], [*text[100:], 1]])

@@ -56,8 +56,8 @@ def test_events_files_and_result(tmp_path, compiles, capsys, monkeypatch):
         ("sample", "x = 1"),
         ("step", 6),
         ("eval", 6),
-        ("sample", "x = 1"),
         ("checkpoint", 6),
+        ("sample", "x = 1"),
         ("end", 6),
     ]
     assert counts[0] < counts[1] == counts[2]  # the second step compiled nothing
@@ -95,6 +95,19 @@ def test_events_files_and_result(tmp_path, compiles, capsys, monkeypatch):
     ]
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["train"]["steps"] == 7  # the refused call wrote nothing
+
+
+def test_a_sampler_that_fails_costs_no_step(tmp_path):
+    cfg = small_config(tmp_path, steps=2, sample={"prompt": "def "})
+
+    def sample(config, tokenizer, params):
+        raise ValueError("no text")
+
+    with pytest.raises(ValueError, match="no text"):
+        run(cfg, tmp_path / "run", sample=sample, cache=tmp_path / "cache")
+    assert steps_on_disk(tmp_path / "run") == [2]
+    again = run(cfg, tmp_path / "run", sample=lambda *_: "x", cache=tmp_path / "cache")
+    assert (again.step, again.sample) == (2, "x")
 
 
 def _check_values(values):
@@ -238,5 +251,9 @@ def test_result_shows_itself(tmp_path):
     assert "held-out" not in str(result) and "3 (96 tokens, 2s)" in str(result)
     assert "<pre>&lt;b&gt;</pre>" in result._repr_html_()
     assert result.to_dict()["workdir"] == str(tmp_path)
+    right = dataclasses.replace(result, heldout_accuracy=0.25, heldout_nsp_accuracy=0.75)
+    assert "right" not in str(right)  # perplexities are a causal model's comparison
+    lines = str(dataclasses.replace(right, objective="mlm_nsp")).splitlines()
+    assert lines[-3:-1] == ["accuracy           25.0% right", "next sentence      75.0% right"]
     endless = dataclasses.replace(result, heldout_loss=800.0, heldout_perplexity=math.inf)
     assert endless.to_dict()["heldout_perplexity"] is None  # JSON has no infinity

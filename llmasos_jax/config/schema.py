@@ -286,10 +286,25 @@ def check_config(cfg: Config) -> None:
     ):
         if not 0.0 <= value <= 1.0:
             raise ConfigError(f"{path}={value} must be between 0 and 1")
-    if cfg.objective.span_length < 1.0:
-        raise ConfigError(f"objective.span_length={cfg.objective.span_length} must be at least 1")
+    _check_span_length(cfg)
+    if cfg.sample.prompt is not None and not cfg.model.causal:
+        raise ConfigError(
+            "sample.prompt is for models that write, and one with model.causal=False reads; set "
+            "sample.prompt=None"
+        )
     if cfg.train.seed >= 2**32:
         raise ConfigError(f"train.seed={cfg.train.seed} must be below 2**32")
+
+
+def _check_span_length(cfg: Config) -> None:
+    span_length, length = cfg.objective.span_length, cfg.data.sequence_length
+    if span_length < 1.0:
+        raise ConfigError(f"objective.span_length={span_length} must be at least 1")
+    if span_length > max(length, ObjectiveConfig.span_length):
+        raise ConfigError(
+            f"objective.span_length={span_length} is more than data.sequence_length={length}; "
+            "lower it (3 is usual)"
+        )
 
 
 def _check_signs(cfg: Config) -> None:

@@ -73,6 +73,7 @@ def mask_tokens(
     vocabulary: Vocabulary,
     cfg: ObjectiveConfig,
     rng: np.random.Generator,
+    begins: np.ndarray | None = None,
 ) -> Masked:
     """Masks one row; for many rows make one `Masker`.
 
@@ -82,6 +83,7 @@ def mask_tokens(
       vocabulary: `mask_id`, `special_ids` (never drawn) and `is_inside_v` (words) are read.
       cfg: `mask_rate`, `mask_unit`, `mask_share`, `random_share`, `span_length`.
       rng: where all that is random comes from.
+      begins: bool [T], where a text begins: no word or span goes over it. None: at the row's start.
 
     Raises:
       ConfigError: the vocabulary has no mask, or nothing to draw.
@@ -96,17 +98,18 @@ def mask_tokens(
       >>> (masked.tokens == vocabulary.mask_id).sum() == masked.weights.sum()
       np.True_
     """
-    return Masker(vocabulary, cfg)(tokens, is_maskable, rng)
+    return Masker(vocabulary, cfg)(tokens, is_maskable, rng, begins)
 
 
 class Masker:
-    """Masks rows: `masker(tokens, is_maskable, rng) -> Masked` (see `mask_tokens`).
+    """Masks rows: `masker(tokens, is_maskable, rng, begins) -> Masked` (see `mask_tokens`).
 
     The share of a row is `mask_rate` of its maskable tokens, rounded up or down at random so that
     the mean is exact, and at least 1 where there is any. Of the tokens chosen, `mask_share` become
     the mask and `random_share` a random token that is not special: each token for itself, or, for
     `mask_unit` "span", each span as a whole (SpanBERT). A word is a token and those after it for
-    which `is_inside_v` is True; what stands after a token that cannot be masked begins one.
+    which `is_inside_v` is True; what begins a text, or stands after a token that cannot be masked,
+    begins one.
 
     Raises:
       ConfigError: the vocabulary has no mask, or nothing to draw.
@@ -122,18 +125,21 @@ class Masker:
         self.cfg = cfg
         self.mask_id = vocabulary.mask_id
         self.is_inside_v = vocabulary.is_inside_v
-        is_text_v = np.ones(vocabulary.size, dtype=bool)
-        is_text_v[[i for i in vocabulary.special_ids if i < vocabulary.size]] = False
-        self.text_ids = np.flatnonzero(is_text_v).astype(np.int32)
+        self.text_ids = np.flatnonzero(~vocabulary.is_special_v()).astype(np.int32)
         if not self.text_ids.size:
             raise ConfigError(
                 f"all {vocabulary.size} ids of the tokenizer are special tokens; masking draws "
                 "from those that are not: give a tokenizer with pieces of text"
             )
-        self._span_cdf = span_length_cdf(cfg.span_length)
+        is_by_span = cfg.mask_unit == "span"
+        self._span_cdf = span_length_cdf(cfg.span_length) if is_by_span else np.zeros(0)
 
     def __call__(
-        self, tokens: np.ndarray, is_maskable: np.ndarray, rng: np.random.Generator
+        self,
+        tokens: np.ndarray,
+        is_maskable: np.ndarray,
+        rng: np.random.Generator,
+        begins: np.ndarray | None = None,
     ) -> Masked:
         """Returns the masked row; equal generators give equal ones."""
         size = num_predictions(len(tokens), self.cfg)
@@ -147,7 +153,11 @@ class Masker:
                 chosen = np.sort(rng.permutation(maskable)[:share])
                 draws = rng.random(chosen.size)
             else:
-                chosen, draws = self._choose_words(read, maskable, share, size, rng)
+                is_border = np.diff(maskable, prepend=-2) > 1
+                if begins is not None:
+                    is_border |= begins[maskable]
+                is_border[0] = True
+                chosen, draws = self._choose_words(read, maskable, is_border, share, size, rng)
             count = chosen.size
             positions[:count], targets[:count], weights[:count] = chosen, read[chosen], 1.0
             random = self.text_ids[rng.integers(self.text_ids.size, size=count)]
@@ -162,19 +172,23 @@ class Masker:
         self,
         tokens: np.ndarray,
         maskable: np.ndarray,
+        is_border: np.ndarray,
         share: int,
         size: int,
         rng: np.random.Generator,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns places, ascending, and for each the draw that says what is read there."""
-        starts_w = self._word_starts(tokens[maskable], maskable, size)
+        """Returns places, ascending, and for each the draw that says what is read there.
+
+        `is_border` is True for those of the maskable tokens that no word or span may go over to.
+        """
+        starts_w = self._word_starts(tokens[maskable], is_border, size)
         lengths_w = np.diff(starts_w, append=maskable.size)
         num_words = starts_w.size
         if self.cfg.mask_unit == "word":
             order = rng.permutation(num_words)
             span_w = None
         else:
-            order, span_w = self._span_order(starts_w, maskable, share, rng)
+            order, span_w = self._span_order(starts_w, is_border, share, rng)
         is_taken_w = np.zeros(num_words, dtype=bool)
         is_taken_w[take_words(order, lengths_w, share, size, rng)] = True
         is_taken = np.repeat(is_taken_w, lengths_w)
@@ -183,11 +197,9 @@ class Masker:
             return chosen, rng.random(chosen.size)
         return chosen, rng.random(num_words)[np.repeat(span_w, lengths_w)[is_taken]]
 
-    def _word_starts(self, ids: np.ndarray, maskable: np.ndarray, size: int) -> np.ndarray:
+    def _word_starts(self, ids: np.ndarray, is_border: np.ndarray, size: int) -> np.ndarray:
         """Returns which of the maskable tokens begin a word."""
-        is_start = ~self.is_inside_v[ids]
-        is_start[0] = True
-        is_start[1:] |= np.diff(maskable) > 1
+        is_start = ~self.is_inside_v[ids] | is_border
         starts = np.flatnonzero(is_start)
         lengths = np.diff(starts, append=ids.size)
         if lengths.max() <= min(MAX_WORD_PIECES, size):
@@ -197,16 +209,16 @@ class Masker:
         return np.flatnonzero(is_start | (is_long & (piece % min(_PART_PIECES, size) == 0)))
 
     def _span_order(
-        self, starts_w: np.ndarray, maskable: np.ndarray, share: int, rng: np.random.Generator
+        self, starts_w: np.ndarray, is_border: np.ndarray, share: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns words by span, in the order of drawing, and for each word the span it is in.
 
-        A span begins at any word with the same probability, ends with the run of maskable tokens
-        that it is in, and is dropped where it meets one drawn before, as in SpanBERT.
+        A span begins at any word with the same probability, ends before the next border, and is
+        dropped where it meets one drawn before, as in SpanBERT.
         """
         num_words = starts_w.size
-        bounds = [*starts_w.tolist(), maskable.size]
-        borders = np.flatnonzero(maskable[starts_w[1:]] - maskable[starts_w[1:] - 1] > 1) + 1
+        bounds = [*starts_w.tolist(), is_border.size]
+        borders = np.flatnonzero(is_border[starts_w[1:]]) + 1
         ends = np.append(borders, num_words)
         is_free = bytearray(b"\x01" * num_words)
         span_w = np.arange(num_words)

@@ -84,12 +84,13 @@ def mlm(cfg: Config, vocabulary: Vocabulary) -> Prepare:
       ((8,), (2,), [1.0, 0.0])
     """
     masker = Masker(vocabulary, cfg.objective)
-    is_special_v = special_ids(vocabulary)
+    is_special_v = vocabulary.is_special_v()
 
     def prepare(row: PackedRow, rng: np.random.Generator) -> Batch:
         segment_ids = row.segment_ids[:-1]
         tokens = np.where(segment_ids > 0, row.tokens[:-1], vocabulary.pad_id)
-        masked = masker(tokens, (segment_ids > 0) & ~is_special_v[tokens], rng)
+        begins = row.positions[:-1] == 0
+        masked = masker(tokens, (segment_ids > 0) & ~is_special_v[tokens], rng, begins)
         return Batch(
             tokens=masked.tokens,
             targets=masked.targets,
@@ -123,7 +124,7 @@ def mlm_pairs(cfg: Config, vocabulary: Vocabulary, order: bool) -> tuple[MakeRow
       ConfigError: the vocabulary has no mask, no [CLS] or no [SEP], or the sequence is too short.
     """
     masker = Masker(vocabulary, cfg.objective)
-    is_special_v = special_ids(vocabulary)
+    is_special_v = vocabulary.is_special_v()
     pick = pairs.sentence_order_pair if order else pairs.next_sentence_pair
     cls_id, sep_id = vocabulary.cls_id, vocabulary.sep_id
     if cls_id is None or sep_id is None:
@@ -235,9 +236,16 @@ def span_corruption(cfg: Config, vocabulary: Vocabulary) -> tuple[MakeRows, Prep
 
     Raises:
       ConfigError: the vocabulary has no id that ends a text, or fewer sentinels than a row has
-        spans; the sequence is too short.
+        spans; the sequence is too short, or the decoder's is longer than `model.context_length`.
     """
     lengths = corruption.corrupted_lengths(cfg.data.sequence_length, cfg.objective)
+    if lengths.decoder > cfg.model.context_length:
+        raise ConfigError(
+            f"the decoder writes {lengths.decoder} tokens for data.sequence_length="
+            f"{cfg.data.sequence_length} and objective.mask_rate={cfg.objective.mask_rate}, more "
+            f"than model.context_length={cfg.model.context_length}; raise the context, shorten the "
+            "sequence or lower the rate"
+        )
     sentinels = np.array(vocabulary.sentinel_ids, dtype=np.int32)
     end_id = vocabulary.sep_id
     if end_id is None or len(sentinels) < lengths.spans:
@@ -285,16 +293,3 @@ def _filled(tokens: np.ndarray, size: int, pad_id: int) -> tuple[np.ndarray, ...
     count = len(tokens)
     filled[:count], segment_ids[:count], positions[:count] = tokens, 1, np.arange(count)
     return filled, segment_ids, positions
-
-
-def special_ids(vocabulary: Vocabulary) -> np.ndarray:
-    """Returns bool [V]: which ids are special tokens.
-
-    Example:
-      >>> from llmasos_jax.data.tokenizers.vocabulary import stand_in
-      >>> np.flatnonzero(special_ids(stand_in(5))).tolist()
-      [0, 1, 2, 3]
-    """
-    is_special_v = np.zeros(vocabulary.size, dtype=bool)
-    is_special_v[[i for i in vocabulary.special_ids if i < vocabulary.size]] = True
-    return is_special_v

@@ -30,7 +30,9 @@ class Encoded:
     Attributes:
       x_bsd: after the encoder's final norm, [B, S, D].
       segment_ids_bs: int32 [B, S]; a decoder's token sees the states of its own segment, never
-        those of segment 0, which is padding. Where `encode` was given none, 1 everywhere.
+        those of segment 0, which is padding. Where `encode` was given none, 1 everywhere. Each text
+        of the decoder needs one here: a token that sees no state gets an even mean of all of the
+        row's, padding too, and its values say nothing.
       layers: as in `Hidden`, if asked for.
     """
 

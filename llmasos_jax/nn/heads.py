@@ -22,22 +22,33 @@ class Affine(nnx.Module):
         self.w = weight((cfg.embedding_dim, num_out), ("embed", None), num_in=1)
         self.bias = weight((num_out,), (None,), init="zeros") if has_bias else None
 
-    def __call__(self, x: jax.Array, runtime: Runtime, *, out_dtype: object = None) -> jax.Array:
-        """Maps [B, D] or [B, T, D] to as many rows of `num_out`, in `out_dtype` or `act_dtype`."""
-        spec = "bd,do->bo" if x.ndim == 2 else "btd,do->bto"
-        y = runtime.dot(spec, x, self.w[...], out_dtype=out_dtype)
-        if self.bias is None:
-            return y
-        bias = self.bias[...].astype(y.dtype)
-        return y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
+    def __call__(self, x: jax.Array, runtime: Runtime) -> jax.Array:
+        """Maps [B, D] or [B, T, D] to as many rows of `num_out`, in `act_dtype`."""
+        return _affine(x, self.w[...], self.bias, runtime, None)
 
 
-class Scores(Affine):
+class Scores(nnx.Module):
     """An affine map to scores in float32, which gathers its own weights."""
 
-    def __call__(self, x: jax.Array, runtime: Runtime) -> jax.Array:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __init__(self, cfg: ModelConfig, num_out: int) -> None:
+        self.w = weight((cfg.embedding_dim, num_out), ("embed", None), num_in=1)
+        self.bias = weight((num_out,), (None,), init="zeros")
+
+    def __call__(self, x: jax.Array, runtime: Runtime) -> jax.Array:
         """Maps [B, D] or [B, T, D] to as many rows of float32 scores."""
-        return Affine.__call__(gathered(self, runtime), x, runtime, out_dtype=jnp.float32)
+        own = gathered(self, runtime)
+        return _affine(x, own.w[...], own.bias, runtime, jnp.float32)
+
+
+def _affine(
+    x: jax.Array, w: jax.Array, bias: nnx.Param | None, runtime: Runtime, out_dtype: object
+) -> jax.Array:
+    spec = "bd,do->bo" if x.ndim == 2 else "btd,do->bto"
+    y = runtime.dot(spec, x, w, out_dtype=out_dtype)
+    if bias is None:
+        return y
+    bias_o = bias[...].astype(y.dtype)
+    return y + bias_o.reshape((1,) * (y.ndim - 1) + bias_o.shape)
 
 
 class MLMHead(nnx.Module):

@@ -145,15 +145,21 @@ class _Run:
             self.checkpoints.wait()
 
     def look(self, step: int, state: TrainState, stop: StopRequest) -> None:
-        """Does what is due after a step: evaluate, sample, save, stop."""
+        """Does what is due after a step: evaluate, save, sample, stop.
+
+        What is saved comes first, so that a sample that fails costs nothing.
+        """
         cfg, is_last = self.cfg, step >= self.cfg.train.steps
         if not stop.name and _is_due(cfg.train.eval_every_steps, step, is_last):
             self.evaluate(step, state, stop)
+        is_saved = is_last or self.checkpoints.is_due(step)
+        if is_saved:
+            self.save(step, state)
         if not stop.name and (is_last or _is_due(cfg.sample.every_steps, step)):
             self.sample(step, state)
-        if stop.name or is_last or self.checkpoints.is_due(step):
-            self.save(step, state)
         if stop.name:
+            if not is_saved:
+                self.save(step, state)
             self.checkpoints.wait()
             raise PreemptedError(
                 f"{stop.name}: saved at step {step} of {cfg.train.steps}; the same command goes on"

@@ -69,12 +69,24 @@ def causal(cfg: Config, vocabulary: Vocabulary) -> Objective:
         f"has no text for an encoder, and model.encoder.num_layers={model.encoder.num_layers}; set "
         'it to 0, or objective.name="span_corruption"',
     )
+    _require(
+        not model.prefix_lm,
+        cfg,
+        "never shows a prefix in both directions, as model.prefix_lm=True reads prompts; set "
+        'objective.name="prefix_lm", or model.prefix_lm=False',
+    )
     return Objective(prepare=objectives.causal, loss=causal_loss(cfg))
 
 
 def mlm(cfg: Config, vocabulary: Vocabulary) -> Objective:
     """Predicts masked tokens from both sides."""
     _require_encoder(cfg)
+    _require(
+        not cfg.model.next_sentence,
+        cfg,
+        "does not train the scores of sentence pairs, and model.next_sentence=True; set "
+        'objective.name="mlm_nsp", or model.next_sentence=False and model.pooler=False',
+    )
     return Objective(prepare=objectives.mlm(cfg, vocabulary), loss=masked_loss(cfg))
 
 

@@ -38,6 +38,7 @@ class TrainResult:
       heldout_nsp_accuracy, heldout_sop_accuracy: share of the held-out rows whose pair of sentences
         is told right; None for an objective without pairs.
       larger_class_accuracy: share of them that are of the more frequent kind.
+      objective: `config.objective.name`; for "causal" accuracy is kept, and not printed.
 
     Example:
       >>> print(TrainResult(Path("runs/a"), 10, 2.5, 2.6, 13.5, 90.0, 20.25, 4096, 7.0))
@@ -51,7 +52,7 @@ class TrainResult:
 
       >>> masked = TrainResult(Path("runs/a"), 10, 2.5, 2.6, 13.5, 90.0, None, 4096, 7.0,
       ...     heldout_accuracy=0.3, most_frequent_accuracy=0.05,
-      ...     heldout_nsp_accuracy=0.75, larger_class_accuracy=0.51)
+      ...     heldout_nsp_accuracy=0.75, larger_class_accuracy=0.51, objective="mlm_nsp")
       >>> for line in str(masked).splitlines()[-3:]:
       ...     print(line)
       held-out           perplexity 13.50 per token (unigram 90.00)
@@ -74,6 +75,7 @@ class TrainResult:
     heldout_nsp_accuracy: float | None = None
     heldout_sop_accuracy: float | None = None
     larger_class_accuracy: float | None = None
+    objective: str = "causal"
 
     def rows(self) -> list[tuple[str, str]]:
         """Names and values, for people."""
@@ -89,22 +91,26 @@ class TrainResult:
             known = [f"{name} {value:.2f}" for name, value in counted.items() if value is not None]
             text = f"perplexity {self.heldout_perplexity:.2f} per token"
             rows.append(("held-out", text + (f" ({', '.join(known)})" if known else "")))
-        rows += [
-            (name, f"{found:.1%} right ({baseline} {share:.1%})")
-            for name, found, baseline, share in (
-                ("accuracy", self.heldout_accuracy, "most frequent", self.most_frequent_accuracy),
-                ("next sentence", self.heldout_nsp_accuracy, *self._larger_class),
-                ("sentence order", self.heldout_sop_accuracy, *self._larger_class),
-            )
-            if found is not None and share is not None
-        ]
+        rows += self._accuracies()
         if self.sample is not None:
             rows.append(("sample", self.sample))
         return rows
 
-    @property
-    def _larger_class(self) -> tuple[str, float | None]:
-        return "larger class", self.larger_class_accuracy
+    def _accuracies(self) -> list[tuple[str, str]]:
+        """Shares that were right, each beside its baseline where that was counted."""
+        if self.objective == "causal":
+            return []
+        most_frequent = "most frequent", self.most_frequent_accuracy
+        larger_class = "larger class", self.larger_class_accuracy
+        return [
+            (name, f"{found:.1%} right" + ("" if share is None else f" ({baseline} {share:.1%})"))
+            for name, found, (baseline, share) in (
+                ("accuracy", self.heldout_accuracy, most_frequent),
+                ("next sentence", self.heldout_nsp_accuracy, larger_class),
+                ("sentence order", self.heldout_sop_accuracy, larger_class),
+            )
+            if found is not None
+        ]
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<18} {value}" for name, value in self.rows())

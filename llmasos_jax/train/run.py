@@ -96,7 +96,7 @@ def run(
             fitted = fit(trainer, data, keeper, state, told, info, sampler)
             counts = _baselines(config, vocabulary, data, fitted)
     tokens = fitted.step * speed.tokens_per_step
-    result = _result(workdir, fitted, counts, tokens, time.monotonic() - start_s)
+    result = _result(config, workdir, fitted, counts, tokens, time.monotonic() - start_s)
     if jax.process_index() == 0:
         result.write()
     return result
@@ -174,13 +174,14 @@ def _baselines(
 
 
 def _result(
+    config: Config,
     workdir: Path,
     fitted: Fitted,
     counts: Baselines | TargetBaselines | None,
     tokens: int,
     seconds: float,
 ) -> TrainResult:
-    pairs = isinstance(counts, TargetBaselines)
+    one_answer = counts if isinstance(counts, TargetBaselines) else None
     return TrainResult(
         workdir=workdir,
         step=fitted.step,
@@ -193,8 +194,9 @@ def _result(
         seconds=seconds,
         sample=fitted.sample,
         heldout_accuracy=fitted.heldout.get("heldout_accuracy"),
-        most_frequent_accuracy=counts.most_frequent if pairs else None,
+        most_frequent_accuracy=None if one_answer is None else one_answer.most_frequent,
         heldout_nsp_accuracy=fitted.heldout.get("heldout_nsp_accuracy"),
         heldout_sop_accuracy=fitted.heldout.get("heldout_sop_accuracy"),
-        larger_class_accuracy=counts.larger_class if pairs else None,
+        larger_class_accuracy=None if one_answer is None else one_answer.larger_class,
+        objective=config.objective.name,
     )

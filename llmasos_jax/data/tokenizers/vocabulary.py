@@ -35,17 +35,29 @@ class Vocabulary:
     is_inside_v: np.ndarray
     sentinel_ids: tuple[int, ...] = ()
 
+    def is_special_v(self) -> np.ndarray:
+        """Returns bool [size]: which ids are special tokens.
+
+        Example:
+          >>> np.flatnonzero(stand_in(5).is_special_v()).tolist()
+          [0, 1, 2, 3]
+        """
+        is_special_v = np.zeros(self.size, dtype=bool)
+        is_special_v[[i for i in self.special_ids if i < self.size]] = True
+        return is_special_v
+
 
 def stand_in(size: int) -> Vocabulary:
     """A vocabulary for shapes alone: to compile a step where no tokenizer is at hand.
+
+    It has as many sentinels as fit, so that none is missing for a length; they are text as well.
 
     Example:
       >>> stand_in(100).size
       100
     """
-    sentinels = tuple(range(size - 1, max(size - 101, 4), -1))
     inside_v = np.zeros(size, dtype=bool)
-    return Vocabulary(size, 1, 2, 3, 0, (0, 1, 2, 3, *sentinels), inside_v, sentinels)
+    return Vocabulary(size, 1, 2, 3, 0, (0, 1, 2, 3), inside_v, tuple(range(size - 1, 4, -1)))
 
 
 def vocabulary_of(tokenizer: Tokenizer, size: int) -> Vocabulary:
