@@ -145,6 +145,26 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         config("BertForTokenClassification", id2label={"0": "a", "1": "a"}),
         'labels has "a" twice',
     ),
+    "a regression": (
+        config("BertForSequenceClassification", problem_type="regression"),
+        '"problem_type" = "regression" is not computed here .*softmax',
+    ),
+    "several labels at once": (
+        config("RobertaForSequenceClassification", problem_type="multi_label_classification"),
+        '"problem_type" = "multi_label_classification" is not computed here',
+    ),
+    "an unknown problem": (
+        config("BertForSequenceClassification", problem_type=["x"]),
+        '"problem_type" = .* is not computed here',
+    ),
+    "one label by number": (
+        config("BertForSequenceClassification", num_labels=1),
+        '"num_labels" has 1 label, and BertForSequenceClassification of one label is a regression',
+    ),
+    "one label by name": (
+        config("RobertaForSequenceClassification", id2label={"0": "LABEL_0"}),
+        '"id2label" has 1 label, and RobertaForSequenceClassification',
+    ),
     "another activation in the head": (
         config("RobertaForMaskedLM", hidden_act="relu"),
         '"hidden_act" = "relu" differs from the gelu of RobertaForMaskedLM',
@@ -165,8 +185,16 @@ def test_what_does_not_fit_is_refused_by_name(name: str, tmp_path: Path) -> None
     found, message = REFUSED[name]
     folder = written(tmp_path / "m", config("BertModel"))
     (folder / "config.json").write_text(json.dumps(found))
-    with pytest.raises(FormatError, match=message):
+    with pytest.raises(FormatError, match=message) as caught:
         open_hf(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("problem", [None, "single_label_classification"])
+def test_one_of_several_labels_is_read(problem: str | None, tmp_path: Path) -> None:
+    name = "BertForSequenceClassification"
+    folder = written(tmp_path / "m", config(name, problem_type=problem))
+    assert open_hf(folder).manifest.parameters.classifier.labels == ("LABEL_0", "LABEL_1")
 
 
 def sentence_folder(folder: Path, pooling: dict[str, Any], *more: str) -> Path:

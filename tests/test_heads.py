@@ -259,3 +259,9 @@ def test_parity_finds_a_fault_in_a_head_and_names_heads_that_are_not_run(tmp_pat
     assert found.hint is not None and "head.transform.w" in found.hint + str(found.weights)
     found = parity(right, saved("pooler", **{"pooler.w": -arrays["pooler.w"]}))
     assert not found.same and found.first is None and found.unreached == ("pooler.w",)
+
+
+def test_one_label_alone_is_refused_for_texts() -> None:
+    assert BERT.replace(classifier=Classifier(("a",), "token")).classifier.labels == ("a",)
+    with pytest.raises(ConfigError, match='labels has "a" alone, .* two labels or more'):
+        BERT.replace(classifier=Classifier(("a",)))

@@ -11,6 +11,7 @@ from typing import Any
 
 from llmasos_jax.config.heads import Classifier
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.errors import FormatError
 from llmasos_jax.interop.hf.config import Keys
 from llmasos_jax.interop.rows import PRODUCT, TWICE, VECTOR
 from llmasos_jax.interop.tables import Ignored, Row, row
@@ -18,6 +19,7 @@ from llmasos_jax.interop.tables import Ignored, Row, row
 TIED = "and the config ties the output layer to the embedding (tie_word_embeddings)"
 SAME_BIAS = "the bias of the output layer, which is there twice"
 MOST_LABELS = 2**16
+SINGLE_LABEL = "single_label_classification"
 
 
 def linear(ours: str, theirs: str) -> tuple[Row, Row]:
@@ -87,6 +89,26 @@ def labels(keys: Keys) -> tuple[str, ...]:
     return tuple(found[i] for i in order)
 
 
+def sequence_labels(keys: Keys) -> tuple[str, ...]:
+    """The names of the classes of which a text has exactly one.
+
+    Raises:
+      FormatError: it is another problem, a number to be guessed or any number of labels; or
+        `labels` finds something wrong.
+    """
+    keys.only(
+        "problem_type", None, SINGLE_LABEL, why="classify chooses one of several labels by softmax"
+    )
+    names = labels(keys)
+    if len(names) < 2:
+        key = "num_labels" if keys.found.get("id2label") is None else "id2label"
+        raise FormatError(
+            f'{keys.where}: "{key}" has {len(names)} label, and {saved_class(keys)} of one label '
+            "is a regression, which is not computed here; a classifier needs two labels or more"
+        )
+    return names
+
+
 def class_of(cfg: ModelConfig, stem: str) -> str:
     """The class of transformers with the heads of a model, if there is one.
 
@@ -106,9 +128,11 @@ def label_keys(cfg: ModelConfig) -> dict[str, Any]:
     names = cfg.classifier.labels
     if not names:
         return {}
+    problem = {"problem_type": SINGLE_LABEL} if cfg.classifier.level == "sequence" else {}
     return {
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
+        **problem,
     }
 
 
@@ -155,5 +179,6 @@ def with_heads(
         changes |= {"head": "mlm", "tie_embeddings": is_tied}
     if is_sequence or saved.endswith("ForTokenClassification"):
         level = "sequence" if is_sequence else "token"
-        changes["classifier"] = Classifier(labels(keys), level)
+        names = sequence_labels(keys) if is_sequence else labels(keys)
+        changes["classifier"] = Classifier(names, level)
     return cfg.replace(**changes)
