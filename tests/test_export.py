@@ -221,6 +221,34 @@ def test_what_no_family_says_is_named(changes: dict[str, Any], message: str) -> 
     assert "\n" not in str(caught.value)
 
 
+def test_the_nearest_class_is_of_the_same_kind() -> None:
+    rotary = BERT.replace(position="rope", norm_placement="pre", final_norm=True, mlp="swiglu")
+    with pytest.raises(FormatError, match="the nearest, (Bert|ModernBert)[A-Za-z]*, differs in"):
+        express(of(rotary))
+    post = ModelConfig(vocab_size=40, embedding_dim=128, num_layers=2, norm_placement="post")
+    with pytest.raises(FormatError, match="the nearest, (Llama|Mistral)ForCausalLM, differs in"):
+        express(of(post))
+
+
+@pytest.mark.parametrize("folders", ["new/one", "there/new/one", "there/one"])
+def test_a_failing_export_leaves_no_folder(folders: str, tmp_path: Path) -> None:
+    source = written(tmp_path / "in", CONFIGS["bert"])
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("mine")
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise ExportError("planted")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_run, "write_huggingface", fails)
+        with pytest.raises(ExportError, match="planted"):
+            llmasos_jax.export(source, "hf", tmp_path / folders, unproven=True)
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.parent != source) == [
+        "file", "in", "there"]  # fmt: skip
+    result = llmasos_jax.export(source, "hf", tmp_path / folders, unproven=True)
+    assert (result.path / "parity.json").is_file()
+
+
 def test_a_field_that_does_nothing_is_no_difference() -> None:
     other = BERT.replace(rope_theta=5e5, relative_buckets=64, num_heads=2, ffn_dim=512)
     assert differences(BERT, other) == []

@@ -109,12 +109,14 @@ def replaced_folder(out: Path, own_files: set[str]) -> Iterator[Path]:
     out = Path(os.path.realpath(out))
     _refuse_foreign(out, own_files)
     tag = f".{out.name}.writing-{socket.gethostname()}-"
+    temporary = out.parent / f"{tag}{os.getpid()}"
+    made = [parent for parent in out.parents if not parent.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(out.parent, tag)
-        temporary = out.parent / f"{tag}{os.getpid()}"
         temporary.mkdir()
     except OSError as error:
+        _remove_empty(made)
         raise write_error(out, error) from error
     try:
         yield temporary
@@ -125,6 +127,14 @@ def replaced_folder(out: Path, own_files: set[str]) -> Iterator[Path]:
         raise write_error(out, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _remove_empty(made)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Removes folders, the innermost first, up to one that holds something or is not there."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _refuse_foreign(out: Path, own_files: set[str]) -> None:

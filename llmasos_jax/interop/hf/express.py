@@ -81,13 +81,20 @@ def express(manifest: Manifest) -> Expressed:
             f"a model of the architecture {manifest.architecture} is not written for Hugging Face "
             f"in this version; known: {known}"
         )
-    problems, nearest = min(apart, key=lambda pair: (not pair[1].has_class, len(pair[0])))
+    problems, nearest = min(
+        apart, key=lambda pair: (_is_of_other_kind(pair[0]), not pair[1].has_class, len(pair[0]))
+    )
     more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
     raise FormatError(
         f"no class of transformers is this model; the nearest, {nearest.saved_class}, differs in "
         f"{'; '.join(problems[:4])}{more}. A head that is too many can be left out where the model "
         "is read (ignore); the rest is another network"
     )
+
+
+def _is_of_other_kind(problems: Sequence[str]) -> bool:
+    """Whether one is a decoder, an encoder or both, and the other is not."""
+    return any(p.startswith(("parameters.causal=", "parameters.encoder=")) for p in problems)
 
 
 def _as(family: Family, manifest: Manifest) -> tuple[Expressed, list[str]]:
