@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from llmasos_jax.data.tokenizers.load import load_tokenizer
 from llmasos_jax.data.tokenizers.sentencepiece import train_model
 from llmasos_jax.data.tokenizers.vocabulary import vocabulary_of
 from llmasos_jax.errors import LLMasOSError, TokenizerError
+from llmasos_jax.interop.hf.charsmap import check_charsmap
 from llmasos_jax.interop.hf.tokenizer import folder_tokenizer_files
 
 SOURCES = sorted(Path(json.__file__).parent.glob("*.py"))
@@ -189,6 +191,73 @@ def test_damaged_models(raw: bytes, tmp_path: Path) -> None:
     with pytest.raises(LLMasOSError) as error:
         load(write(tmp_path, "spiece.model", raw, model_type="t5"))
     assert "\n" not in str(error.value)
+
+
+def test_a_cut_model_is_to_be_fetched_again(models: dict[str, bytes], tmp_path: Path) -> None:
+    raw = models["t5"]
+    for size in (len(raw) // 3, len(raw) // 2, len(raw) - 1):
+        with pytest.raises(TokenizerError, match="not a whole sentencepiece model; get it again"):
+            load(write(tmp_path, "spiece.model", raw[:size], model_type="t5"))
+
+
+def test_damage_anywhere_says_nothing_beside_the_error(
+    models: dict[str, bytes], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Three random bytes of a file changed; the tokenizers library would panic on some."""
+    rng = random.Random(5)
+    refused = 0
+    for kind, around in [("t5", 0)] * 30 + [("lower", 0)] * 30 + [("t5", 60_000)] * 60:
+        raw = bytearray(models[kind])
+        rules = raw.index(b"nmt_nfkc")
+        for _ in range(3):
+            # In the end the beginning of the table, with its length and its densest part.
+            place = rng.randrange(rules, rules + around) if around else rng.randrange(len(raw))
+            raw[place] = rng.randrange(256)
+        folder = write(tmp_path, "spiece.model", bytes(raw), model_type="t5")
+        try:
+            ours = load(folder)
+            for text in HARD[:40]:
+                ours.encode_input(text, "ﬁ the wörld ½ e\u0301 月 Ａ１２３ ｶﾞ")
+        except LLMasOSError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 20
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("", "")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda table: table[:2],
+        lambda table: b"\xff\xff\xff\x7f" + table[4:],
+        lambda table: b"\0\0\0\0" + table[4:],
+        lambda table: table[:4] + b"\xff" * 4 + table[8:],
+        lambda table: table[:-2] + b"\xff\0",
+    ],
+)
+def test_a_damaged_table_of_characters(
+    damage: Any, models: dict[str, bytes], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    proto.ParseFromString(models["t5"])
+    table = proto.normalizer_spec.precompiled_charsmap
+    check_charsmap(table, tmp_path)
+    proto.normalizer_spec.precompiled_charsmap = damage(table)
+    with pytest.raises(TokenizerError, match="damaged table of rewritten characters"):
+        load(write(tmp_path, "spiece.model", proto.SerializeToString(), model_type="t5"))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("num_ids", "sentinels"), [(800, 100), (712, 12), (700, 0), (900, 100)])
+def test_as_many_sentinels_as_the_model_has_rows(
+    num_ids: int, sentinels: int, models: dict[str, bytes], tmp_path: Path
+) -> None:
+    ours = load(write(tmp_path, "spiece.model", models["t5"], model_type="t5", vocab_size=num_ids))
+    assert ours.vocab_size == 700 + sentinels
+    assert ours.sentinel_ids == tuple(reversed(range(700, 700 + sentinels)))
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)

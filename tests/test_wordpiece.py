@@ -1,6 +1,7 @@
 """BERT's vocab.txt: the ids of transformers, errors in one line."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,38 @@ def test_wrong_lists(tmp_path: Path, raw: bytes, said: str) -> None:
         with pytest.raises(TokenizerError, match=said) as error:
             call()
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"do_lower_case": 1}, "do_lower_case = 1 must be true or false"),
+        ({"do_lower_case": None}, "do_lower_case = None must be true or false"),
+        ({"tokenize_chinese_chars": "no"}, "tokenize_chinese_chars = no must be true or false"),
+        ({"strip_accents": 0}, "strip_accents = 0 must be true, false or null"),
+    ],
+)
+def test_flags_that_are_none(tmp_path: Path, said: dict[str, Any], message: str) -> None:
+    (tmp_path / "vocab.txt").write_text(SMALL, encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    with pytest.raises(TokenizerError, match=message):
+        load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"strip_accents": None}))
+    assert load(tmp_path).encode("á") == [2, 7]
+
+
+@pytest.mark.parametrize("missing", ["[CLS]", "[SEP]"])
+def test_a_folder_of_an_encoder_needs_what_stands_around_a_text(
+    missing: str, tmp_path: Path
+) -> None:
+    pieces = SMALL.replace(missing, "other")
+    (tmp_path / "vocab.txt").write_text(pieces, encoding="utf-8")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(TokenizerError, match=f'has no "{re.escape(missing)}", which stands'):
+        load(tmp_path)
+    named = {f"{missing[1:4].lower()}_token": "other"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    assert load(tmp_path).encode_input("a")[0] == [2, 7, 3]
 
 
 def test_without_a_mask_there_is_none(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from llmasos_jax.errors import TokenizerError
 from llmasos_jax.format.strict import shown
 from llmasos_jax.interop import tokenizerjson
+from llmasos_jax.interop.hf.charsmap import check_charsmap
 from llmasos_jax.interop.hf.files import MAX_TOKENIZER_BYTES, read_bounded, read_object
 from llmasos_jax.interop.tokenizerjson import SPACE, Added
 
@@ -30,6 +31,7 @@ _T5 = frozenset(
     ("T5Tokenizer", "MT5Tokenizer", "t5", "mt5", "umt5", "longt5", "switch_transformers")
 )
 _FAIRSEQ = frozenset(("XLMRobertaTokenizer", "xlm-roberta", "xlm-roberta-xl"))
+_EXTRA_IDS = 100
 _MOST_EXTRA_IDS = 10_000
 
 
@@ -87,6 +89,7 @@ def _bpe(path: Path, proto: Any) -> Parsed:
 
 def _unigram(path: Path, proto: Any) -> Parsed:
     rules = proto.normalizer_spec
+    check_charsmap(rules.precompiled_charsmap, path)
     unused = [p.piece for p in proto.pieces if p.type == _UNUSED]
     if unused or not rules.escape_whitespaces or proto.trainer_spec.treat_whitespace_as_suffix:
         what = f'the unused piece "{shown(unused[0])}"' if unused else "spaces of its own kind"
@@ -145,7 +148,7 @@ def _kind(folder: Path, config: Mapping[str, Any]) -> str:
 
 def _extra_names(config: Mapping[str, Any], path: Path, known: set[str]) -> list[str]:
     """T5's sentinels that stand behind the pieces; <extra_id_0> has the last id."""
-    count = config.get("extra_ids", 100)
+    count = config.get("extra_ids", _usual_extra_ids(path.parent, len(known)))
     if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= _MOST_EXTRA_IDS:
         raise TokenizerError(
             f"{path.with_name('tokenizer_config.json')}: extra_ids = {shown(count)} must be a "
@@ -153,6 +156,14 @@ def _extra_names(config: Mapping[str, Any], path: Path, known: set[str]) -> list
         )
     names = [f"<extra_id_{number}>" for number in reversed(range(count))]
     return [name for name in names if name not in known]
+
+
+def _usual_extra_ids(folder: Path, num_pieces: int) -> int:
+    """T5's own hundred, or as many as the model has rows for."""
+    num_ids = read_object(folder / "config.json").get("vocab_size")
+    if not isinstance(num_ids, int) or isinstance(num_ids, bool):
+        return _EXTRA_IDS
+    return min(_EXTRA_IDS, max(0, num_ids - num_pieces))
 
 
 def _template(kind: str, vocab: Mapping[str, int]) -> dict[str, Any] | None:
@@ -207,8 +218,9 @@ def _read_model(path: Path) -> Any:
         proto.ParseFromString(raw)
         ids = (proto.trainer_spec.bos_id, proto.trainer_spec.eos_id)
     except Exception as error:
-        raise TokenizerError(f"{path} is not a sentencepiece model; {REMEDY}") from error
-    if not proto.pieces or max(ids) >= len(proto.pieces):
+        raise TokenizerError(f"{path} is not a whole sentencepiece model; get it again") from error
+    is_whole = proto.HasField("trainer_spec") and proto.HasField("normalizer_spec")
+    if not is_whole or not proto.pieces or max(ids) >= len(proto.pieces):
         raise TokenizerError(f"{path} is not a whole sentencepiece model; get it again")
     unknown = sum(p.type == _UNKNOWN for p in proto.pieces)
     if unknown != 1 or not all(math.isfinite(p.score) and p.piece for p in proto.pieces):

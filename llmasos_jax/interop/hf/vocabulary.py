@@ -34,6 +34,7 @@ _BERT = {
     **{"bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"},
     **{"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]", "add_bos_token": True},
 }
+_ENCODERS = frozenset(("bert", "distilbert"))
 # By the class in tokenizer_config.json or the model_type in config.json: what the class has, and
 # how it cuts a text.
 _BYTE_LEVEL: dict[str, tuple[dict[str, Any], str]] = {
@@ -108,16 +109,40 @@ def _words(folder: Path) -> Parsed:
         raise TokenizerError(
             f"{folder}: WordPiece with do_basic_tokenize off is not known here; {_REMEDY}"
         )
-    accents = config.get("strip_accents")
+    special = {name: _content(config[f"{name}_token"]) for name in SPECIAL}
+    vocab = vocabulary_file(read_bounded(path, MAX_TOKENIZER_BYTES), path)
+    if read_object(folder / "config.json").get("model_type") in _ENCODERS:
+        _check_frame(vocab, special, path)
     made = bert_tokenizer(
-        vocabulary_file(read_bounded(path, MAX_TOKENIZER_BYTES), path),
+        vocab,
         path,
-        lowercase=config.get("do_lower_case", True) is True,
-        strip_accents=accents if isinstance(accents, bool) else None,
-        chinese_chars=config.get("tokenize_chinese_chars", True) is True,
-        special={name: _content(config[f"{name}_token"]) for name in SPECIAL},
+        lowercase=_flag(config, "do_lower_case", True, folder),
+        strip_accents=_flag(config, "strip_accents", None, folder),
+        chinese_chars=_flag(config, "tokenize_chinese_chars", True, folder),
+        special=special,
     )
     return made, made.to_str(), dict(_BERT)
+
+
+def _flag(config: Mapping[str, Any], key: str, default: bool | None, folder: Path) -> Any:
+    """True or false, or null where that is the default."""
+    found = config.get(key, default)
+    if isinstance(found, bool) or found is default:
+        return found
+    kinds = "true, false or null" if default is None else "true or false"
+    raise TokenizerError(
+        f"{folder / 'tokenizer_config.json'}: {key} = {shown(found)} must be {kinds}"
+    )
+
+
+def _check_frame(vocab: Mapping[str, int], special: Mapping[str, str], path: Path) -> None:
+    for name in ("cls", "sep"):
+        if special[name] not in vocab:
+            raise TokenizerError(
+                f'{path} has no "{shown(special[name])}", which stands around every text of an '
+                f"encoder; get the file again, or name its token as {name}_token in "
+                "tokenizer_config.json"
+            )
 
 
 def _special(vocab: Mapping[str, int], config: Mapping[str, Any]) -> list[Added]:
