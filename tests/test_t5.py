@@ -279,6 +279,31 @@ def test_refused(what: str, twins: dict[str, Twin], tmp_path: Path) -> None:
         open_hf(edited(tmp_path / "model", twins["t5"], **changes))
 
 
+@pytest.mark.parametrize("value", [-1, 10**6, "0", True])
+def test_a_wrong_start_is_said_of_its_file(
+    value: Any, twins: dict[str, Twin], tmp_path: Path
+) -> None:
+    name = "decoder_start_token_id"
+    folder = edited(tmp_path / "model", twins["t5"], **{name: value})
+    with pytest.raises(FormatError, match=f'^config.json: "{name}" = .*correct it'):
+        open_hf(folder)
+    (folder / "generation_config.json").write_text(json.dumps({name: value}))
+    with pytest.raises(FormatError, match=f'^generation_config.json: "{name}" = .*correct it'):
+        open_hf(folder)
+
+
+def test_of_two_starts_the_one_of_generation_is_taken(
+    twins: dict[str, Twin], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = edited(tmp_path / "model", twins["t5"])
+    (folder / "generation_config.json").write_text(json.dumps({"decoder_start_token_id": 2}))
+    assert open_hf(folder).manifest.generation.decoder_start_id == 2
+    assert "is 2 in generation_config.json and 0 in config.json; the first is taken" in caplog.text
+    caplog.clear()
+    (folder / "generation_config.json").write_text(json.dumps({"decoder_start_token_id": 0}))
+    assert open_hf(folder).manifest.generation.decoder_start_id == 0 and not caplog.text
+
+
 def test_which_models_are_tied(twins: dict[str, Twin], tmp_path: Path) -> None:
     """As transformers takes it: by `tie_word_embeddings`, else by the tensors."""
     read = {name: open_hf(twin.folder).manifest.parameters for name, twin in twins.items()}

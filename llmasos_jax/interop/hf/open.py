@@ -256,18 +256,32 @@ def _generation(folder: Path, config: Mapping[str, Any], cfg: ModelConfig) -> Ge
         _LOG.warning(
             "eos_token_id %s is beyond the model's %d ids and ends no text", ids, cfg.vocab_size
         )
-    start_id = _decoder_start(sources) if cfg.encoder.num_layers else None
+    start_id = _decoder_start(folder, config, cfg.vocab_size) if cfg.encoder.num_layers else None
     return Generation(inside, chat_template=chat_template(folder), decoder_start_id=start_id)
 
 
-def _decoder_start(sources: Sequence[Mapping[str, Any]]) -> int:
-    """What the decoder of an encoder-decoder begins with."""
-    found = next((s[_START] for s in sources if s.get(_START) is not None), None)
-    if not isinstance(found, int) or isinstance(found, bool) or found < 0:
+def _decoder_start(folder: Path, config: Mapping[str, Any], num_ids: int) -> int:
+    """What the decoder of an encoder-decoder begins with.
+
+    As where transformers generates, `generation_config.json` goes before `config.json`.
+    """
+    files = [(CONFIG, config)]
+    if os.path.lexists(folder / GENERATION):
+        files.insert(0, (GENERATION, _read_object(folder, GENERATION)))
+    said = [(name, found[_START]) for name, found in files if found.get(_START) is not None]
+    where, found = said[0] if said else (CONFIG, None)
+    is_id = isinstance(found, int) and not isinstance(found, bool)
+    if not is_id or not 0 <= found < num_ids:
         raise FormatError(
-            f'{CONFIG}: "{_START}" = {shown(str(found))} must be the id that its decoder begins '
-            "with (in T5 its pad_token_id); add it"
+            f'{where}: "{_START}" = {shown(str(found))} must be the id that its decoder begins '
+            f"with, 0 to {num_ids - 1} (in T5 its pad_token_id); {'correct' if said else 'add'} it"
         )
+    for name, other in said[1:]:
+        if other != found:
+            _LOG.warning(
+                '"%s" is %d in %s and %s in %s; the first is taken, as transformers does',
+                *(_START, found, where, shown(str(other)), name),
+            )
     return found
 
 
