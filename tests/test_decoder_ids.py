@@ -69,8 +69,11 @@ def test_a_prefix_is_seen_by_the_whole_row(tmp_path: Path) -> None:
     assert change(3)[1:].tolist() == [True] * 5
     plain = np.asarray(model.logits(ids, mask))
     np.testing.assert_array_equal(plain, model.logits(ids, mask, prefix_lengths=[0]))
-    for lengths in ([6], [-1], [1, 1], [[1]]):
-        with pytest.raises(GenerationError, match=r"prefix_lengths .*"):
+    for lengths in ([6], [-1], [1, 1]):
+        with pytest.raises(GenerationError, match=r"prefix_lengths are .*; give one for each row"):
+            model.logits(ids, mask, prefix_lengths=lengths)
+    for lengths in ([[1]], [[1], [1, 2]], 3, [True], [1.0], []):
+        with pytest.raises(GenerationError, match=r"prefix_lengths is .* whole numbers \[B\]"):
             model.logits(ids, mask, prefix_lengths=lengths)
     with pytest.raises(GenerationError, match="for models with prefix_lm=True"):
         read_prefix(cfg.replace(prefix_lm=False), [1], np.ones((1, 2), np.int32))

@@ -135,7 +135,11 @@ def classify_texts(
     _check_flags(truncate=truncate)
     if top_k is not None:
         require_whole("top_k", top_k, 1, " labels")
-    most = len(labels) if top_k is None else min(int(top_k), len(labels))
+        if top_k > len(labels):
+            raise GenerationError(
+                f"top_k={top_k} is not possible; the classifier has {len(labels)} labels"
+            )
+    most = len(labels) if top_k is None else int(top_k)
     inputs = make_inputs(cfg, tokenizer, texts, truncate=truncate)
     frame = frame_ids(tokenizer)
     found: dict[int, Any] = {}

@@ -9,6 +9,7 @@ import numpy as np
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.errors import GenerationError
+from llmasos_jax.format.strict import shown
 from llmasos_jax.generate.session import quarter_steps
 
 
@@ -61,6 +62,11 @@ def read_inputs(
             wrong = mask_bt[~np.isin(mask_bt, (0, 1))][0]
             raise GenerationError(
                 f"attention_mask holds {wrong}; give 1 for tokens and 0 for padding"
+            )
+        if not (has_tokens_b := mask_bt.any(axis=1)).all():
+            raise GenerationError(
+                f"attention_mask has no 1 in row {int(np.argmin(has_tokens_b))}; give each row one "
+                "token at least, or leave the row out"
             )
         starts = np.diff(mask_bt.astype(np.int32), axis=1, prepend=0) == 1
         if (starts.sum(axis=1) > 1).any():  # windows and ALiBi count columns
@@ -115,12 +121,21 @@ def read_prefix(cfg: ModelConfig, prefix_lengths: Any, mask_bt: np.ndarray) -> n
             "prefix_lengths are for models with prefix_lm=True; leave them out: this one's tokens "
             + ("see only those before them" if cfg.causal else "all see each other")
         )
-    lengths_b1 = _integers("prefix_lengths", np.asarray(prefix_lengths)[..., None])
+    try:
+        lengths_b = np.asarray(prefix_lengths)
+    except ValueError:  # rows of unequal length
+        lengths_b = np.zeros((0, 0))
+    if lengths_b.ndim != 1 or not np.issubdtype(lengths_b.dtype, np.integer):
+        raise GenerationError(
+            f"prefix_lengths is {shown(prefix_lengths)}; expected whole numbers [B], one for each "
+            "row of token_ids"
+        )
+    lengths_b1 = lengths_b[:, None]
     counts_b1 = mask_bt.sum(axis=1, keepdims=True)
     is_right = lengths_b1.shape == counts_b1.shape
     if not is_right or (lengths_b1 < 0).any() or (lengths_b1 > counts_b1).any():
         raise GenerationError(
-            f"prefix_lengths are {np.asarray(prefix_lengths).tolist()}; give one for each row, 0 "
+            f"prefix_lengths are {lengths_b.tolist()}; give one for each row, 0 "
             f"to its tokens: {counts_b1[:, 0].tolist()}"
         )
     return (np.cumsum(mask_bt, axis=1) <= lengths_b1) & (mask_bt > 0)

@@ -94,7 +94,7 @@ def make_inputs(
     texts: Sequence[str],
     pairs: Sequence[str] | None = None,
     *,
-    truncate: bool = False,
+    truncate: bool | None = None,
 ) -> list[Input]:
     """Encodes texts, or pairs of them.
 
@@ -103,7 +103,8 @@ def make_inputs(
       tokenizer: its tokenizer.
       texts: the texts, or the first ones of pairs.
       pairs: the second ones.
-      truncate: whether what is too long is cut; the special ids at its end stay.
+      truncate: whether what is too long is cut; the special ids at its end stay. None does not,
+        for callers that never cut.
 
     Raises:
       GenerationError: a text has no tokens, or more than the model's context holds.
@@ -116,7 +117,7 @@ def make_inputs(
             raise GenerationError(f"text {i} ({text!r}) has no tokens; give at least one character")
         if len(ids) > most:
             if not truncate:
-                hint = "shorten it" if pairs is not None else "shorten it, or cut what is too long"
+                hint = "shorten it" if truncate is None else "shorten it, or cut it: truncate=True"
                 raise GenerationError(
                     f"text {i} has {len(ids)} tokens; the model's context holds {most}: {hint}"
                 )
