@@ -220,12 +220,12 @@ _GROUPS = {
         ("deepseek-v3", "deepseek-ai/DeepSeek-V3", 671_026_419_200),
     ),
     ("Apache-2.0", "float32", "open", "encoder"): (
-        ("bert-base-uncased", "google-bert/bert-base-uncased", 109_482_240),
-        ("bert-large-uncased", "google-bert/bert-large-uncased", 335_141_888),
+        ("bert-base-uncased", "google-bert/bert-base-uncased", 110_106_428),
+        ("bert-large-uncased", "google-bert/bert-large-uncased", 336_226_108),
         ("all-minilm-l6-v2", "sentence-transformers/all-MiniLM-L6-v2", 22_713_216),
     ),
     ("MIT", "float32", "open", "encoder"): (
-        ("roberta-base", "FacebookAI/roberta-base", 124_645_632),
+        ("roberta-base", "FacebookAI/roberta-base", 124_697_433),
     ),
     ("Apache-2.0", "float32", "open", "encoder-decoder"): (
         ("t5-small", "google-t5/t5-small", 60_506_624),
