@@ -22,6 +22,7 @@ from llmasos_jax.errors import ConfigError
 
 Prepare = Callable[[Any, np.random.Generator], Batch]
 MakeRows = Callable[[TokenDocuments, int], Sequence[Any]]
+_ENCODER_FIELDS = ("encoder_tokens", "encoder_segment_ids", "encoder_positions")
 
 
 def causal(row: PackedRow, rng: np.random.Generator | None = None) -> Batch:
@@ -126,14 +127,7 @@ def mlm_pairs(cfg: Config, vocabulary: Vocabulary, order: bool) -> tuple[MakeRow
     masker = Masker(vocabulary, cfg.objective)
     is_special_v = vocabulary.is_special_v()
     pick = pairs.sentence_order_pair if order else pairs.next_sentence_pair
-    cls_id, sep_id = vocabulary.cls_id, vocabulary.sep_id
-    if cls_id is None or sep_id is None:
-        missing = "[CLS] (or another that begins a text)" if cls_id is None else "[SEP] (or </s>)"
-        raise ConfigError(
-            f'objective.name="{cfg.objective.name}" takes a tokenizer with {missing}, this one has '
-            'none; train one with tokenizer.kind="tokenizers" and model_type="wordpiece", or load '
-            "one that has it"
-        )
+    cls_id, sep_id = _pair_ids(cfg, vocabulary)
     pairs.require_length(cfg.data.sequence_length)
 
     def rows(documents: TokenDocuments, sequence_length: int) -> pairs.PairRows:
@@ -145,14 +139,11 @@ def mlm_pairs(cfg: Config, vocabulary: Vocabulary, order: bool) -> tuple[MakeRow
 
     def prepare(row: pairs.PairRow, rng: np.random.Generator) -> Batch:
         pair = pick(row, rng)
-        middle = len(pair.a) + 2
-        end = middle + len(pair.b) + 1
-        tokens = np.full(row.rows.max_tokens + pairs.SPECIALS, vocabulary.pad_id, dtype=np.int32)
-        segment_ids, positions, types = np.zeros((3, len(tokens)), dtype=np.int32)
-        tokens[0], tokens[middle - 1], tokens[end - 1] = cls_id, sep_id, sep_id
-        tokens[1 : middle - 1], tokens[middle : end - 1] = pair.a, pair.b
-        segment_ids[:end], types[middle:end] = 1, 1
-        positions[:end] = np.arange(end)
+        text = np.concatenate([[cls_id], pair.a, [sep_id], pair.b, [sep_id]])
+        size = row.rows.max_tokens + pairs.SPECIALS
+        tokens, segment_ids, positions = _filled(text, size, vocabulary.pad_id)
+        types = np.zeros(size, dtype=np.int32)
+        types[len(pair.a) + 2 : len(text)] = 1
         masked = masker(tokens, (segment_ids > 0) & ~is_special_v[tokens], rng)
         return Batch(
             tokens=masked.tokens,
@@ -168,6 +159,19 @@ def mlm_pairs(cfg: Config, vocabulary: Vocabulary, order: bool) -> tuple[MakeRow
         )
 
     return rows, prepare
+
+
+def _pair_ids(cfg: Config, vocabulary: Vocabulary) -> tuple[int, int]:
+    """What stands before a pair of texts, and after each of them."""
+    cls_id, sep_id = vocabulary.cls_id, vocabulary.sep_id
+    if cls_id is None or sep_id is None:
+        missing = "[CLS] (or another that begins a text)" if cls_id is None else "[SEP] (or </s>)"
+        raise ConfigError(
+            f'objective.name="{cfg.objective.name}" takes a tokenizer with {missing}, this one has '
+            'none; train one with tokenizer.kind="tokenizers" and model_type="wordpiece", or load '
+            "one that has it"
+        )
+    return cls_id, sep_id
 
 
 def prefix_lm(cfg: Config, vocabulary: Vocabulary) -> Prepare:
@@ -274,13 +278,7 @@ def span_corruption(cfg: Config, vocabulary: Vocabulary) -> tuple[MakeRows, Prep
             loss_weights=segment_ids.astype(np.float32),
             segment_ids=segment_ids,
             positions=positions,
-            extra=dict(
-                zip(
-                    ("encoder_tokens", "encoder_segment_ids", "encoder_positions"),
-                    encoder,
-                    strict=True,
-                )
-            ),
+            extra=dict(zip(_ENCODER_FIELDS, encoder, strict=True)),
         )
 
     return rows, prepare

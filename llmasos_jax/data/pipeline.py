@@ -175,22 +175,10 @@ def open_data(
       ConfigError: `train.batch_size` is not divisible by `process_count`.
       DataError: what `documents` and `rows` raise, or fewer tokens than one batch.
     """
-    rows_per_process, rest = divmod(cfg.train.batch_size, process_count)
-    if rest:
-        raise ConfigError(
-            f"train.batch_size={cfg.train.batch_size} is not divisible by the {process_count} "
-            f"processes; try {cfg.train.batch_size - rest or process_count} or "
-            f"{cfg.train.batch_size - rest + process_count}"
-        )
+    rows_per_process = _rows_per_process(cfg, process_count)
     source = documents(cfg.data, cache)
     corpus = open_corpus(source, tokenizer, cfg.data, cache, by_sentence=by_sentence)
-    needed = cfg.train.batch_size * cfg.data.sequence_length
-    if corpus.train.num_tokens < needed:
-        raise DataError(
-            f"the training documents have {corpus.train.num_tokens} tokens, one batch needs "
-            f"{needed} (train.batch_size={cfg.train.batch_size} x "
-            f"data.sequence_length={cfg.data.sequence_length}); give more text, or lower either"
-        )
+    _require_a_batch(cfg, corpus)
     prepare = prepare or causal
     train = rows(corpus.train, cfg.data.sequence_length)
     heldout = rows(corpus.heldout, cfg.data.sequence_length)
@@ -209,6 +197,27 @@ def open_data(
         batch_size=cfg.train.batch_size,
         sequence_length=cfg.data.sequence_length,
     )
+
+
+def _rows_per_process(cfg: Config, process_count: int) -> int:
+    rows, rest = divmod(cfg.train.batch_size, process_count)
+    if rest:
+        raise ConfigError(
+            f"train.batch_size={cfg.train.batch_size} is not divisible by the {process_count} "
+            f"processes; try {cfg.train.batch_size - rest or process_count} or "
+            f"{cfg.train.batch_size - rest + process_count}"
+        )
+    return rows
+
+
+def _require_a_batch(cfg: Config, corpus: Corpus) -> None:
+    needed = cfg.train.batch_size * cfg.data.sequence_length
+    if corpus.train.num_tokens < needed:
+        raise DataError(
+            f"the training documents have {corpus.train.num_tokens} tokens, one batch needs "
+            f"{needed} (train.batch_size={cfg.train.batch_size} x "
+            f"data.sequence_length={cfg.data.sequence_length}); give more text, or lower either"
+        )
 
 
 def _train_batches(

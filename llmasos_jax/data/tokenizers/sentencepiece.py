@@ -33,6 +33,21 @@ _VERSION = 2  # of the training below; another one trains cached tokenizers agai
 _RESERVED = 3 + 256
 _SPACE = "\u2581"  # what SentencePiece writes for a space
 _CHUNK_CHARS = 1000  # the trainer reads texts of at most 4192 bytes and skips longer ones
+_SETTINGS: dict[str, Any] = {
+    **{"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1},
+    "character_coverage": 1.0,
+    # Without a piece, a space would be the three bytes of U+2581, and come back as that.
+    "required_chars": _SPACE,
+    "normalization_rule_name": "identity",
+    "add_dummy_prefix": False,
+    "remove_extra_whitespaces": False,
+    "allow_whitespace_only_pieces": True,
+    "split_digits": True,
+    "byte_fallback": True,
+    # Fixed: with the unigram model, sums over threads would change with their number.
+    "num_threads": 4,
+    "minloglevel": 3,
+}
 
 
 class SentencePieceTokenizer:
@@ -241,7 +256,7 @@ def train_model(
       texts: what to learn from.
       vocab_size: pieces in all, with unk, bos, eos and the 256 bytes.
       model_type: "bpe" or "unigram".
-      settings: of the trainer, in place of those below.
+      settings: of the trainer, in place of `_SETTINGS`.
 
     Raises:
       TokenizerError: too little text for so many pieces, or no room beside the bytes.
@@ -252,6 +267,28 @@ def train_model(
       >>> tokenizer.decode(tokenizer.encode("\tdef  f:\r\n"))
       '\tdef  f:\r\n'
     """
+    _check_training(vocab_size, model_type)
+    out = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_chunks(texts, _separators(texts, vocab_size)),
+            model_writer=out,
+            vocab_size=vocab_size,
+            model_type=model_type,
+            **(_SETTINGS | settings),
+        )
+    except (RuntimeError, OSError) as error:
+        most = re.search(r"value <= (\d+)", str(error))
+        remedy = f"at most {most[1]} are possible: " if most else ""
+        raise TokenizerError(
+            f"{sum(map(len, texts))} characters of text are too little to train "
+            f"model.vocab_size={vocab_size} pieces; "
+            f'{remedy}lower it, give more text, or set tokenizer.kind="bytes"'
+        ) from error
+    return out.getvalue()
+
+
+def _check_training(vocab_size: int, model_type: str) -> None:
     if model_type not in ("bpe", "unigram"):
         raise TokenizerError(
             f'tokenizer.model_type="{model_type}" is none of sentencepiece\'s; expected "bpe" or '
@@ -263,37 +300,6 @@ def train_model(
             "specials; "
             'raise it (512 is a start) or set tokenizer.kind="bytes"'
         )
-    out = io.BytesIO()
-    ids: dict[str, Any] = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_chunks(texts, _separators(texts, vocab_size)),
-            model_writer=out,
-            vocab_size=vocab_size,
-            model_type=model_type,
-            character_coverage=1.0,
-            # Without a piece, a space would be the three bytes of U+2581, and come back as that.
-            required_chars=_SPACE,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            split_digits=True,
-            byte_fallback=True,
-            # Fixed: with the unigram model, sums over threads would change with their number.
-            num_threads=4,
-            minloglevel=3,
-            **(ids | settings),
-        )
-    except (RuntimeError, OSError) as error:
-        most = re.search(r"value <= (\d+)", str(error))
-        remedy = f"at most {most[1]} are possible: " if most else ""
-        raise TokenizerError(
-            f"{sum(map(len, texts))} characters of text are too little to train "
-            f"model.vocab_size={vocab_size} pieces; "
-            f'{remedy}lower it, give more text, or set tokenizer.kind="bytes"'
-        ) from error
-    return out.getvalue()
 
 
 def _separators(texts: Sequence[str], vocab_size: int) -> re.Pattern[str]:

@@ -105,14 +105,7 @@ def vocabulary_of(tokenizer: Tokenizer, size: int) -> Vocabulary:
             f"the tokenizer says that {min(wrong)} is a special id, and its ids are 0 to "
             f"{num_ids - 1}; correct its special_ids"
         )
-    inside_v = np.zeros(size, dtype=bool)
-    own_v = np.asarray(getattr(tokenizer, "is_inside_v", inside_v[:num_ids]), dtype=bool)
-    if own_v.shape != (num_ids,):
-        raise TokenizerError(
-            f"is_inside_v of the tokenizer has the shape {own_v.shape}; expected ({num_ids},), "
-            "one for each of its ids"
-        )
-    inside_v[:num_ids] = own_v
+    inside_v = _inside_v(tokenizer, size)
     inside_v[list(special_ids)] = False
     return Vocabulary(
         size,
@@ -124,6 +117,19 @@ def vocabulary_of(tokenizer: Tokenizer, size: int) -> Vocabulary:
         inside_v,
         sentinel_ids,
     )
+
+
+def _inside_v(tokenizer: Tokenizer, size: int) -> np.ndarray:
+    """Bool [size]: the tokenizer's `is_inside_v`, False for the ids that it does not have."""
+    inside_v, num_ids = np.zeros(size, dtype=bool), tokenizer.vocab_size
+    own_v = np.asarray(getattr(tokenizer, "is_inside_v", inside_v[:num_ids]), dtype=bool)
+    if own_v.shape != (num_ids,):
+        raise TokenizerError(
+            f"is_inside_v of the tokenizer has the shape {own_v.shape}; expected ({num_ids},), "
+            "one for each of its ids"
+        )
+    inside_v[:num_ids] = own_v
+    return inside_v
 
 
 def _first_id(tokenizer: Tokenizer, *names: str) -> int | None:

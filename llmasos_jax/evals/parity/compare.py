@@ -85,10 +85,7 @@ def compare(
       MissingExtraError: "transformers:" without torch and transformers.
       GenerationError: an argument is out of range.
     """
-    if tolerance is not None and not 0 < tolerance < 1:
-        raise GenerationError(f"tolerance={tolerance} is not possible; give a share, above 0")
-    if seed < 0:
-        raise GenerationError(f"seed={seed} is not possible; give 0 or more")
+    _check_arguments(tolerance, seed)
     one, two = (_open(source, allow_code, ignore) for source in (a, b))
     tick("weights")
     weights: list[LeafDifference] = []
@@ -108,15 +105,29 @@ def compare(
     if (misfit := _misfit(one, two)) is not None:
         note = "widths or depths differ, so no activations were compared"
         return dataclasses.replace(found, first=misfit, notes=(*found.notes, note))
-    vocab = min(one.vocab_size, two.vocab_size)
-    also = _rows_that_differ(one, two, weights)
-    types = min((0 if s.config is None else s.config.token_types) for s in (one, two))
-    probes = make_probes(vocab, length, seed, (*one.avoid, *two.avoid), also, types)
+    probes = _probes(one, two, weights, length, seed)
     found = _compare_places(one, two, found, probes, tick)
     if not found.same:
         return found
     missed = tuple(unreached(one, two, found.options, weights, length))
     return dataclasses.replace(found, same=not missed, unreached=missed)
+
+
+def _check_arguments(tolerance: float | None, seed: int) -> None:
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise GenerationError(f"tolerance={tolerance} is not possible; give a share, above 0")
+    if seed < 0:
+        raise GenerationError(f"seed={seed} is not possible; give 0 or more")
+
+
+def _probes(
+    one: Side, two: Side, weights: Sequence[LeafDifference], length: int, seed: int
+) -> Sequence[Probe]:
+    """Ids that both models know, those among them whose embeddings differ."""
+    vocab = min(one.vocab_size, two.vocab_size)
+    also = _rows_that_differ(one, two, weights)
+    types = min((0 if s.config is None else s.config.token_types) for s in (one, two))
+    return make_probes(vocab, length, seed, (*one.avoid, *two.avoid), also, types)
 
 
 def _compare_places(
