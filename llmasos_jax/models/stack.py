@@ -245,7 +245,12 @@ class _Run:
                 routings += [] if routing is None else [routing]
             return x_btd, (next_caches, outputs if self.outputs is not None else None, routings)
 
-        x_btd, (next_caches, outputs, routings) = lax.scan(self._checkpointed(step), x_btd, rows)
+        x_btd, (next_caches, outputs, routings) = lax.scan(
+            self._checkpointed(step),
+            x_btd,
+            rows,
+            unroll=count <= self.runtime.max_unrolled,
+        )
         if routings:
             self.routings.append(jax.tree.map(_in_layer_order, *routings))
         if self.inputs.slot is not None:

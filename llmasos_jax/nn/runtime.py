@@ -106,6 +106,9 @@ class Runtime:
       remat: what the backward pass computes again: "none", "dots", "full".
       manual: sharding inside the training step; None leaves every array to the compiler.
       platform: of the devices that will run it ("cpu", "tpu", "gpu"); chooses kernels.
+      max_unrolled: a loop over at most so many periods of layers is written out. A CPU then copies
+        no stacked weights, gradients and saved activations (a sixth of a BERT-base step); compiling
+        takes longer with each layer.
       mesh: the devices, where arrays live on several and `manual` is None: kernels that the
         compiler cannot split need to know.
     """
@@ -118,6 +121,7 @@ class Runtime:
     remat: str = "none"
     manual: Manual | None = None
     platform: str = "cpu"
+    max_unrolled: int = 1
     mesh: Mesh | None = None
 
     def dot(
@@ -171,4 +175,5 @@ def training_runtime(
         remat=remat,
         manual=manual,
         platform=platform,
+        max_unrolled=16 if platform == "cpu" else 1,
     )
