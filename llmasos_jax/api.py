@@ -134,6 +134,20 @@ def export(
         there; nothing is kept.
       FormatError: no class of the other program is this model, or `out` cannot be written.
       MissingExtraError: the other program is not installed, and `unproven` was not said.
+
+    Example:
+      >>> import tempfile
+      >>> from llmasos_jax.config.model import ModelConfig
+      >>> from llmasos_jax.format.manifest import Manifest
+      >>> from llmasos_jax.generate.load import init_model
+      >>> with tempfile.TemporaryDirectory() as name:
+      ...     model = init_model(Manifest("m", ModelConfig(40, 64, 1)))
+      ...     folder = model.save(Path(name, "m"))
+      ...     result = export(folder, "hf", Path(name, "hf"), unproven=True)
+      ...     sorted(p.name for p in result.path.iterdir())
+      ['config.json', 'model.safetensors', 'parity.json']
+      >>> result.saved_class, result.proven
+      ('LlamaForCausalLM', False)
     """
     from llmasos_jax.evals.export.run import export_model
 

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 import llmasos_jax
+from llmasos_jax.data.tokenizers.tokenizer import encode_input
 from llmasos_jax.data.tokenizers.wordpiece import bert_tokenizer, vocabulary_file
 from llmasos_jax.errors import ExportError
 from llmasos_jax.evals.export import run as export_run
@@ -102,6 +103,20 @@ def test_special_tokens_are_those_of_the_source(name: str, tmp_path: Path) -> No
     ours, again = files.tokenizer.load(), back.tokenizer.load()
     for field in ("bos_id", "eos_id", "mask_id", "pad_id", "cls_id", "sep_id", "adds_bos"):
         assert getattr(again, field) == getattr(ours, field), field
+
+
+def test_a_tokenizer_whose_file_says_no_ends_is_left_out(tmp_path: Path) -> None:
+    folder = roberta(tmp_path / "in")
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "post_processor": None}))
+    files = open_hf(folder)
+    assert files.tokenizer is not None
+    assert encode_input(files.tokenizer.load(), "a")[0][-1] == 2  # the end, added by us alone
+    out = tmp_path / "out"
+    out.mkdir()
+    (note,) = write_huggingface(files, out).notes
+    assert "the tokenizer is left out: it begins or ends texts" in note
+    assert not list(out.glob("tokenizer*"))
 
 
 @pytest.mark.parity

@@ -53,6 +53,13 @@ class Reader:
 
         Raises:
           GenerationError: no text was given, a pair to a decoder, or the model has no tokenizer.
+
+        Example:
+          >>> from llmasos_jax.generate.load import init_model
+          >>> cfg = ModelConfig(259, 64, 1, causal=False)
+          >>> model = init_model(Manifest("m", cfg, tokenizer={"kind": "bytes"}))
+          >>> model.encode("a", "b")
+          [256, 97, 257, 98, 257]
         """
         for value in (text, "" if pair is None else pair):
             if not isinstance(value, str):
@@ -68,6 +75,14 @@ class Reader:
 
         Raises:
           GenerationError: `ids` are not whole numbers or not the model's, or it has no tokenizer.
+
+        Example:
+          >>> from llmasos_jax.generate.load import init_model
+          >>> model = init_model(
+          ...     Manifest("m", ModelConfig(259, 64, 1), tokenizer={"kind": "bytes"})
+          ... )
+          >>> model.decode(model.encode("naïve"))
+          'naïve'
         """
         numbers = np.asarray(ids)
         if numbers.ndim != 1 or (numbers.size and not np.issubdtype(numbers.dtype, np.integer)):
@@ -106,6 +121,12 @@ class Reader:
 
         Raises:
           GenerationError: shapes or ids do not fit the model, or it has no output layer.
+
+        Example:
+          >>> from llmasos_jax.generate.load import init_model
+          >>> model = init_model(Manifest("m", ModelConfig(40, 64, 1)))
+          >>> model.logits([[1, 2, 3], [4, 5, 0]], [[1, 1, 1], [1, 1, 0]]).shape
+          (2, 3, 40)
         """
         if self.config.head is None:
             raise GenerationError(
@@ -149,6 +170,12 @@ class Reader:
 
         Raises:
           GenerationError: shapes or ids do not fit the model.
+
+        Example:
+          >>> from llmasos_jax.generate.load import init_model
+          >>> model = init_model(Manifest("m", ModelConfig(40, 64, num_layers=2)))
+          >>> [x.shape for x in model.hidden_states([[1, 2, 3]])]
+          [(1, 3, 64), (1, 3, 64), (1, 3, 64)]
         """
         inputs = read_inputs(self.config, token_ids, attention_mask, token_type_ids)
         decoder = read_decoder_ids(self.config, decoder_ids, len(inputs.tokens_bt))
@@ -172,10 +199,19 @@ class Reader:
         Raises:
           GenerationError: a text has no mask, it is too long, or the model cannot fill masks.
 
-        Example::
-
-            best = model.fill_mask("The capital of France is [MASK].")[0][0]
-            print(best.token, best.probability)
+        Example:
+          >>> from llmasos_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
+          >>> from llmasos_jax.data.tokenizers.wordpiece import bert_tokenizer
+          >>> from llmasos_jax.generate.load import init_model
+          >>> pieces = "[PAD] [UNK] [CLS] [SEP] [MASK] a cat sat".split()
+          >>> made = bert_tokenizer({piece: i for i, piece in enumerate(pieces)}, "here")
+          >>> model = init_model(Manifest("m", ModelConfig(8, 64, 1, causal=False, head="mlm")))
+          >>> model.tokenizer = HuggingFaceTokenizer(
+          ...     made.to_str(), bos_id=2, eos_id=3, adds_bos=True, mask_id=4, pad_id=0
+          ... )
+          >>> filled = model.fill_mask("a [MASK] sat", top_k=3)
+          >>> len(filled), len(filled[0]), 0 < filled[0][0].probability < 1
+          (1, 3, True)
         """
         texts = read_texts("text", text)
         filled = fill_masks(self.config, self._require_tokenizer(), self._forward, texts, top_k)

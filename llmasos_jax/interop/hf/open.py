@@ -269,7 +269,8 @@ def _decoder_start(folder: Path, config: Mapping[str, Any], num_ids: int) -> int
     if os.path.lexists(folder / GENERATION):
         files.insert(0, (GENERATION, _read_object(folder, GENERATION)))
     said = [(name, found[_START]) for name, found in files if found.get(_START) is not None]
-    where, found = said[0] if said else (CONFIG, None)
+    where: str = said[0][0] if said else CONFIG
+    found: Any = said[0][1] if said else None
     is_id = isinstance(found, int) and not isinstance(found, bool)
     if not is_id or not 0 <= found < num_ids:
         raise FormatError(

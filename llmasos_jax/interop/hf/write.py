@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmasos_jax.data.tokenizers.huggingface import FILE as TOKENIZER
-from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer, encode_input
 from llmasos_jax.errors import FormatError
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.format.write import write_file, write_weights
@@ -151,7 +151,8 @@ def _write_tokenizer(files: ModelFiles, tokenizer: Tokenizer | None, out: Path) 
             os.replace(out / entry["file"], out / TOKENIZER)
         _write_json(out / TOKENIZER_CONFIG, _tokenizer_config(tokenizer, files))
         back = folder_tokenizer_files(out)
-        if back is not None and _ids_of(back.load()) == _ids_of(tokenizer):
+        is_same = back is not None and _ids_of(back.load()) == _ids_of(tokenizer)
+        if is_same and (not _reads_whole(files) or _is_whole(out / TOKENIZER, tokenizer)):
             return []
         problem = "it begins or ends texts in a way that a tokenizer.json alone does not say"
     else:
@@ -159,6 +160,22 @@ def _write_tokenizer(files: ModelFiles, tokenizer: Tokenizer | None, out: Path) 
     for path in out.iterdir():
         path.unlink()
     return [f"the tokenizer is left out: {problem}"]
+
+
+def _reads_whole(files: ModelFiles) -> bool:
+    """Whether a text is read as a whole, with what the tokenizer puts around it."""
+    cfg = files.manifest.parameters
+    return not cfg.causal or cfg.encoder.num_layers > 0
+
+
+def _is_whole(path: Path, tokenizer: Tokenizer) -> bool:
+    """Whether the file alone puts around texts what the model reads; other programs add nothing."""
+    from tokenizers import Tokenizer as Library
+
+    alone = Library.from_file(str(path))
+    alone.no_truncation()
+    alone.no_padding()
+    return all(alone.encode(text).ids == encode_input(tokenizer, text)[0] for text in _PROBES)
 
 
 def _ids_of(tokenizer: Tokenizer) -> list[list[int]]:
