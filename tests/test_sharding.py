@@ -61,7 +61,7 @@ def trainer_for(model: str, mesh: MeshConfig, **train: object) -> Trainer:
         model=MODELS[model],
         data=DataConfig(sequence_length=T),
         objective=ObjectiveConfig(z_loss=1e-3),
-        # Of gradients far below the default eps Adam would make whole steps, their rounding included.
+        # With the default eps Adam makes whole steps of gradients that are rounding alone.
         optim=OptimConfig(warmup_steps=0, learning_rate=1e-2, eps=1e-6),
         train=TrainConfig(**settings),
         mesh=mesh,
