@@ -118,7 +118,8 @@ def test_products_follow_the_runtime(key) -> None:
 def test_dropout_keeps_the_mean_and_its_share(key) -> None:
     dropout = Dropout(key, jnp.float32(0.3), jnp.arange(64, dtype=jnp.int32))
     y = np.asarray(dropout(jnp.ones((64, 16, 32))))
-    assert set(np.unique(y)) == {np.float32(0.0), np.float32(1.0) / np.float32(0.7)}
+    # The rate is 19,661 / 2^16, the nearest there is; the mean stays exact.
+    assert set(np.unique(y)) == {np.float32(0.0), np.float32(2**16 / (2**16 - 19661))}
     # 32,768 draws: the share of zeros is 0.3 with a standard deviation of 0.0025.
     assert abs((y == 0).mean() - 0.3) < 0.0125
     assert not np.array_equal(y[0], y[1])
