@@ -27,9 +27,8 @@ def get_config() -> ConfigDict:
     config.model.num_heads = 4
     config.model.ffn_dim = 512
     config.model.context_length = 128
-    # Other than in the paper, for a run of minutes: relative places are learned at once (as
-    # published, accuracy stood at 15% after 400 steps; so at 29%), and half of each head is not
-    # turned, so that a word of A is found again anywhere in B.
+    # Other than in the paper, for a run of minutes: relative places need not be learned, and half
+    # of each head is not turned, so that a word of A can be found again anywhere in B.
     config.model.position = "rope"
     config.model.rope_fraction = 0.5
     config.model.norm_placement = "pre"
@@ -38,8 +37,7 @@ def get_config() -> ConfigDict:
     config.tokenizer.kind = "tokenizers"
     config.tokenizer.model_type = "wordpiece"
 
-    # Short rows are many pairs: at 128 tokens, 38,000 pairs in the same time taught nothing about
-    # which text follows which.
+    # Short rows are many pairs in the same time, and it is pairs that teach what follows what.
     config.data.sequence_length = 32
     config.data.heldout_fraction = 0.05
     config.objective.name = "mlm_nsp"

@@ -8,13 +8,14 @@ once, in its own process, and ratios are taken inside a round.
 
     python experiments/benchmarks/bert_vs_torch.py --torch-python=PYTHON_WITH_TORCH
 
-`pip install torch==2.13.0 transformers==5.23.0`. Under 6 minutes on 2 quiet cores; `--layers=2` for
-a trial. Writes bert_vs_torch.json beside itself and prints a table.
+`pip install torch==2.13.0 transformers==5.23.0`. About ten minutes on 2 quiet cores; `--layers=2`
+for a trial. Writes bert_vs_torch.json beside itself and prints a table.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -24,9 +25,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 OURS, TORCH = "llmasos_jax", "transformers + torch"
-# dtype, dropout, output: every round; and what is enough to see once.
-EACH_ROUND = [("bfloat16", 0.0, "masked"), ("bfloat16", 0.1, "masked")]
-ONCE = [("float32", 0.0, "masked"), ("float32", 0.1, "masked"), ("bfloat16", 0.0, "all")]
+DTYPES, DROPOUTS = ("bfloat16", "float32"), (0.0, 0.1)
+MASKED, ALL = "masked places", "all places"
 
 
 def run_json(python: str, script: str, args: argparse.Namespace, *more: str) -> dict:
@@ -43,59 +43,50 @@ def run_json(python: str, script: str, args: argparse.Namespace, *more: str) -> 
 def run_round(args: argparse.Namespace, number: int) -> list[dict]:
     """Each program once, the two sides in turn; who begins changes from round to round."""
     rows = []
-    for dtype, dropout, output in EACH_ROUND + (ONCE if number == 0 else []):
+    for dtype, dropout in itertools.product(DTYPES, DROPOUTS):
         which = [f"--dtype={dtype}", f"--dropout={dropout}"]
-        sides = [(sys.executable, "bert_ours.py", [*which, f"--output={output}"])]
-        if output == "masked":
-            sides.append((args.torch_python, "bert_torch.py", which))
-        for python, script, more in sides[:: -1 if number % 2 else 1]:
-            rows.append({"round": number, **run_json(python, script, args, *more)})
+        sides = [(sys.executable, "bert_ours.py"), (args.torch_python, "bert_torch.py")]
+        for python, script in sides[:: -1 if number % 2 else 1]:
+            rows.append({"round": number, **run_json(python, script, args, *which)})
             print(json.dumps(rows[-1]), flush=True)
+    without_gather = ["--dtype=bfloat16", "--dropout=0.0", "--output=all"]
+    rows.append(
+        {"round": number, **run_json(sys.executable, "bert_ours.py", args, *without_gather)}
+    )
+    print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
-def tokens_per_s(rows: list[dict], **wanted: object) -> float:
-    """The median over the rounds of the rows that have these values."""
-    found = [r["tokens_per_s"] for r in rows if all(r[k] == v for k, v in wanted.items())]
-    return statistics.median(found)
+def speeds(rows: list[dict], name: str, output: str, dtype: str, dropout: float) -> list[float]:
+    """Tokens per second of one program, a number for each round."""
+    wanted = dict(name=name, output=output, dtype=dtype, dropout=dropout)
+    return [r["tokens_per_s"] for r in rows if all(r[k] == v for k, v in wanted.items())]
+
+
+def ratios(ours: list[float], theirs: list[float]) -> dict:
+    """How many times as fast, round by round, and the median."""
+    found = [round(a / b, 3) for a, b in zip(ours, theirs, strict=True)]
+    return {"ratio": round(statistics.median(found), 3), "rounds": found}
 
 
 def summary(rows: list[dict]) -> dict:
-    """Ratios of tokens per second, medians over the rounds."""
-    rounds = [[r for r in rows if r["round"] == n] for n in sorted({r["round"] for r in rows})]
+    """Ratios of tokens per second: of each dtype, of the better one of each side, of the gather."""
     result: dict = {}
-    for dropout in (0.0, 0.1):
-        best = {}
-        for name in (OURS, TORCH):
-            which = dict(name=name, dropout=dropout)
-            if name == OURS:
-                which["output"] = "masked places"
-            dtypes = sorted({r["dtype"] for r in rows})
-            best[name] = max(dtypes, key=lambda d, w=which: tokens_per_s(rows, dtype=d, **w))
-        ratios = []
-        for some in rounds:
-            have = {r["dtype"] for r in some}
-            if have >= set(best.values()):
-                which = dict(dtype=best[OURS], dropout=dropout, output="masked places")
-                ours = tokens_per_s(some, name=OURS, **which)
-                theirs = tokens_per_s(some, name=TORCH, dtype=best[TORCH], dropout=dropout)
-                ratios.append(ours / theirs)
-        result[f"dropout {dropout}"] = dict(
-            better_dtypes=best,
-            ratio=round(statistics.median(ratios), 3),
-            ratios=[round(r, 3) for r in ratios],
-        )
-    first = dict(name=OURS, dtype="bfloat16", dropout=0.0)
-    with_gather = tokens_per_s(rounds[0], output="masked places", **first)
-    without = tokens_per_s(rounds[0], output="all places", **first)
-    result["gather"] = dict(times_as_fast_as_without=round(with_gather / without, 3))
+    for dropout in DROPOUTS:
+        ours = {d: speeds(rows, OURS, MASKED, d, dropout) for d in DTYPES}
+        theirs = {d: speeds(rows, TORCH, ALL, d, dropout) for d in DTYPES}
+        result[f"dropout {dropout}"] = {d: ratios(ours[d], theirs[d]) for d in DTYPES}
+        best = [max(side.values(), key=statistics.median) for side in (ours, theirs)]
+        result[f"dropout {dropout}"]["better dtype of each"] = ratios(*best)
+    with_gather = speeds(rows, OURS, MASKED, "bfloat16", 0.0)
+    result["gather"] = ratios(with_gather, speeds(rows, OURS, ALL, "bfloat16", 0.0))
     return result
 
 
 def main() -> None:
     """Runs the rounds, writes the figures and prints them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--torch-python", default=sys.executable)

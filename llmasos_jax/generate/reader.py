@@ -138,12 +138,9 @@ class Reader:
                 f"{self!r} is an encoder-decoder: give decoder_ids too, what its decoder has "
                 f"written so far, from its start id {start} on"
             )
-        inputs = read_inputs(self.config, token_ids, attention_mask, token_type_ids)
-        decoder = read_decoder_ids(self.config, decoder_ids, len(inputs.tokens_bt))
-        width = inputs.width if decoder is None else decoder.width
-        arrays = None if decoder is None else decoder.arrays()
-        prefix_bt = read_prefix(self.config, prefix_lengths, inputs.mask_bt)
-        return self._forward.logits(inputs.arrays(), arrays, prefix_bt)[:, :width]
+        rows = (token_ids, attention_mask, token_type_ids)
+        width, arrays = self._arrays(rows, decoder_ids, prefix_lengths)
+        return self._forward.logits(*arrays)[:, :width]
 
     def hidden_states(
         self,
@@ -177,12 +174,9 @@ class Reader:
           >>> [x.shape for x in model.hidden_states([[1, 2, 3]])]
           [(1, 3, 64), (1, 3, 64), (1, 3, 64)]
         """
-        inputs = read_inputs(self.config, token_ids, attention_mask, token_type_ids)
-        decoder = read_decoder_ids(self.config, decoder_ids, len(inputs.tokens_bt))
-        width = inputs.width if decoder is None else decoder.width
-        arrays = None if decoder is None else decoder.arrays()
-        prefix_bt = read_prefix(self.config, prefix_lengths, inputs.mask_bt)
-        return [x[:, :width] for x in self._forward.layers(inputs.arrays(), arrays, prefix_bt)]
+        rows = (token_ids, attention_mask, token_type_ids)
+        width, arrays = self._arrays(rows, decoder_ids, prefix_lengths)
+        return [x[:, :width] for x in self._forward.layers(*arrays)]
 
     def fill_mask(self, text: str | Sequence[str], top_k: int = 5) -> Any:
         """The likeliest tokens for each mask of a text, or of each of a list of texts.
@@ -330,6 +324,17 @@ class Reader:
             f"{cfg.embedding_dim}, {cfg.vocab_size} tokens, context {cfg.context_length}, "
             f"{self._weights.where})"
         )
+
+    def _arrays(
+        self, rows: tuple[Any, Any, Any], decoder_ids: Any, prefix_lengths: Any
+    ) -> tuple[int, tuple[Any, Any, Any]]:
+        """What `Forward` takes, checked and padded, and how wide the result is without padding."""
+        inputs = read_inputs(self.config, *rows)
+        decoder = read_decoder_ids(self.config, decoder_ids, len(inputs.tokens_bt))
+        prefix_bt = read_prefix(self.config, prefix_lengths, inputs.mask_bt)
+        if decoder is None:
+            return inputs.width, (inputs.arrays(), None, prefix_bt)
+        return decoder.width, (inputs.arrays(), decoder.arrays(), prefix_bt)
 
     def _require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 
 from llmasos_jax.config.schema import Config
 from llmasos_jax.train.losses import cross_entropy
-from llmasos_jax.train.routing import router_losses
 from llmasos_jax.train.sums import LossSum, Term
+from llmasos_jax.train.tokens import token_sums
 
 
 def masked_loss(cfg: Config, pairs: str | None = None) -> Callable[..., LossSum]:
@@ -41,33 +42,15 @@ def masked_loss(cfg: Config, pairs: str | None = None) -> Callable[..., LossSum]
             runtime=runtime,
             dropout=dropout,
         )
-        x_bmd = take_places(hidden.x_btd, batch.extra["masked_positions"])
-        sums = cross_entropy(model.logits(x_bmd, runtime), batch.targets, batch.loss_weights)
-        routers, reports = router_losses(hidden.routing, sums.weight_sum, cfg.objective, runtime)
-        terms = {}
-        if pairs is not None:
-            logits_bc = model.next_sentence(model.pooled(hidden.x_btd, runtime), runtime)
-            terms[pairs] = _pair_term(logits_bc, batch)
-        return LossSum(
-            loss_sum=sums.nll_sum + cfg.objective.z_loss * sums.z_sum + routers,
-            nll_sum=sums.nll_sum,
-            weight_sum=sums.weight_sum,
-            extra={"accuracy": sums.correct_sum, **reports},
-            terms=terms,
-        )
+        places_bm1 = batch.extra["masked_positions"][:, :, None]
+        x_bmd = jnp.take_along_axis(hidden.x_btd, places_bm1, axis=1)
+        sums = token_sums(cfg, model, x_bmd, hidden.routing, batch, runtime)
+        if pairs is None:
+            return sums
+        logits_bc = model.next_sentence(model.pooled(hidden.x_btd, runtime), runtime)
+        return dataclasses.replace(sums, terms={pairs: _pair_term(logits_bc, batch)})
 
     return loss
-
-
-def take_places(x_btd: jax.Array, places_bm: jax.Array) -> jax.Array:
-    """The states at some places of each row: [B, T, D] and int32 [B, M] give [B, M, D].
-
-    Example:
-      >>> x_btd = jnp.arange(6.0).reshape(1, 3, 2)
-      >>> take_places(x_btd, jnp.array([[2, 0]])).tolist()
-      [[[4.0, 5.0], [0.0, 1.0]]]
-    """
-    return jax.vmap(lambda x_td, places_m: x_td[places_m])(x_btd, places_bm)
 
 
 def row_weights(batch: Any) -> jax.Array:

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from llmasos_jax.config.schema import Config
-from llmasos_jax.train.losses import cross_entropy
-from llmasos_jax.train.routing import router_losses
 from llmasos_jax.train.sums import LossSum
+from llmasos_jax.train.tokens import token_sums
 
 
 def causal_loss(cfg: Config) -> Callable[..., LossSum]:
@@ -65,11 +64,4 @@ def _next_token(
         dropout=dropout,
         **more,
     )
-    sums = cross_entropy(model.logits(hidden.x_btd, runtime), batch.targets, batch.loss_weights)
-    routers, reports = router_losses(hidden.routing, sums.weight_sum, cfg.objective, runtime)
-    return LossSum(
-        loss_sum=sums.nll_sum + cfg.objective.z_loss * sums.z_sum + routers,
-        nll_sum=sums.nll_sum,
-        weight_sum=sums.weight_sum,
-        extra={"accuracy": sums.correct_sum, **reports},
-    )
+    return token_sums(cfg, model, hidden.x_btd, hidden.routing, batch, runtime)
