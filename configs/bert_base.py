@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.objective.name = "mlm_nsp"
     config.train.batch_size = 256
     config.train.steps = 900_000
-    config.train.dtype = "bfloat16"
+    config.precision.dtype = "bfloat16"
     config.train.dropout_rate = 0.1
     config.train.log_every_steps = 100
     config.train.eval_every_steps = 10_000

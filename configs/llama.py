@@ -48,7 +48,7 @@ def _full(config: ConfigDict, variant: str) -> ConfigDict:
     config.mesh.fsdp = (16, 16)
     config.train.batch_size = 2048
     config.train.steps = 250_000
-    config.train.dtype = "bfloat16"
+    config.precision.dtype = "bfloat16"
     config.train.remat = "full"
     config.train.eval_every_steps = 2000
     config.optim.learning_rate = 3e-4

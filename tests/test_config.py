@@ -85,6 +85,16 @@ def test_a_field_that_json_lacks_takes_its_default():
     assert build.from_dict(values) == build.from_dict(small())
 
 
+def test_a_field_that_has_moved_is_read_from_an_earlier_resolved_config():
+    earlier = small()
+    earlier["train"]["dtype"] = "bfloat16"
+    del earlier["precision"]
+    assert build.from_dict(earlier).precision.dtype == "bfloat16"
+    assert earlier["train"]["dtype"] == "bfloat16"  # what was given is left as it was
+    # Written by hand it is an error, with the new name.
+    assert 'it is "precision.dtype" now' in message(build.build, earlier)
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [

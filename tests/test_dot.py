@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llmasos_jax.config.precision import PrecisionConfig
 from llmasos_jax.nn.runtime import Runtime, dot, dot_narrow, training_runtime
 
 SPECS = {
@@ -46,7 +47,7 @@ def test_gradients_are_products_of_rounded_factors(spec: str, key: jax.Array) ->
 
 def test_no_product_of_the_backward_pass_is_mixed() -> None:
     """One bfloat16 factor and one of float32 would run at float32's speed."""
-    runtime = training_runtime("bfloat16", "cpu")
+    runtime = training_runtime(PrecisionConfig("bfloat16"), "cpu")
 
     def loss(x: jax.Array, w: jax.Array) -> jax.Array:
         return jnp.sum(runtime.dot("btd,df->btf", x, w) ** 2)
@@ -61,7 +62,7 @@ def test_no_product_of_the_backward_pass_is_mixed() -> None:
 
 
 def test_which_product_where() -> None:
-    assert training_runtime("bfloat16", "cpu").product is dot_narrow
+    assert training_runtime(PrecisionConfig("bfloat16"), "cpu").product is dot_narrow
     for dtype, platform in (("float32", "cpu"), ("bfloat16", "tpu"), ("bfloat16", "gpu")):
-        assert training_runtime(dtype, platform).product is dot
+        assert training_runtime(PrecisionConfig(dtype), platform).product is dot
     assert Runtime().product is dot

@@ -123,7 +123,7 @@ def test_every_weight_has_axes_an_init_and_a_contraction(layout: Layout) -> None
         nonlocal rows
         assert len(axes) == len(shape.shape) and shape.dtype == jnp.float32
         stacked = path[0].key == "periods"
-        assert not stacked or (axes[0] is None and shape.shape[0] == layout.count)
+        assert not stacked or (axes[0] == "layers" and shape.shape[0] == layout.count)
         assert num_in <= len(shape.shape) - stacked
         assert (num_in > 0) <= (init in ("normal", "residual"))
         rows += shape.size

@@ -10,6 +10,7 @@ import pytest
 from tolerances import SIMPLE
 
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.config.precision import PrecisionConfig
 from llmasos_jax.config.schema import (
     Config,
     DataConfig,
@@ -26,6 +27,7 @@ from llmasos_jax.train.step import Trainer, make_trainer
 B, T, V = 16, 16, 64
 # Compiling is most of the time here, and tiny programs need no optimising.
 QUICK = {"xla_backend_optimization_level": 0}
+FLOAT32 = PrecisionConfig()
 ONE = MeshConfig(data=1)
 MESHES = {
     "data 8": MeshConfig(data=8),
@@ -55,7 +57,12 @@ MODELS = {
 }
 
 
-def trainer_for(model: str, mesh: MeshConfig, **train: object) -> Trainer:
+def trainer_for(
+    model: str,
+    mesh: MeshConfig,
+    precision: PrecisionConfig = FLOAT32,
+    **train: object,
+) -> Trainer:
     settings = {"batch_size": B, "dropout_rate": 0.1, "steps": 10} | train
     cfg = Config(
         model=MODELS[model],
@@ -64,6 +71,7 @@ def trainer_for(model: str, mesh: MeshConfig, **train: object) -> Trainer:
         # With the default eps Adam makes whole steps of gradients that are rounding alone.
         optim=OptimConfig(warmup_steps=0, learning_rate=1e-2, eps=1e-6),
         train=TrainConfig(**settings),
+        precision=precision,
         mesh=mesh,
     )
     num_devices = (mesh.data or 1) * int(np.prod(mesh.fsdp)) * mesh.tensor
@@ -161,7 +169,9 @@ def test_no_gathered_weight_is_kept_for_the_backward_pass(mesh):
 
 
 def test_bfloat16_products_run_on_a_cpu_mesh():
-    sums, grads = loss_and_grad("alibi", MESHES["data 2, fsdp 2, tensor 2"], dtype="bfloat16")
+    sums, grads = loss_and_grad(
+        "alibi", MESHES["data 2, fsdp 2, tensor 2"], precision=PrecisionConfig("bfloat16")
+    )
     np.testing.assert_allclose(sums.nll_sum, expected("alibi")[0].nll_sum, rtol=0.02)
     assert {g.dtype for g in jax.tree.leaves(grads)} == {np.dtype(np.float32)}
 

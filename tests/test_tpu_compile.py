@@ -15,6 +15,7 @@ from tolerances import PARITY
 
 from llmasos_jax.config.experts import Experts
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.config.precision import PrecisionConfig
 from llmasos_jax.config.schema import Config, DataConfig, MeshConfig, TrainConfig
 from llmasos_jax.models.definition import file_def
 from llmasos_jax.nn.kernels import dot_product, reference
@@ -108,7 +109,8 @@ def pod_program():
     cfg = Config(
         model=model,
         data=DataConfig(sequence_length=512),
-        train=TrainConfig(batch_size=16, dtype="bfloat16", remat="full"),
+        train=TrainConfig(batch_size=16, remat="full"),
+        precision=PrecisionConfig("bfloat16"),
         mesh=mesh_cfg,
     )
     trainer = make_trainer(cfg, mesh)
@@ -212,7 +214,8 @@ def test_experts_multiply_their_own_rows_alone(compiler):
     cfg = Config(
         model=ModelConfig(512, 256, 3, num_heads=2, ffn_dim=512, experts=experts),
         data=DataConfig(sequence_length=512),
-        train=TrainConfig(batch_size=4, dtype="bfloat16", remat="full"),
+        train=TrainConfig(batch_size=4, remat="full"),
+        precision=PrecisionConfig("bfloat16"),
         mesh=mesh_cfg,
     )
     trainer = make_trainer(cfg, make_mesh(mesh_cfg, chips("v5e:2x2")))

@@ -29,6 +29,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.config.precision import PrecisionConfig
 from llmasos_jax.config.schema import Config, DataConfig, MeshConfig, TrainConfig
 from llmasos_jax.data.objectives import causal
 from llmasos_jax.generate.sampling import SamplingRows, draw
@@ -98,9 +99,9 @@ def trainer_of(case: Case) -> Trainer:
         data=DataConfig(sequence_length=2048),
         train=TrainConfig(
             batch_size=case.rows * len(devices) // case.tensor,
-            dtype="bfloat16",
             remat=case.remat,
         ),
+        precision=PrecisionConfig("bfloat16"),
         mesh=mesh,
     )
     return make_trainer(cfg, make_mesh(mesh, devices))

@@ -20,6 +20,7 @@ import time
 import jax
 import numpy as np
 
+from llmasos_jax.config.precision import PrecisionConfig
 from llmasos_jax.config.schema import Config, DataConfig, ObjectiveConfig, OptimConfig, TrainConfig
 from llmasos_jax.data.batch import Batch
 from llmasos_jax.models.zoo import preset
@@ -36,9 +37,8 @@ def config(args: argparse.Namespace) -> Config:
         data=DataConfig(sequence_length=args.seq),
         objective=ObjectiveConfig(name="mlm_nsp"),
         optim=OptimConfig(learning_rate=1e-4, weight_decay=0.01),
-        train=TrainConfig(
-            batch_size=args.batch, dtype=args.dtype, dropout_rate=args.dropout, steps=1000
-        ),
+        train=TrainConfig(batch_size=args.batch, dropout_rate=args.dropout, steps=1000),
+        precision=PrecisionConfig(args.dtype),
     )
 
 

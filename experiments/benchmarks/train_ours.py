@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.config.precision import PrecisionConfig
 from llmasos_jax.config.schema import Config, DataConfig, OptimConfig, TrainConfig
 from llmasos_jax.data.batch import Batch
 from llmasos_jax.parallel.mesh import make_mesh
@@ -47,7 +48,8 @@ def config(args: argparse.Namespace, **model: object) -> Config:
         model=ModelConfig(**{**SHAPE_135M, **model}),  # pyright: ignore[reportArgumentType]
         data=DataConfig(sequence_length=args.seq),
         optim=OptimConfig(learning_rate=3e-4),
-        train=TrainConfig(batch_size=args.batch, dtype=args.dtype, remat=args.remat, steps=1000),
+        train=TrainConfig(batch_size=args.batch, remat=args.remat, steps=1000),
+        precision=PrecisionConfig(args.dtype),
     )
 
 

@@ -28,6 +28,10 @@ from llmasos_jax.errors import ConfigError, did_you_mean
 Source = str | os.PathLike[str] | config_dict.ConfigDict | Config
 
 
+# Where the resolved configs of earlier versions have a field.
+_MOVED = {("train", "dtype"): ("precision", "dtype")}
+
+
 def default_config() -> config_dict.ConfigDict:
     """A locked, type-safe ConfigDict with every field of `Config`, each at its default.
 
@@ -106,10 +110,20 @@ def to_dict(config: Config) -> dict[str, Any]:
 def from_dict(values: Mapping[str, Any]) -> Config:
     """The `Config` that `to_dict` came from. A field that is absent takes its default.
 
+    A field that stood elsewhere in an earlier version is read from there.
+
     Raises:
       ConfigError: as `build`.
     """
+    values = {name: _copied(group) for name, group in values.items()}
+    for (group, old), (new_group, new) in _MOVED.items():
+        if isinstance(values.get(group), dict) and old in values[group]:
+            values.setdefault(new_group, {}).setdefault(new, values[group].pop(old))
     return build(values)
+
+
+def _copied(group: Any) -> Any:
+    return dict(group) if isinstance(group, Mapping) else group
 
 
 def differences(a: Config, b: Config) -> list[str]:
@@ -249,6 +263,9 @@ def _fits(kind: Any, value: Any) -> bool:
 def _unknown_key(cls: Any, key: str, path: str) -> ConfigError:
     prefix = f"{path}." if path else ""
     names = [prefix + name for name in _hints(cls)]
+    if (path, key) in _MOVED:
+        now = ".".join(_MOVED[path, key])
+        return ConfigError(f'config has no field "{prefix}{key}"; it is "{now}" now')
     if difflib.get_close_matches(key, _hints(cls), n=1):
         hint = did_you_mean(prefix + key, names)
     else:

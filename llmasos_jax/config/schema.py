@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from llmasos_jax.config.devices import HostsConfig, KernelsConfig, MeshConfig
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.config.precision import PrecisionConfig
 from llmasos_jax.config.require import require_finite, require_one_of, require_positive
 from llmasos_jax.errors import ConfigError
 
-DTYPES = ("float32", "bfloat16")
-REMATS = ("none", "dots", "full")
+REMATS = ("none", "dots", "full", "tags")
+REMAT_TAGS = ("q", "k", "v", "attention", "attention_out", "gate", "up", "mlp_out", "block")
 MASK_UNITS = ("token", "word", "span")
 TOKENIZER_MODELS = ("bpe", "unigram", "wordpiece")
 
@@ -139,9 +141,14 @@ class TrainConfig:
       batch_size: sequences per optimizer step, over all devices and accumulation steps.
       accumulate_steps: parts that a batch is cut into, one after the other, to save memory.
       seed: fixes initial weights and dropout.
-      dtype: of products, "float32" or "bfloat16"; weights, norms, softmax and loss stay float32.
       remat: what the backward pass computes again: "none", "dots" (all but products), "full" (each
-        block).
+        block), "tags" (all but what the next two name).
+      remat_save: with "tags", what is kept: of "q", "k", "v" (as the kernel reads them),
+        "attention" (what it gives), "attention_out", "gate", "up", "mlp_out" (after their
+        products), "block" (what goes into each block).
+      remat_offload: with "tags", what is kept in the host's memory.
+      loss_chunk: tokens of each sequence that are scored at once, so that logits [B, T, V] are
+        never there as a whole; None scores all at once.
       dropout_rate: after the embedding and on each sub-layer's output.
       start_from: a training folder whose newest weights a new run starts with, in place of random
         ones; only the sequence length, the objective and how it is trained may differ.
@@ -159,8 +166,10 @@ class TrainConfig:
     batch_size: int = 16
     accumulate_steps: int = 1
     seed: int = 0
-    dtype: str = "float32"
     remat: str = "none"
+    remat_save: tuple[str, ...] = ()
+    remat_offload: tuple[str, ...] = ()
+    loss_chunk: int | None = None
     dropout_rate: float = 0.0
     start_from: str | None = None
     init_std: float = 0.02
@@ -169,22 +178,6 @@ class TrainConfig:
     eval_every_steps: int | None = 200
     eval_batches: int | None = 16
     hooks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class MeshConfig:
-    """How the devices are laid out.
-
-    Attributes:
-      data: replicas; None takes the devices that the other axes leave.
-      fsdp: ways in which weights and optimizer state are split; a tuple of two splits along two
-        torus axes.
-      tensor: ways in which heads, MLP width and vocabulary are split.
-    """
-
-    data: int | None = None
-    fsdp: tuple[int, ...] = (1,)
-    tensor: int = 1
 
 
 @dataclass(frozen=True)
@@ -231,7 +224,10 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
+    hosts: HostsConfig = field(default_factory=HostsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
@@ -244,8 +240,7 @@ def check_config(cfg: Config) -> None:
     for name in ("objective", "data", "optim", "train", "sample"):
         require_finite(name, getattr(cfg, name))
     _check_signs(cfg)
-    require_one_of("train.dtype", cfg.train.dtype, DTYPES)
-    require_one_of("train.remat", cfg.train.remat, REMATS)
+    _check_remat(cfg.train)
     require_one_of("tokenizer.model_type", cfg.tokenizer.model_type, TOKENIZER_MODELS)
     require_one_of("objective.mask_unit", cfg.objective.mask_unit, MASK_UNITS)
     if cfg.train.batch_size % cfg.train.accumulate_steps:
@@ -296,6 +291,24 @@ def check_config(cfg: Config) -> None:
         raise ConfigError(f"train.seed={cfg.train.seed} must be below 2**32")
 
 
+def _check_remat(train: TrainConfig) -> None:
+    require_one_of("train.remat", train.remat, REMATS)
+    tags = (*train.remat_save, *train.remat_offload)
+    for tag in tags:
+        require_one_of("train.remat_save and train.remat_offload", tag, REMAT_TAGS)
+    if len(set(tags)) < len(tags):
+        raise ConfigError(
+            f"train.remat_save={train.remat_save} and train.remat_offload={train.remat_offload} "
+            "name something twice; keep it in one place"
+        )
+    if bool(tags) != (train.remat == "tags"):
+        raise ConfigError(
+            f'train.remat="{train.remat}" with train.remat_save={train.remat_save} and '
+            f'train.remat_offload={train.remat_offload}; the two go with train.remat="tags", which '
+            "needs one of them"
+        )
+
+
 def _check_span_length(cfg: Config) -> None:
     span_length, length = cfg.objective.span_length, cfg.data.sequence_length
     if span_length < 1.0:
@@ -321,8 +334,7 @@ def _check_signs(cfg: Config) -> None:
         "train.init_std": cfg.train.init_std,
         "train.expert_capacity": cfg.train.expert_capacity,
         "objective.mask_rate": cfg.objective.mask_rate,
-        "mesh.data": cfg.mesh.data,
-        "mesh.tensor": cfg.mesh.tensor,
+        "train.loss_chunk": cfg.train.loss_chunk,
         "checkpoint.every_steps": cfg.checkpoint.every_steps,
         "checkpoint.keep": cfg.checkpoint.keep,
         "sample.max_length": cfg.sample.max_length,
@@ -333,10 +345,6 @@ def _check_signs(cfg: Config) -> None:
     for path, value in positive.items():
         if value is not None:
             require_positive(path, value)
-    if not cfg.mesh.fsdp:
-        raise ConfigError("mesh.fsdp is empty; write (1,) for no split")
-    for size in cfg.mesh.fsdp:
-        require_positive("mesh.fsdp", size)
     for path, value in (
         ("objective.z_loss", cfg.objective.z_loss),
         ("objective.router_balance", cfg.objective.router_balance),

@@ -42,8 +42,8 @@ class ModelDef:
 
     @cached_property
     def axes(self) -> Tree:
-        """Tree of tuples of logical axis names, the leading `None` of stacked weights included."""
-        return self._metadata(lambda v: (None,) * (len(v.shape) - len(v.axes)) + tuple(v.axes))
+        """Tree of tuples of logical axis names, "layers" in front for stacked weights."""
+        return self._metadata(lambda v: ("layers",) * (len(v.shape) - len(v.axes)) + tuple(v.axes))
 
     @cached_property
     def inits(self) -> Tree:

@@ -61,9 +61,10 @@ class MoE(nnx.Module):
         self.act_fn = resolve(cfg.mlp, ACTIVATIONS, "model.mlp")
         make = partial(weight, stack=stack)
         each = partial(make, num_in=1, num_lead=1)
-        into, out_of = ("experts", "embed", "ffn"), ("experts", "ffn", "embed")
-        self.router = make((d, e), ("embed", "experts"), num_in=1, is_float32=True)
-        bias = partial(make, (e,), ("experts",), init="zeros")
+        into, out_of = ("experts", "expert_embed", "ffn"), ("experts", "ffn", "expert_embed")
+        # Each device routes its own tokens, so it needs the scores of all experts.
+        self.router = make((d, e), ("embed", None), num_in=1, is_float32=True)
+        bias = partial(make, (e,), (None,), init="zeros")
         self.router_bias = bias() if experts.router_bias else None
         self.gate = each((e, d, f), into) if cfg.is_gated else None
         self.up = each((e, d, f), into)

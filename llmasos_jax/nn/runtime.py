@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 
+from llmasos_jax.config.devices import KernelsConfig
+from llmasos_jax.config.precision import PrecisionConfig
 from llmasos_jax.nn.experts import Assigned, dot_experts
 from llmasos_jax.parallel.manual import Manual
 
@@ -111,6 +113,7 @@ class Runtime:
         of the processor, not 5.5); compiling takes longer with each layer.
       mesh: the devices, where arrays live on several and `manual` is None: kernels that the
         compiler cannot split need to know.
+      kernels: which kernel computes attention, in which blocks.
     """
 
     product: Product = dot
@@ -123,6 +126,7 @@ class Runtime:
     platform: str = "cpu"
     max_unrolled: int = 1
     mesh: Mesh | None = None
+    kernels: KernelsConfig = KernelsConfig()
 
     def dot(
         self, spec: str, x: jax.Array, w: jax.Array, *, dtype: Any = None, out_dtype: Any = None
@@ -160,20 +164,27 @@ class Runtime:
 
 
 def training_runtime(
-    dtype: str, platform: str, *, remat: str = "none", manual: Manual | None = None
+    precision: PrecisionConfig,
+    platform: str,
+    *,
+    remat: str = "none",
+    manual: Manual | None = None,
+    kernels: KernelsConfig = KernelsConfig(),
 ) -> Runtime:
     """The Runtime of a training step: the one place where precision is chosen by kind of device.
 
-    With `dtype="bfloat16"` products are bfloat16; on a CPU, where bfloat16 pays inside products
-    only, activations between them stay float32.
+    With `precision.dtype` "bfloat16" products are bfloat16; on a CPU, where bfloat16 pays inside
+    products only, activations between them stay float32.
     """
-    act_dtype = jnp.float32 if platform == "cpu" else jnp.dtype(dtype)
+    dtype = jnp.dtype(precision.dtype)
+    act_dtype = jnp.dtype(jnp.float32) if platform == "cpu" else dtype
     return Runtime(
-        product=dot_narrow if act_dtype != jnp.dtype(dtype) else dot,
-        dtype=jnp.dtype(dtype),
+        product=dot_narrow if act_dtype != dtype else dot,
+        dtype=dtype,
         act_dtype=act_dtype,
         remat=remat,
         manual=manual,
         platform=platform,
         max_unrolled=16 if platform == "cpu" else 1,
+        kernels=kernels,
     )

@@ -1,6 +1,6 @@
-"""The one mode of sharding: batch axes manual, `tensor` left to the compiler.
+"""The one mode of sharding: all axes manual but `tensor`, which is left to the compiler.
 
-`loss` runs inside one `shard_map` that is manual over `data` and the FSDP axes. Each weight arrives
+`loss` runs inside one `shard_map` that is manual over all axes but `tensor`. Each weight arrives
 as its shard and is gathered where it is used, one FSDP axis after the other; the transpose of that
 gather is a reduce-scatter, so gradients come back as shards with no all-reduce (Rajbhandari et al.,
 2020, arXiv 1910.02054, stage 3). What a device does not split is summed by hand. `docs/sharding.md`
@@ -17,7 +17,7 @@ import jax
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from llmasos_jax.parallel.mesh import batch_axes, fsdp_axes, platform
+from llmasos_jax.parallel.mesh import batch_axes, platform, present, ways
 from llmasos_jax.parallel.place import Axes
 from llmasos_jax.parallel.rules import MeshAxes, Rules
 
@@ -32,7 +32,12 @@ class Manual:
     @property
     def axis_names(self) -> frozenset[str]:
         """The mesh axes that are manual."""
-        return frozenset(batch_axes(self.mesh))
+        return frozenset(self._summed)
+
+    @property
+    def _summed(self) -> tuple[str, ...]:
+        """The axes over which devices have other tokens, so that sums over tokens go over them."""
+        return (*batch_axes(self.mesh), *present(self.mesh, "context"))
 
     def spec(self, *axes: str | None) -> PartitionSpec:
         """As `Rules.spec`, with only the manual mesh axes: what `shard_map` wants."""
@@ -70,14 +75,14 @@ class Manual:
         return along_each_axis(w).astype(dtype)
 
     def sum_gradient(self, grad: jax.Array, axes: Axes) -> jax.Array:
-        """Sums a gradient over the batch axes over which `gather` has not already scattered it."""
+        """Sums a gradient over the manual axes over which it is not cut, by `gather` or else."""
         split = {name for entry in self.spec(*axes) for name in _names(entry)}
-        left = tuple(name for name in self._cut(batch_axes(self.mesh)) if name not in split)
+        left = tuple(name for name in self._cut(self._summed) if name not in split)
         return lax.psum(grad, left) if left else grad
 
     def sum(self, value: Any) -> Any:
-        """Sums a tree of scalars over the batch axes."""
-        names = self._cut(batch_axes(self.mesh))
+        """Sums a tree of scalars over all devices that have other tokens."""
+        names = self._cut(self._summed)
         return lax.psum(value, names) if names else value
 
     def first_row(self, num_rows: int) -> jax.Array:
@@ -85,7 +90,7 @@ class Manual:
         return lax.axis_index(batch_axes(self.mesh)) * num_rows
 
     def shard_map(self, fn: Callable, in_specs: Any, out_specs: Any) -> Callable:
-        """`fn` with the batch axes manual."""
+        """`fn` with all axes manual but `tensor`."""
         # check_vma=False: the sums over replicated weights are written out above.
         return jax.shard_map(
             fn,
@@ -98,16 +103,13 @@ class Manual:
 
     @property
     def ways(self) -> int:
-        """How many devices split the batch."""
-        ways = self.mesh.shape["data"]
-        for name in fsdp_axes(self.mesh):
-            ways *= self.mesh.shape[name]
-        return ways
+        """Into how many parts the rows of a batch are split."""
+        return ways(self.mesh, *batch_axes(self.mesh))
 
     @property
     def gathers(self) -> bool:
         """Whether weights are split, so that a whole one is there only while it is used."""
-        return bool(self._cut(fsdp_axes(self.mesh)))
+        return bool(self._cut(_names(self.rules.embed)))
 
     def _cut(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Those axes that have more than one device: over the others nothing is to be done."""

@@ -1,13 +1,17 @@
-"""The mesh of devices: `data`, `fsdp` (one axis or several) and `tensor`.
+"""The mesh of devices: an axis for each way in which a run is split.
 
 ::
 
-    data    replicas that split the batch
-    fsdp    ways in which weights are split; they split the batch too
-    tensor  ways in which heads, MLP width and vocabulary are split
+    data      replicas that split the batch
+    pipeline  stages of layers; they split the batch outside of the layers
+    fsdp      ways in which weights are split; they split the batch too
+    expert    ways in which experts are split; they split the batch too
+    context   ways in which the tokens of a sequence are split
+    tensor    ways in which heads, MLP width and vocabulary are split
 
 An fsdp of (16, 16) makes two axes, `fsdp_0` and `fsdp_1`, laid along two axes of a TPU torus;
-weights are gathered along one after the other.
+weights are gathered along one after the other. `pipeline`, `expert` and `context` are there only
+where they have more than one device.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh
 
-from llmasos_jax.config.schema import MeshConfig
+from llmasos_jax.config.devices import MeshConfig
 from llmasos_jax.errors import ConfigError
 
 
@@ -29,8 +33,19 @@ def fsdp_axes(mesh: Mesh) -> tuple[str, ...]:
 
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:
-    """The mesh axes over which the batch is split, slowest first."""
-    return ("data", *fsdp_axes(mesh))
+    """The mesh axes over which the rows of a batch are split, slowest first."""
+    fsdp = fsdp_axes(mesh)
+    return ("data", *present(mesh, "pipeline"), *fsdp, *present(mesh, "expert"))
+
+
+def present(mesh: Mesh, *names: str) -> tuple[str, ...]:
+    """Those of the axes that this mesh has."""
+    return tuple(name for name in names if name in mesh.axis_names)
+
+
+def ways(mesh: Mesh, *names: str) -> int:
+    """Into how many parts these axes cut; one that the mesh does not have cuts into one."""
+    return math.prod(mesh.shape[name] for name in present(mesh, *names))
 
 
 def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -48,21 +63,35 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
       1
     """
     devices = list(jax.devices() if devices is None else devices)
-    rest = math.prod(cfg.fsdp) * cfg.tensor
+    inner = {
+        "pipeline": (cfg.pipeline,),
+        "fsdp": cfg.fsdp,
+        "expert": (cfg.expert,),
+        "context": (cfg.context,),
+    }
+    rest = math.prod(math.prod(sizes) for sizes in inner.values()) * cfg.tensor
     data = cfg.data if cfg.data is not None else max(1, len(devices) // rest)
     if data * rest != len(devices):
         raise ConfigError(
-            f"mesh data={data} x fsdp={'x'.join(map(str, cfg.fsdp))} x tensor={cfg.tensor} is "
-            f"{data * rest} devices, there are {len(devices)}; make the product {len(devices)} "
-            "(mesh.data=None takes what the others leave)"
+            f"mesh {_described(cfg, data)} is {data * rest} devices, there are {len(devices)}; "
+            f"make the product {len(devices)} (mesh.data=None takes what the others leave)"
         )
-    names = (
-        "data",
-        *(["fsdp"] if len(cfg.fsdp) == 1 else [f"fsdp_{i}" for i in range(len(cfg.fsdp))]),
-        "tensor",
-    )
-    types = (AxisType.Auto,) * len(names)
-    return jax.make_mesh((data, *cfg.fsdp, cfg.tensor), names, axis_types=types, devices=devices)
+    axes: dict[str, int] = {"data": data}
+    for name, sizes in inner.items():
+        if len(sizes) > 1:
+            axes |= {f"{name}_{i}": size for i, size in enumerate(sizes)}
+        elif name == "fsdp" or sizes[0] > 1:
+            axes[name] = sizes[0]
+    axes["tensor"] = cfg.tensor
+    types = (AxisType.Auto,) * len(axes)
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=types, devices=devices)
+
+
+def _described(cfg: MeshConfig, data: int) -> str:
+    others = {name: getattr(cfg, name) for name in ("pipeline", "expert", "context")}
+    parts = [f"data={data}", f"fsdp={'x'.join(map(str, cfg.fsdp))}"]
+    parts += [f"{name}={size}" for name, size in others.items() if size > 1]
+    return " x ".join([*parts, f"tensor={cfg.tensor}"])
 
 
 def single_device_mesh(device: Any = None) -> Mesh:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jax.sharding import Mesh, PartitionSpec
 
 from llmasos_jax.errors import ConfigError, did_you_mean
-from llmasos_jax.parallel.mesh import batch_axes, fsdp_axes
+from llmasos_jax.parallel.mesh import batch_axes, fsdp_axes, present
 
 MeshAxes = str | tuple[str, ...] | None
 
@@ -19,15 +19,21 @@ class Rules:
 
     Attributes:
       batch: sequences of a batch.
+      sequence: tokens of a sequence.
+      layers: of weights that are stacked over periods of layers.
       embed: the D side of a weight.
+      expert_embed: the D side of an expert's weight.
       heads, kv_heads: query heads N and key/value heads K, of weights and activations.
       ffn: width F of the MLP, of weights and activations.
       vocab: V, of the embedding table and the logits.
-      experts: E; replicated, each device has a part of every expert.
+      experts: E, of the experts' weights.
     """
 
     batch: MeshAxes = None
+    sequence: MeshAxes = None
+    layers: MeshAxes = None
     embed: MeshAxes = None
+    expert_embed: MeshAxes = None
     heads: MeshAxes = None
     kv_heads: MeshAxes = None
     ffn: MeshAxes = None
@@ -66,17 +72,31 @@ class Rules:
 
 
 def training_rules(mesh: Mesh) -> Rules:
-    """Batch over data and FSDP axes; weights over FSDP axes by D, `tensor` by heads, F, V."""
+    """Batch over its axes; weights over the FSDP axes by D, `tensor` by heads, F, V.
+
+    Where a weight is not split by `context` and `expert` for another reason, they split its D as
+    FSDP axes do: no device holds what another one has too, but for `data` (and outside of the
+    layers `pipeline`).
+    """
+    fsdp, context = fsdp_axes(mesh), present(mesh, "context")
     return Rules(
         batch=batch_axes(mesh),
-        embed=fsdp_axes(mesh),
+        sequence=_one(present(mesh, "context")),
+        layers=_one(present(mesh, "pipeline")),
+        embed=(*fsdp, *present(mesh, "expert"), *context),
+        expert_embed=(*fsdp, *context),
         heads="tensor",
         kv_heads="tensor",
         ffn="tensor",
         vocab="tensor",
+        experts=_one(present(mesh, "expert")),
     )
 
 
 def serving_rules(mesh: Mesh) -> Rules:
     """As in training, but each replica holds its weights whole along D: no gathers at a token."""
-    return dataclasses.replace(training_rules(mesh), embed=None)
+    return dataclasses.replace(training_rules(mesh), embed=None, expert_embed=None)
+
+
+def _one(names: tuple[str, ...]) -> MeshAxes:
+    return names[0] if names else None

@@ -56,7 +56,11 @@ def make_trainer(cfg: Config, mesh: Mesh, vocabulary: Vocabulary | None = None) 
     definition = ModelDef(cfg.model, scan_layout(cfg.model))
     check_divisible(definition.shapes, definition.axes, mesh, manual.rules)
     runtime = training_runtime(
-        cfg.train.dtype, platform(mesh), remat=cfg.train.remat, manual=manual
+        cfg.precision,
+        platform(mesh),
+        remat=cfg.train.remat,
+        manual=manual,
+        kernels=cfg.kernels,
     )
     return Trainer(
         cfg=cfg,

@@ -30,6 +30,8 @@ _FREE = (
     "checkpoint.",
     "sample.",
     "mesh.",
+    "hosts.",
+    "kernels.",
 )
 
 
