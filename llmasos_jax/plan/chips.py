@@ -1,0 +1,115 @@
+"""What a TPU chip is and can do: one table.
+
+Figures are those of the vendor's public pages, cloud.google.com/tpu/docs/{v4, v5e, v5p, v6e, tpu7x},
+read in November 2026. Peaks are upper bounds that no program reaches.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from llmasos_jax.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One kind of chip.
+
+    Attributes:
+      name: as in a topology, "v5e" of "v5e:16x16".
+      memory_gib: of HBM, as sold; the compiler leaves a little less to a program.
+      flops: bfloat16 operations per second.
+      int8_flops: 8-bit operations per second (int8; fp8 on tpu7x). None where 8 bits are no faster.
+      memory_bytes_per_s: of HBM.
+      link_bytes_per_s: of one link to a neighbour, in one direction.
+      axes: of the torus; a chip has two links along each.
+      network_bytes_per_s: of a chip's share of its host's network, between slices.
+      devices: that JAX sees in one chip.
+      clock_hz: of the matrix units; None where it is not published.
+    """
+
+    name: str
+    memory_gib: float
+    flops: float
+    int8_flops: float | None
+    memory_bytes_per_s: float
+    link_bytes_per_s: float
+    axes: int
+    network_bytes_per_s: float
+    devices: int = 1
+    clock_hz: float | None = None
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", 32, 275e12, None, 1228e9, 50e9, 3, 6.25e9, devices=2, clock_hz=1.05e9),
+        Chip("v5e", 16, 197e12, 393e12, 819e9, 50e9, 2, 3.125e9, clock_hz=1.5e9),
+        Chip("v5p", 95, 459e12, 918e12, 2765e9, 100e9, 3, 6.25e9, clock_hz=1.75e9),
+        Chip("v6e", 32, 918e12, 1836e12, 1638e9, 100e9, 2, 12.5e9),
+        Chip("tpu7x", 192, 2307e12, 4614e12, 7380e9, 100e9, 3, 12.5e9, devices=2),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Chips of one kind on a torus.
+
+    Attributes:
+      chip: what each of them is.
+      shape: chips along each axis.
+      slices: such tori, joined by the network of the data centre.
+    """
+
+    chip: Chip
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def num_chips(self) -> int:
+        """Of all slices."""
+        total = self.slices
+        for size in self.shape:
+            total *= size
+        return total
+
+    @property
+    def num_devices(self) -> int:
+        """That JAX sees on all slices."""
+        return self.num_chips * self.chip.devices
+
+    def __str__(self) -> str:
+        slices = f" x {self.slices} slices" if self.slices > 1 else ""
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}{slices}"
+
+
+def parse_topology(text: str, slices: int = 1) -> Topology:
+    """Reads "v5e:16x16".
+
+    Raises:
+      ConfigError: not of that form, an unknown chip, or as many axes as the chip's torus has not.
+
+    Example:
+      >>> parse_topology("v5p:4x4x4").num_chips
+      64
+    """
+    found = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)", text)
+    if found is None:
+        raise ConfigError(
+            f'topology "{text}" is not of the form chip:AxB or chip:AxBxC (v5e:16x16)'
+        )
+    if found[1] not in CHIPS:
+        hint = did_you_mean(found[1], list(CHIPS))
+        raise ConfigError(f'topology "{text}": no chip is named "{found[1]}"{hint}')
+    chip, shape = CHIPS[found[1]], tuple(map(int, found[2].split("x")))
+    if len(shape) != chip.axes or min(shape) < 1:
+        like = "x".join("4" * chip.axes)
+        raise ConfigError(
+            f'topology "{text}": a {chip.name} pod is a torus of {chip.axes} axes, as in '
+            f"{chip.name}:{like}"
+        )
+    if slices < 1:
+        raise ConfigError(f"slices={slices} must be at least 1")
+    return Topology(chip, shape, slices)
