@@ -1,6 +1,6 @@
 """What a TPU chip is and can do: one table.
 
-Figures are those of the vendor's public pages, cloud.google.com/tpu/docs/{v4, v5e, v5p, v6e, tpu7x},
+Figures are those of the vendor's public pages, cloud.google.com/tpu/docs/v5e and its neighbours,
 read in November 2026. Peaks are upper bounds that no program reaches.
 """
 
