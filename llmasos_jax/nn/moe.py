@@ -129,7 +129,10 @@ class MoE(nnx.Module):
         y_btd = shared(x_btd, runtime)
         if self.shared_gate is None:
             return y_btd
-        return y_btd * jax.nn.sigmoid(runtime.dot("btd,do->bto", x_btd, self.shared_gate[...]))
+        gate_bto = runtime.dot(
+            "btd,do->bto", x_btd, self.shared_gate[...], out_dtype=runtime.act_dtype
+        )
+        return y_btd * jax.nn.sigmoid(gate_bto)
 
 
 def route(

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from llmasos_jax.config.devices import KernelsConfig
 from llmasos_jax.config.precision import PrecisionConfig
 from llmasos_jax.nn.experts import Assigned, dot_experts
+from llmasos_jax.nn.quantized import Rounding, dot_rounded
 from llmasos_jax.parallel.manual import Manual
 
 Product = Callable[..., jax.Array]
@@ -100,6 +101,7 @@ class Runtime:
     Attributes:
       product: every product of activations and weights goes through this one function: precision,
         quantisation and adapters plug in here.
+      block_product: takes the place of `product` for the products inside blocks; None for the same.
       expert_product: its sibling, for rows that each have their own expert's weights.
       expert_capacity: training only: an expert takes so many times its even share of a row's
         tokens, and drops later ones; None never drops.
@@ -117,6 +119,7 @@ class Runtime:
     """
 
     product: Product = dot
+    block_product: Product | None = None
     expert_product: Product = dot_experts
     expert_capacity: float | None = None
     dtype: Any = jnp.float32
@@ -133,9 +136,12 @@ class Runtime:
     ) -> jax.Array:
         """The product of activations `x` and a weight `w`.
 
-        In `self.dtype`, and rounded to `act_dtype`, unless told otherwise.
+        In `self.dtype`, and rounded to `act_dtype`, unless told otherwise. A product that is told
+        (a router's, an output layer's) has its reasons, so it is never `block_product`.
         """
-        return self.product(
+        is_plain = dtype is None and out_dtype is None
+        product = self.block_product if is_plain and self.block_product else self.product
+        return product(
             spec,
             x,
             w.astype(self.dtype if dtype is None else dtype),
@@ -174,12 +180,19 @@ def training_runtime(
     """The Runtime of a training step: the one place where precision is chosen by kind of device.
 
     With `precision.dtype` "bfloat16" products are bfloat16; on a CPU, where bfloat16 pays inside
-    products only, activations between them stay float32.
+    products only, activations between them stay float32; "float16" likewise. With
+    `precision.quantize` the products of attention and MLPs are of eight bits, in the devices' own
+    arithmetic where it has them (TPU, GPU), else the same codes in bfloat16 (CPU). Those of chosen
+    experts, routers, pooled heads and the output layer are not.
     """
     dtype = jnp.dtype(precision.dtype)
     act_dtype = jnp.dtype(jnp.float32) if platform == "cpu" else dtype
+    rounding = None
+    if precision.quantize is not None:
+        rounding = Rounding(precision.quantize, is_native=platform != "cpu")
     return Runtime(
         product=dot_narrow if act_dtype != dtype else dot,
+        block_product=rounding and partial(dot_rounded, rounding),
         dtype=dtype,
         act_dtype=act_dtype,
         remat=remat,
