@@ -26,6 +26,8 @@ class Chip:
       axes: of the torus; a chip has two links along each.
       network_bytes_per_s: of a chip's share of its host's network, between slices.
       devices: that JAX sees in one chip.
+      config: what libtpu calls the use of the chip's cores: on v4 and v5p two work as one device.
+      wraps: a torus axis of so many chips, or of a multiple of it, is closed to a ring.
       clock_hz: of the matrix units; None where it is not published.
     """
 
@@ -38,16 +40,20 @@ class Chip:
     axes: int
     network_bytes_per_s: float
     devices: int = 1
+    config: str = "default"
+    wraps: int = 4
     clock_hz: float | None = None
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 32, 275e12, None, 1228e9, 50e9, 3, 6.25e9, devices=2, clock_hz=1.05e9),
-        Chip("v5e", 16, 197e12, 393e12, 819e9, 50e9, 2, 3.125e9, clock_hz=1.5e9),
-        Chip("v5p", 95, 459e12, 918e12, 2765e9, 100e9, 3, 6.25e9, clock_hz=1.75e9),
-        Chip("v6e", 32, 918e12, 1836e12, 1638e9, 100e9, 2, 12.5e9),
+        Chip("v4", 32, 275e12, None, 1228e9, 50e9, 3, 6.25e9, config="megacore", clock_hz=1.05e9),
+        Chip("v5e", 16, 197e12, 393e12, 819e9, 50e9, 2, 3.125e9, wraps=16, clock_hz=1.5e9),
+        Chip(
+            "v5p", 95, 459e12, 918e12, 2765e9, 100e9, 3, 6.25e9, config="megacore", clock_hz=1.75e9
+        ),
+        Chip("v6e", 32, 918e12, 1836e12, 1638e9, 100e9, 2, 12.5e9, wraps=16),
         Chip("tpu7x", 192, 2307e12, 4614e12, 7380e9, 100e9, 3, 12.5e9, devices=2),
     )
 }
@@ -79,6 +85,17 @@ class Topology:
     def num_devices(self) -> int:
         """That JAX sees on all slices."""
         return self.num_chips * self.chip.devices
+
+    @property
+    def wrap(self) -> tuple[bool, bool, bool]:
+        """Which axes are rings, as `topologies.get_topology_desc` takes it.
+
+        Smaller slices of a pod are cut out of it, so their ends are not joined.
+        """
+        rings = [size % self.chip.wraps == 0 for size in self.shape]
+        closed = rings if self.chip.axes == 2 else [all(rings)] * 3
+        first, second, third = (*closed, False)[:3]
+        return first, second, third
 
     def __str__(self) -> str:
         slices = f" x {self.slices} slices" if self.slices > 1 else ""
