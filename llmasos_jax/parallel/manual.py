@@ -24,10 +24,17 @@ from llmasos_jax.parallel.rules import MeshAxes, Rules
 
 @dataclass(frozen=True)
 class Manual:
-    """What model code needs inside the manual region: gather weights, place activations, sum."""
+    """What model code needs inside the manual region: gather weights, place activations, sum.
+
+    Attributes:
+      mesh: the devices.
+      rules: which logical axis goes to which of the mesh's.
+      exchange: how attention sees the tokens of other devices, of `MeshConfig.context_exchange`.
+    """
 
     mesh: Mesh
     rules: Rules
+    exchange: str = "all_to_all"
 
     @property
     def axis_names(self) -> frozenset[str]:
@@ -56,7 +63,9 @@ class Manual:
 
         def along_each_axis(w: jax.Array) -> jax.Array:
             for dim, entry in enumerate(self.spec(*axes)):
-                for name in reversed(self._cut(_names(entry))):
+                # Experts stay where they are: tokens go to them.
+                names = () if axes[dim] == "experts" else _names(entry)
+                for name in reversed(self._cut(names)):
                     w = lax.all_gather(w, name, axis=dim, tiled=True)
             return w
 
@@ -88,6 +97,26 @@ class Manual:
     def first_row(self, num_rows: int) -> jax.Array:
         """The global number of this device's first row, when each device holds `num_rows`."""
         return lax.axis_index(batch_axes(self.mesh)) * num_rows
+
+    @property
+    def context(self) -> int:
+        """Into how many parts the tokens of a sequence are split."""
+        return ways(self.mesh, "context")
+
+    def first_token(self, num_tokens: int) -> jax.Array | int:
+        """The place in the sequence of this device's first token, when each holds `num_tokens`."""
+        return lax.axis_index("context") * num_tokens if self.context > 1 else 0
+
+    def whole_tokens(self, x: jax.Array) -> jax.Array:
+        """[B, T, ...] of whole sequences from this device's tokens of them."""
+        return lax.all_gather(x, "context", axis=1, tiled=True) if self.context > 1 else x
+
+    def own_tokens(self, x: jax.Array) -> jax.Array:
+        """The inverse of `whole_tokens`."""
+        if self.context == 1:
+            return x
+        num = x.shape[1] // self.context
+        return lax.dynamic_slice_in_dim(x, self.first_token(num), num, axis=1)
 
     def shard_map(self, fn: Callable, in_specs: Any, out_specs: Any) -> Callable:
         """`fn` with all axes manual but `tensor`."""
