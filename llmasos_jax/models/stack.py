@@ -17,6 +17,7 @@ from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.models.layout import Layout, layer_specs
 from llmasos_jax.nn.block import Block, BlockInputs, CrossInputs
 from llmasos_jax.nn.cache import Cache, LayerCache
+from llmasos_jax.nn.context import over_sequence
 from llmasos_jax.nn.dropout import Dropout
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.moe import Routing
@@ -123,13 +124,15 @@ class Stack(nnx.Module):
         causal = self.cfg.causal
         whole = Visibility(q_index, k_index, segments_bt, k_segments, k_prefix, causal=causal)
         windows = {spec.window for spec in layer_specs(self.cfg)}
+        whole = over_sequence(whole, runtime)
         visible = {window: dataclasses.replace(whole, window=window) for window in windows}
         counted_bt = jnp.ones((b, t), bool) if segments_bt is None else segments_bt > 0
         lengths_bt = None
         if self.cfg.rope_scaling.kind == "longrope" and cache is not None:
             lengths_bt = jnp.maximum(cache.length_b[:, None], positions_bt + 1)
         elif self.cfg.rope_scaling.kind == "longrope" and segments_bt is not None:
-            lengths_bt = document_lengths(positions_bt, segments_bt)
+            rows = (runtime.whole_tokens(x) for x in (positions_bt, segments_bt))
+            lengths_bt = runtime.own_tokens(document_lengths(*rows))
         turns = rotations(self.cfg, positions_bt, lengths_bt)
         bias_nts = None
         if self.relative is not None:

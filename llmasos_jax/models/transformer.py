@@ -95,7 +95,8 @@ class Transformer(Stack):
         if prefix_bt is not None and (not self.cfg.prefix_lm or cache is not None):
             raise ValueError("prefix_bt is for models with prefix_lm=True, without a cache")
         cross = self.cross_inputs(tokens_bt, segment_ids_bt, encoded, cache)
-        positions_bt = _positions(tokens_bt, cache) if positions_bt is None else positions_bt
+        if positions_bt is None:
+            positions_bt = _positions(tokens_bt, cache, runtime)
         inputs = self.inputs(
             positions_bt, segment_ids_bt, runtime, cache=cache, prefix_bt=prefix_bt, cross=cross
         )
@@ -132,7 +133,8 @@ class Transformer(Stack):
         if dropout is not None:
             # A number that no place in the decoder has, so that the two draw other noise.
             dropout = dropout.at(self.cfg.num_layers + 1)
-        positions_bs = _positions(tokens_bs, None) if positions_bs is None else positions_bs
+        if positions_bs is None:
+            positions_bs = _positions(tokens_bs, None, runtime)
         inputs = encoder.inputs(positions_bs, segment_ids_bs, runtime)
         with jax.named_scope("encoder"):
             x_bsd = self._embedded(tokens_bs, positions_bs, None, runtime)
@@ -273,8 +275,8 @@ def _head(cfg: ModelConfig) -> Head | MLMHead | None:
     return None if cfg.tie_embeddings else Head(cfg)
 
 
-def _positions(tokens_bt: jax.Array, cache: Cache | None) -> jax.Array:
+def _positions(tokens_bt: jax.Array, cache: Cache | None, runtime: Runtime) -> jax.Array:
     counted = jnp.arange(tokens_bt.shape[1], dtype=jnp.int32)[None]
     if cache is None:
-        return jnp.broadcast_to(counted, tokens_bt.shape)
+        return jnp.broadcast_to(counted, tokens_bt.shape) + runtime.first_token(counted.shape[1])
     return jnp.maximum(counted + cache.slot - cache.start_b[:, None], 0)

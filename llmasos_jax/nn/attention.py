@@ -13,6 +13,7 @@ from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.named import resolve
 from llmasos_jax.nn import alibi
 from llmasos_jax.nn.cache import LayerCache
+from llmasos_jax.nn.context import attend_split
 from llmasos_jax.nn.kernels import ATTENTIONS, cached, dot_product
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.mlp import add_bias
@@ -172,7 +173,8 @@ def attend(
     with jax.named_scope("attention"):
         if cache is not None:
             return attend_cache(attend_fn, q_btnh, cache, visible, runtime, **options), cache
-        return attend_fn(q_btnh, k_bskh, v_bskz, visible, runtime=runtime, **options), cache
+        qkv = (q_btnh, k_bskh, v_bskz)
+        return attend_split(attend_fn, qkv, visible, runtime, **options), cache
 
 
 def attend_cache(

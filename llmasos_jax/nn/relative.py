@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.nn.context import own_heads
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.nn.weight import weight
@@ -30,7 +31,7 @@ class RelativeBias(nnx.Module):
 
     def __call__(self, visible: Visibility, runtime: Runtime) -> jax.Array:
         """What is added to the scores of each query and key, float32 [N, T, S]."""
-        table_nb = self.buckets[...].T
+        table_nb = own_heads(self.buckets[...].T, runtime)
         bucket_ts = buckets(
             visible.distance()[0], table_nb.shape[1], self.max_distance, both_ways=self.both_ways
         )

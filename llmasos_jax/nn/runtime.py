@@ -162,6 +162,18 @@ class Runtime:
         """Constrains where an activation lives; `axes` are logical names."""
         return x if self.manual is None else self.manual.place(x, *axes)
 
+    def first_token(self, num_tokens: int) -> jax.Array | int:
+        """The place in the sequence of the first of the tokens that are here."""
+        return 0 if self.manual is None else self.manual.first_token(num_tokens)
+
+    def whole_tokens(self, x: jax.Array) -> jax.Array:
+        """[B, T, ...] of whole sequences, from the tokens that are here."""
+        return x if self.manual is None else self.manual.whole_tokens(x)
+
+    def own_tokens(self, x: jax.Array) -> jax.Array:
+        """Of [B, T, ...] of whole sequences, the tokens that are here."""
+        return x if self.manual is None else self.manual.own_tokens(x)
+
     def gather(self, w: jax.Array, axes: tuple[str | None, ...], is_product: bool) -> jax.Array:
         """The whole weight from its shard, already in `dtype` if it goes into products."""
         if self.manual is None:
