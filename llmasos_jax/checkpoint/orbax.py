@@ -199,7 +199,7 @@ def restore_part(folder: Path, name: str, abstract: Any) -> Any:
 
     Args:
       folder: from `steps.find_step`.
-      name: the part's key in the state ("params").
+      name: the part's path in the state ("params", "opt_state/master").
       abstract: a pytree of `jax.ShapeDtypeStruct`, each with the sharding it is to have.
 
     Returns:
@@ -210,7 +210,10 @@ def restore_part(folder: Path, name: str, abstract: Any) -> Any:
         every leaf that differs and nothing has been read.
     """
     _quieten()
-    wanted = flatten({name: abstract})
+    target = abstract
+    for key in reversed(name.split("/")):
+        target = {key: target}
+    wanted = flatten(target)
     found = {n: leaf for n, leaf in read_leaves(folder).items() if n.startswith(f"{name}/")}
     check_same(found, _described(wanted), str(folder))
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())

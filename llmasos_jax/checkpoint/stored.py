@@ -18,6 +18,9 @@ from llmasos_jax.checkpoint import steps
 from llmasos_jax.checkpoint.leaves import Leaf
 from llmasos_jax.errors import CheckpointError, did_you_mean
 
+# Where a run with bfloat16 weights keeps its float32 copies.
+MASTERS = "opt_state/master"
+
 
 class StoredState:
     """The leaves of one step folder, read when asked for.

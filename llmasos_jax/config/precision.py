@@ -22,16 +22,18 @@ class PrecisionConfig:
     Attributes:
       dtype: of products, and of activations where the device has them: "float32", "bfloat16", or
         "float16", whose gradients need `loss_scale` (Micikevicius et al., 2017, arXiv 1710.03740).
-      quantize: "int8" or "fp8" rounds both sides of the blocks' products to it, with a scale for
-        each row, forward and backward; embeddings, routers and the output layer stay in `dtype`.
-        None for neither.
-      weights: what the step reads, gathers and differentiates: "float32", or "bfloat16".
-      master: with "bfloat16" weights, whether the optimizer keeps them in float32 too and rounds
-        after each update; without, updates below a bfloat16's precision are lost.
-      moments: of the optimizer: "float32", "bfloat16", or "int8" in blocks with a scale each
-        (Dettmers et al., 2021, arXiv 2110.02861).
-      loss_scale: with "float16", what the loss is multiplied by at first. It halves at an overflow,
-        whose step is left out, and doubles after `loss_scale_steps` steps without one.
+      quantize: "int8" or "fp8" rounds both factors of the blocks' products to it, with a scale for
+        each row, forward and backward; embeddings, routers, chosen experts and the output layer
+        stay in `dtype`. None for neither.
+      weights: what the step keeps, gathers and differentiates: "float32", or "bfloat16" but for
+        scales, biases and routers.
+      master: with "bfloat16" weights, whether the optimizer keeps them in float32 too, so that they
+        are those, rounded; without, each update is rounded at random, right on average.
+      moments: of the optimizer, for weights of products: "float32", "bfloat16", or "int8", in eight
+        bits on a logarithmic scale with a largest number for each row; rounded at random.
+      loss_scale: with "float16", what the mean loss is multiplied by at first. It halves at an
+        overflow, whose step is left out, and doubles after `loss_scale_steps` steps without one;
+        below 1 the run has failed.
       loss_scale_steps: see `loss_scale`.
     """
 
@@ -51,6 +53,11 @@ class PrecisionConfig:
             require_one_of("precision.quantize", self.quantize, QUANTIZED)
         require_positive("precision.loss_scale", self.loss_scale)
         require_positive("precision.loss_scale_steps", self.loss_scale_steps)
+        if self.loss_scale < 1:
+            raise ConfigError(
+                f"precision.loss_scale={self.loss_scale} must be at least 1; it is to lift small "
+                "gradients into float16's range"
+            )
         if self.dtype == "float16" and self.weights == "bfloat16":
             raise ConfigError(
                 'precision.weights="bfloat16" with precision.dtype="float16" rounds twice; set '

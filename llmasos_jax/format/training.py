@@ -14,7 +14,7 @@ from typing import Any
 import llmasos_jax
 from llmasos_jax.checkpoint import steps
 from llmasos_jax.checkpoint.leaves import Leaf
-from llmasos_jax.checkpoint.stored import StoredState
+from llmasos_jax.checkpoint.stored import MASTERS, StoredState
 from llmasos_jax.config.build import from_dict
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config
@@ -69,9 +69,10 @@ def open_training(
     )
     if not allow_code:
         refuse_code(manifest, str(state.folder))
-    leaves = {n.removeprefix(_PARAMS): v for n, v in state.leaves.items() if n.startswith(_PARAMS)}
+    sources = _sources(state.leaves)
+    leaves = {name: state.leaves[source] for name, source in sources.items()}
     layout = layout_of(leaves, str(state.folder))
-    tensors = _tensors(state, leaves, config, layout)
+    tensors = _tensors(state, sources, config, layout)
     check_tensors(config.model, tensors, str(state.folder))
     files = folder_tokenizer(manifest.tokenizer, run / TOKENIZER, leave_out=(ENTRY,))
     tokenizer = None if files is None else files.load(allow_code=allow_code)
@@ -133,11 +134,19 @@ def layout_of(leaves: Mapping[str, Leaf], where: str) -> Layout:
     return Layout(*sizes, encoder=encoder)
 
 
+def _sources(leaves: Mapping[str, Leaf]) -> dict[str, str]:
+    """Where each weight is read from: the float32 copy of a bfloat16 one, if the run keeps it."""
+    names = [name.removeprefix(_PARAMS) for name in leaves if name.startswith(_PARAMS)]
+    copies = {name: f"{MASTERS}/{name}" for name in names}
+    return {n: copy if copy in leaves else _PARAMS + n for n, copy in copies.items()}
+
+
 def _tensors(
-    state: StoredState, leaves: Mapping[str, Leaf], config: Config, layout: Layout
+    state: StoredState, sources: Mapping[str, str], config: Config, layout: Layout
 ) -> dict[str, StoredTensor]:
     """The tensors under the format's names; a leaf that belongs to none keeps its own name."""
     model = config.model
+    leaves = {name: state.leaves[source] for name, source in sources.items()}
     encoder_layers = 0 if layout.encoder is None else layout.encoder.num_layers
     for name, found, wanted in (
         ("num_layers", layout.num_layers, model.num_layers),
@@ -155,10 +164,10 @@ def _tensors(
         if path in leaves:
             used.add(path)
             shape = leaves[path].shape[0 if row is None else 1 :]
-            read = functools.partial(state.read, _PARAMS + path, row)
+            read = functools.partial(state.read, sources[path], row)
             tensors[name] = StoredTensor(shape, _stored_dtype(path, leaves[path]), read)
     for path in leaves.keys() - used:
-        read = functools.partial(state.read, _PARAMS + path)
+        read = functools.partial(state.read, sources[path])
         tensors[path.replace("/", ".")] = StoredTensor(leaves[path].shape, leaves[path].dtype, read)
     return tensors
 

@@ -18,7 +18,7 @@ from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.models.layout import ENCODER, PARTS, Layout, encoder_config, unrolled_layout
 from llmasos_jax.models.transformer import Transformer
 from llmasos_jax.nn.cache import Cache, CrossCache, LayerCache
-from llmasos_jax.nn.weight import is_weight
+from llmasos_jax.nn.weight import RANDOM, is_weight
 from llmasos_jax.types import Tree
 
 
@@ -59,6 +59,11 @@ class ModelDef:
     def leads(self) -> Tree:
         """Tree of how many dimensions (after the stacked one) number matrices: 1 for experts."""
         return self._metadata(lambda v: v.num_lead)
+
+    @cached_property
+    def is_narrow(self) -> Tree:
+        """Tree of booleans: which weights may be bfloat16; not scales, biases and routers."""
+        return self._metadata(lambda v: v.init in RANDOM and not v.is_float32)
 
     def bind(self, params: Tree) -> Transformer:
         """The model with these weights. Cheap: call it inside a jitted function."""

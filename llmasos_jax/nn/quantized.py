@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_WEYL = 0x9E3779B9  # 2^32 / golden ratio: successive multiples are spread evenly
+from llmasos_jax.nn.noise import uniform
 
 
 @dataclass(frozen=True)
@@ -169,22 +169,8 @@ def encode(
     scale = jnp.where(largest > 0, largest / limit, 1.0)
     scaled = x / scale
     if is_int:
-        scaled = jnp.floor(scaled + _noise(x)) if is_random else jnp.round(scaled)
+        scaled = jnp.floor(scaled + uniform(x)) if is_random else jnp.round(scaled)
     return jnp.clip(scaled, -limit, limit).astype(dtype), scale
-
-
-def _noise(x: jax.Array) -> jax.Array:
-    """Numbers in [0, 1) by a hash of the values and their places (murmur3's last mixing)."""
-    bits = lax.bitcast_convert_type(x, jnp.uint32)
-    stride = 1
-    for dim in reversed(range(x.ndim)):
-        place = lax.broadcasted_iota(jnp.uint32, x.shape, dim)
-        bits = bits ^ (place * jnp.uint32(stride * _WEYL & 0xFFFFFFFF))
-        stride *= x.shape[dim]
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        bits = (bits ^ (bits >> jnp.uint32(shift))) * jnp.uint32(factor)
-    bits = bits ^ (bits >> jnp.uint32(16))
-    return (bits >> jnp.uint32(8)).astype(jnp.float32) * 2.0**-24
 
 
 def _along(scale: jax.Array, axes: str, output: str) -> jax.Array:

@@ -14,9 +14,11 @@ from llmasos_jax.checkpoint.orbax import Checkpointer
 from llmasos_jax.config.build import to_dict
 from llmasos_jax.data.pipeline import Data
 from llmasos_jax.errors import DataError, PreemptedError, TrainingFailedError
+from llmasos_jax.parallel import distributed
 from llmasos_jax.train.hooks import Hook, RunInfo
 from llmasos_jax.train.metrics import Speed, heldout_values, mfu, step_values
 from llmasos_jax.train.preemption import StopRequest
+from llmasos_jax.train.scaling import SMALLEST
 from llmasos_jax.train.start import weights_of
 from llmasos_jax.train.state import StepMetrics, TrainState
 
@@ -124,11 +126,12 @@ class _Run:
         """The loop."""
         first, last = self.good_step + 1, self.cfg.train.steps
         in_flight: tuple[int, StepMetrics] | None = None
-        with StopRequest() as stop:
+        with StopRequest(distributed.current()) as stop:
             # A run that was stopped on a step due for evaluation has still to do it.
             if 1 < first <= last and _is_due(self.cfg.train.eval_every_steps, first - 1):
                 self.evaluate(first - 1, state, stop)
             for step in range(first, last + 1):
+                stop.begin(step)
                 batch = self.trainer.put(next(self.data.train))
                 state, metrics = self.trainer.step(state, batch)
                 # The device has work: now there is time for the step before.
@@ -177,6 +180,7 @@ class _Run:
         """Waits for a step's values and passes them on, if they are finite."""
         values = step_values(jax.device_get(metrics))
         self._check_finite(step, values)
+        # A step that was left out leaves good weights as well.
         self.good_step = step
         is_logged = step % self.cfg.train.log_every_steps == 0
         rates = self.meter.rates(self.data.train.waited_s, is_logged)
@@ -217,6 +221,9 @@ class _Run:
         self.checkpoints.save(step, state, self.data.state(), to_dict(self.cfg))
 
     def _check_finite(self, step: int, values: dict[str, float]) -> None:
+        if values.get("overflow"):
+            # float16: the step was left out, so what it reports is of no consequence.
+            return self._check_scale(step, values)
         bad = [name for name in ("loss", "grad_norm") if not math.isfinite(values[name])]
         if not bad:
             return
@@ -235,6 +242,19 @@ class _Run:
             f"Lower optim.learning_rate (now {optim.learning_rate}), set optim.clip_norm (now "
             f"{optim.clip_norm}) or lengthen optim.warmup_steps (now {optim.warmup_steps}), in a "
             "new workdir; the same command here meets the same batch again"
+        )
+
+    def _check_scale(self, step: int, values: dict[str, float]) -> None:
+        """Gives up when a smaller scale can no longer be what is missing."""
+        if values["loss_scale"] >= SMALLEST:
+            return
+        self.checkpoints.wait()
+        raise TrainingFailedError(
+            f"float16 overflows at step {step} though the loss is not scaled up any more "
+            f"({values['skipped_steps']:.0f} steps left out, the last good one is "
+            f"{self.good_step}): activations or weights are beyond 65504. Set "
+            'precision.dtype="bfloat16", or lower optim.learning_rate (now '
+            f"{self.cfg.optim.learning_rate}), in a new workdir"
         )
 
 

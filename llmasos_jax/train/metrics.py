@@ -14,6 +14,9 @@
 | learning_rate | | of this step |
 | grad_norm | | global L2 norm of the gradient, before clipping |
 | param_norm, update_norm | | global L2 norms: of the weights before the step, of their change |
+| loss_scale | | float16: what the next step's loss is multiplied by (`train/scaling.py`) |
+| skipped_steps | steps | float16: left out since step 1, because a gradient was not finite |
+| overflow | 0 or 1 | float16: this step was; its loss and norms may then be no numbers |
 | tokens_per_s | tokens per second | all positions of the batches since the last line |
 | step_time_s | seconds | per step since the last line, evaluation and saving left out |
 | mfu | share | see `mfu` |

@@ -122,7 +122,13 @@ TABLE: Mapping[str, Callable[[OptimConfig], optax.GradientTransformation]] = {
 }
 
 
-def like_params(opt_state: Any, shapes: Tree, values: Tree, default: Any) -> Any:
+def like_params(
+    opt_state: Any,
+    shapes: Tree,
+    values: Tree,
+    default: Any,
+    of_rows: Callable[[Any], Any] | None = None,
+) -> Any:
     """Gives each leaf of an optimizer's state what the weight that it stands for has (a sharding).
 
     Args:
@@ -132,6 +138,8 @@ def like_params(opt_state: Any, shapes: Tree, values: Tree, default: Any) -> Any
       values: one value per parameter; a tree of the same keys.
       default: for leaves that stand for no parameter, or have another shape than it (counters;
         factored moments, which are small).
+      of_rows: from a parameter's value to that of a leaf with one number for each row of its last
+        axis; None gives those the default.
 
     Returns:
       A tree like `opt_state`.
@@ -145,6 +153,8 @@ def like_params(opt_state: Any, shapes: Tree, values: Tree, default: Any) -> Any
         for start in range(len(keys)):
             if keys[start:] in known:
                 shape, value = known[keys[start:]]
+                if of_rows is not None and leaf.shape == (*shape[:-1], 1) != shape:
+                    return of_rows(value)
                 return value if shape == leaf.shape else default
         return default
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import jax
+import optax
 
 from llmasos_jax.checkpoint import steps
 from llmasos_jax.checkpoint.orbax import restore_part
+from llmasos_jax.checkpoint.stored import MASTERS, read_leaves
 from llmasos_jax.config.build import differences, from_dict
 from llmasos_jax.config.schema import Config
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import CheckpointError, ConfigError
+from llmasos_jax.train.master import join
+from llmasos_jax.train.weights import map_named
 from llmasos_jax.train.workdir import saved_tokenizer
 from llmasos_jax.types import Tree
+
+_PARAMS = "params"
 
 # What may differ from the run before: the weights mean the same, and so do the ids.
 _FREE = (
@@ -21,6 +31,9 @@ _FREE = (
     "objective.",
     "optim.",
     "train.",
+    "precision.",
+    "kernels.",
+    "hosts.",
     "mesh.",
     "checkpoint.",
     "sample.",
@@ -53,10 +66,33 @@ def weights_of(cfg: Config, abstract_params: Tree) -> Tree:
       cfg: the new run.
       abstract_params: its weights' shapes, dtypes and shardings.
 
+    Returns:
+      Each in the dtype that it has there; the float32 copy of a bfloat16 weight where there is one.
+
     Raises:
       CheckpointError: no checkpoint, or its leaves are not this model's; every one is listed.
     """
-    return restore_part(_folder(cfg), "params", abstract_params)
+    folder = _folder(cfg)
+    leaves = read_leaves(folder)
+
+    def stored(part: str) -> Callable[[tuple[str, ...], Any], Any]:
+        """The weight as that run has it: what it is to become here is the new state's business."""
+
+        def like(path: tuple[str, ...], leaf: Any) -> Any:
+            found = leaves.get("/".join((part, *path)))
+            if found is None:
+                return leaf if part == _PARAMS else optax.MaskedNode()
+            is_float = found.dtype in ("float32", "bfloat16")
+            dtype = found.dtype if is_float else leaf.dtype
+            return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+
+        return like
+
+    params = restore_part(folder, _PARAMS, map_named(stored(_PARAMS), abstract_params))
+    if not any(name.startswith(f"{MASTERS}/") for name in leaves):
+        return params
+    masters = restore_part(folder, MASTERS, map_named(stored(MASTERS), abstract_params))
+    return join(params, masters)
 
 
 def check_start(before: Config, now: Config) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from llmasos_jax.train.scaling import LossScale
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -15,15 +17,18 @@ class TrainState:
 
     Attributes:
       step: int32 scalar, optimizer steps taken.
-      params: float32 weights, a nested dict in the scanned layout.
+      params: weights, a nested dict in the scanned layout; float32, or with
+        `precision.weights="bfloat16"` bfloat16 but for scales, biases and routers.
       opt_state: what Optax keeps.
       key: typed PRNG key of the run; step n draws from `fold_in(key, n)`.
+      scale: with float16, the state of loss scaling; else None, which is no leaf.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
     key: jax.Array
+    scale: LossScale | None = None
 
 
 @jax.tree_util.register_dataclass
