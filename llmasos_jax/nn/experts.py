@@ -32,8 +32,9 @@ class Assigned:
 
     Attributes:
       token_r: int32 [R], the token of each row; the number of tokens where a row is empty.
-      row_ak: int32 [A, k], the row of each token's choices.
-      expert_g: int32 [G], the expert of each block of R / G rows, rising where G is below R.
+      row_ak: int32 [A, k], the row of each token's choices; R for the choice of none.
+      expert_g: int32 [G], the expert of each block of R / G rows, rising where G is below R; E for
+        a block that is empty.
     """
 
     token_r: jax.Array
@@ -45,17 +46,20 @@ class Assigned:
         return x_ad.at[self.token_r].get(mode="fill", fill_value=0)
 
     def choices_of(self, y_rd: jax.Array) -> jax.Array:
-        """Rows [R, D] as each token's choices, [A, k, D]."""
-        return y_rd[self.row_ak]
+        """Rows [R, D] as each token's choices, [A, k, D]; zero for the choice of none."""
+        return y_rd.at[self.row_ak].get(mode="fill", fill_value=0)
 
 
-def assign(chosen_ak: jax.Array, num_experts: int, platform: str) -> Assigned:
+def assign(
+    chosen_ak: jax.Array, num_experts: int, platform: str, most: int | None = None
+) -> Assigned:
     """Sorts the choices of tokens by expert: the one place where a kind of device has a say.
 
     Args:
-      chosen_ak: int32 [A, k], the experts of each token.
+      chosen_ak: int32 [A, k], the experts of each token; E is none.
       num_experts: E.
       platform: of the devices.
+      most: as many of the choices at most are of an expert; None: all are.
 
     Example:
       >>> made = assign(jnp.array([[2, 0], [0, 1]]), 3, "gpu")
@@ -65,25 +69,27 @@ def assign(chosen_ak: jax.Array, num_experts: int, platform: str) -> Assigned:
     a, k = chosen_ak.shape
     choices = chosen_ak.reshape(-1)
     num = choices.size
-    if platform == "cpu" and num <= num_experts:
+    if platform == "cpu" and most is None and num <= num_experts:
         # Decoding: each choice is a block, so no expert is read that nobody chose.
         rows = jnp.arange(num, dtype=jnp.int32)
         return Assigned(rows // k, rows.reshape(a, k), choices)
-    block = _CPU_BLOCK if platform == "cpu" else _accelerator_block(num, num_experts)
+    most = num if most is None else most
+    block = _CPU_BLOCK if platform == "cpu" else _accelerator_block(most, num_experts)
     order = jnp.argsort(choices, stable=True)
     count_e = jnp.bincount(choices, length=num_experts).astype(jnp.int32)
     blocks_e = -(-count_e // block)
     ends_e = jnp.cumsum(blocks_e)
     # Row of the n-th choice in sorted order: where its expert's blocks begin, and its number there.
     shift_e = (ends_e - blocks_e) * block - (jnp.cumsum(count_e) - count_e)
-    sorted_row = jnp.arange(num, dtype=jnp.int32) + shift_e[choices[order]]
+    num_blocks = most if block == 1 else most // block + min(num_experts, most)
+    sorted_expert = choices[order]
+    sorted_row = jnp.arange(num, dtype=jnp.int32) + shift_e[sorted_expert]
+    sorted_row = jnp.where(sorted_expert < num_experts, sorted_row, num_blocks * block)
     row = jnp.zeros(num, jnp.int32).at[order].set(sorted_row)
-    num_blocks = num if block == 1 else num // block + min(num_experts, num)
     token = jnp.arange(num, dtype=jnp.int32) // k
-    token_r = jnp.full(num_blocks * block, a, jnp.int32).at[row].set(token)
+    token_r = jnp.full(num_blocks * block, a, jnp.int32).at[row].set(token, mode="drop")
     expert_g = jnp.searchsorted(ends_e, jnp.arange(num_blocks, dtype=jnp.int32), side="right")
-    expert_g = jnp.minimum(expert_g, num_experts - 1).astype(jnp.int32)
-    return Assigned(token_r, row.reshape(a, k), expert_g)
+    return Assigned(token_r, row.reshape(a, k), expert_g.astype(jnp.int32))
 
 
 def _accelerator_block(num_choices: int, num_experts: int) -> int:
@@ -138,13 +144,20 @@ def _product(
         sizes_e = jnp.bincount(expert_g, length=w.shape[0]).astype(jnp.int32) * rows
         x_ri = x_gri.reshape(num_blocks * rows, -1)
         y_ro = lax.ragged_dot(x_ri, w_eio, sizes_e, preferred_element_type=out_dtype)
-        return y_ro.reshape(num_blocks, rows, -1)
+        # Rows of no expert: whatever was in that memory.
+        is_used_g11 = (expert_g < w.shape[0])[:, None, None]
+        return jnp.where(is_used_g11, y_ro.reshape(num_blocks, rows, -1), 0)
 
     # XLA for CPU has `ragged_dot` take all experts for all rows.
-    def one(block: tuple[jax.Array, jax.Array]) -> jax.Array:
-        x_ri, expert = block
+    def product(x_ri: jax.Array, expert: jax.Array) -> jax.Array:
         dims = (((1,), (1 if out_first else 0,)), ((), ()))
         return lax.dot_general(x_ri, w[expert], dims, preferred_element_type=out_dtype)
+
+    def one(block: tuple[jax.Array, jax.Array]) -> jax.Array:
+        x_ri, expert = block
+        width = w.shape[1 if out_first else 2]
+        empty = lambda *_: jnp.zeros((x_ri.shape[0], width), out_dtype)
+        return lax.cond(expert < w.shape[0], product, empty, x_ri, expert)
 
     return lax.map(one, (x_gri, expert_g))
 
@@ -171,9 +184,13 @@ def _by_block_backward(
 
     def one(total: jax.Array, block: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         a_ri, b_ro, expert = block
-        dims = (((0,), (0,)), ((), ()))
-        grad_w = lax.dot_general(a_ri, b_ro, dims, preferred_element_type=jnp.float32)
-        return total.at[expert].add(grad_w), None
+
+        def add(total: jax.Array) -> jax.Array:
+            dims = (((0,), (0,)), ((), ()))
+            grad_w = lax.dot_general(a_ri, b_ro, dims, preferred_element_type=jnp.float32)
+            return total.at[expert].add(grad_w)
+
+        return lax.cond(expert < w.shape[0], add, lambda total: total, total), None
 
     grad_w, _ = lax.scan(one, jnp.zeros(w.shape, jnp.float32), (left, right, expert_g))
     return grad_x, grad_w.astype(w.dtype), None

@@ -18,10 +18,12 @@ from jax import lax
 from llmasos_jax.config.experts import Experts
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.named import resolve
+from llmasos_jax.nn.exchange import Choices, exchange
 from llmasos_jax.nn.experts import assign
 from llmasos_jax.nn.mlp import ACTIVATIONS, MLP
 from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.nn.weight import weight
+from llmasos_jax.parallel.mesh import ways
 
 # Added to the sum that weights are divided by (DeepSeek-V3's released code).
 _EPS = 1e-20
@@ -97,24 +99,45 @@ class MoE(nnx.Module):
                     out_dtype=jnp.float32,
                 )
             weights_btk, chosen_btk, scores_bte = route(self.experts, logits_bte, bias_e)
-            kept_btk = _kept(self.experts, chosen_btk, counted_bt, runtime.expert_capacity)
+            kept_btk = _kept(self.experts, chosen_btk, counted_bt, runtime)
             routing = _routing(logits_bte, scores_bte, chosen_btk, kept_btk, counted_bt)
-        if kept_btk is not None:
-            weights_btk = jnp.where(kept_btk, weights_btk, 0.0)
-        y_btd = self._chosen(x_btd, weights_btk, chosen_btk, runtime)
+        y_btd = self._chosen(x_btd, weights_btk, chosen_btk, kept_btk, runtime)
         if self.shared is not None:
             y_btd = y_btd + self._shared(self.shared, x_btd, runtime)
         return y_btd, routing
 
     def _chosen(
-        self, x_btd: jax.Array, weights_btk: jax.Array, chosen_btk: jax.Array, runtime: Runtime
+        self,
+        x_btd: jax.Array,
+        weights_btk: jax.Array,
+        chosen_btk: jax.Array,
+        kept_btk: jax.Array | None,
+        runtime: Runtime,
     ) -> jax.Array:
         """The weighted sum of the chosen experts' results, [B, T, D]."""
         b, t, d = x_btd.shape
-        k = chosen_btk.shape[-1]
-        assigned = assign(chosen_btk.reshape(b * t, k), self.experts.count, runtime.platform)
+        num, k = self.experts.count, chosen_btk.shape[-1]
+        most = limit = None
+        if kept_btk is not None and runtime.expert_capacity is not None:
+            weights_btk = jnp.where(kept_btk, weights_btk, 0.0)
+            chosen_btk = jnp.where(kept_btk, chosen_btk, num)
+            limit = b * _limit(self.experts, t, runtime.expert_capacity, runtime)
+            most = min(b * t * k, num * limit)
+        choices = Choices(chosen_btk.reshape(b * t, k), weights_btk.reshape(b * t, k), num, most)
+        apply, x_ad = partial(self._apply, runtime=runtime), x_btd.reshape(b * t, d)
+        manual = runtime.manual
+        if manual is None or ways(manual.mesh, "expert") == 1:
+            y_ad = apply(x_ad, choices)
+        else:
+            y_ad = exchange(apply, x_ad, choices, manual.mesh, limit)
+        return y_ad.reshape(b, t, d)
+
+    def _apply(self, x_ad: jax.Array, choices: Choices, *, runtime: Runtime) -> jax.Array:
+        """The same for tokens [A, D] and the experts that are here."""
+        num, most = choices.num_experts, choices.most
+        assigned = assign(choices.expert_ak, num, runtime.platform, most)
         dot = partial(runtime.dot_experts, assigned=assigned)
-        x_rd = assigned.rows_of(x_btd.reshape(b * t, d))
+        x_rd = assigned.rows_of(x_ad)
         up_rf = dot(x_rd, self.up[...])
         if self.gate is None:
             hidden_rf = self.act_fn(up_rf)
@@ -122,8 +145,7 @@ class MoE(nnx.Module):
             hidden_rf = self.act_fn(dot(x_rd, self.gate[...])) * up_rf
         hidden_rf = runtime.place(hidden_rf, None, "ffn")
         y_akd = assigned.choices_of(dot(hidden_rf, self.down[...]))
-        weights_ak = weights_btk.reshape(b * t, k).astype(y_akd.dtype)
-        return jnp.sum(y_akd * weights_ak[..., None], axis=1).reshape(b, t, d)
+        return jnp.sum(y_akd * choices.weight_ak.astype(y_akd.dtype)[..., None], axis=1)
 
     def _shared(self, shared: MLP, x_btd: jax.Array, runtime: Runtime) -> jax.Array:
         y_btd = shared(x_btd, runtime)
@@ -184,18 +206,32 @@ def _within_groups(experts: Experts, ranked_bte: jax.Array) -> jax.Array:
     return jnp.where(is_best_btg[..., None], grouped, -jnp.inf).reshape(ranked_bte.shape)
 
 
+def _limit(experts: Experts, num_tokens: int, capacity: float, runtime: Runtime) -> int:
+    """Choices of one sequence that an expert takes; `num_tokens` of it are on this device."""
+    parts = 1 if runtime.manual is None else ways(runtime.manual.mesh, "context")
+    return math.ceil(capacity * num_tokens * parts * experts.per_token / experts.count)
+
+
 def _kept(
-    experts: Experts, chosen_btk: jax.Array, counted_bt: jax.Array, capacity: float | None
+    experts: Experts, chosen_btk: jax.Array, counted_bt: jax.Array, runtime: Runtime
 ) -> jax.Array | None:
-    """Which choices are kept, bool [B, T, k]: an expert's first ceil(capacity T k / E) of a row."""
-    if capacity is None:
+    """Which choices are kept, bool [B, T, k]: an expert's first ceil(capacity T k / E) of a row.
+
+    Padding is not.
+    """
+    if runtime.expert_capacity is None:
         return None
-    t, k = chosen_btk.shape[1:]
-    limit = math.ceil(capacity * t * k / experts.count)
+    limit = _limit(experts, chosen_btk.shape[1], runtime.expert_capacity, runtime)
     is_chosen_btke = jax.nn.one_hot(chosen_btk, experts.count, dtype=jnp.int32)
     is_chosen_bte = jnp.sum(is_chosen_btke, axis=2) * counted_bt[..., None]
     before_bte = jnp.cumsum(is_chosen_bte, axis=1) - is_chosen_bte
-    return jnp.take_along_axis(before_bte, chosen_btk, axis=-1) < limit
+    manual = runtime.manual
+    if manual is not None and ways(manual.mesh, "context") > 1:
+        # Tokens at earlier positions of the same sequences, on other devices.
+        all_cbe = lax.all_gather(jnp.sum(is_chosen_bte, axis=1), "context")
+        is_earlier_c = jnp.arange(all_cbe.shape[0]) < lax.axis_index("context")
+        before_bte += jnp.sum(all_cbe * is_earlier_c[:, None, None], axis=0)[:, None]
+    return (jnp.take_along_axis(before_bte, chosen_btk, axis=-1) < limit) & counted_bt[..., None]
 
 
 def _routing(

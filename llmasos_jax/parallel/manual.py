@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
@@ -59,7 +60,7 @@ class Manual:
         # XLA for CPU aborts on a bfloat16 reduce-scatter, the transpose of this gather: cast after
         # it, at twice the bytes.
         early = platform(self.mesh) != "cpu"
-        w = w.astype(dtype) if early else w
+        w = w.astype(dtype if early else jnp.float32)
 
         def along_each_axis(w: jax.Array) -> jax.Array:
             for dim, entry in enumerate(self.spec(*axes)):
