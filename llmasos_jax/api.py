@@ -26,6 +26,10 @@ def train(
 ) -> TrainResult:
     """Trains a config, or goes on where its folder stopped.
 
+    On several hosts every one of them calls this, before anything that computes; `config.hosts` or
+    the environment says who belongs to the run (docs/hosts.md). A host that is lost ends the
+    others with status 3 and its name.
+
     Args:
       config: a ConfigDict, a `Config`, a path, or the name of a packaged config.
       workdir: the training folder; None makes a new one, `runs/<name>-<time>`.
@@ -39,14 +43,22 @@ def train(
       TrainingFailedError: the loss is no longer finite.
       PreemptedError: the process was asked to stop; the same call goes on.
     """
-    from llmasos_jax.train.run import run
+    from llmasos_jax.parallel import distributed
 
     resolved = load_config(config)
-    _check_can_be_kept(resolved)
+    distributed.join(resolved.hosts)  # before JAX looks for its devices
+
+    from llmasos_jax.train.run import run
+
     if workdir is None:
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         workdir = Path("runs") / f"{resolved.name}-{now}"
-    return run(resolved, Path(workdir), hooks, _sampler())
+    try:
+        _check_can_be_kept(resolved)
+        return run(resolved, Path(workdir), hooks, _sampler())
+    except BaseException as error:
+        distributed.failed(error)
+        raise
 
 
 def _check_can_be_kept(config: Config) -> None:

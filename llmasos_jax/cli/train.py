@@ -31,13 +31,19 @@ def run(args: argparse.Namespace) -> None:
 
     from llmasos_jax import api
     from llmasos_jax.cli.compile_cache import use_compile_cache
+    from llmasos_jax.parallel import distributed
 
+    roll = distributed.join(config.hosts)
+    # One process speaks for all.
+    is_first = roll is None or roll.place.index == 0
     count = use_compile_cache()
     try:
         result = api.train(config, args.workdir)
     finally:
-        if count.requested:
+        if count.requested and is_first:
             note(str(count))
+    if not is_first:
+        return
     if args.json:
         print_json(result.to_dict())
     else:

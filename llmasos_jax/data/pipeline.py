@@ -151,6 +151,7 @@ def open_data(
     *,
     process_index: int = 0,
     process_count: int = 1,
+    own_rows: Sequence[int] | None = None,
     prepare: Prepare | None = None,
     rows: MakeRows = PackedRows,
     by_sentence: bool = False,
@@ -159,7 +160,7 @@ def open_data(
 
     The batch of step n has rows n * batch_size to (n + 1) * batch_size - 1 of an endless sequence:
     one shuffled epoch after the other, each row once in each. Process p of P takes the p-th of P
-    equal parts of it, so the whole batch is the same bytes for any P.
+    equal parts of it, or `own_rows`, so the whole batch is the same bytes for any P.
 
     Args:
       cfg: `data`, `train.batch_size` and `model.vocab_size` are read.
@@ -167,6 +168,8 @@ def open_data(
       cache: folder for token ids; a second run finds them there.
       process_index: which host this is, from 0.
       process_count: how many there are.
+      own_rows: which rows of a batch this process's devices hold (`parallel.place.own_rows`), where
+        that is not a part for each: several processes may hold the same rows.
       prepare: the objective's NumPy side, `(row, Generator) -> Batch`; None is `causal`.
       rows: from the documents and `data.sequence_length` to their rows.
       by_sentence: whether the corpus keeps where sentences end, and has no bos and eos.
@@ -175,22 +178,26 @@ def open_data(
       ConfigError: `train.batch_size` is not divisible by `process_count`.
       DataError: what `documents` and `rows` raise, or fewer tokens than one batch.
     """
-    rows_per_process = _rows_per_process(cfg, process_count)
+    if own_rows is None:
+        count = _rows_per_process(cfg, process_count)
+        own_rows = range(process_index * count, (process_index + 1) * count)
     source = documents(cfg.data, cache)
     corpus = open_corpus(source, tokenizer, cfg.data, cache, by_sentence=by_sentence)
     _require_a_batch(cfg, corpus)
     prepare = prepare or causal
     train = rows(corpus.train, cfg.data.sequence_length)
     heldout = rows(corpus.heldout, cfg.data.sequence_length)
-    batches = _train_batches(train, cfg.data.seed, prepare, rows_per_process)
-    first = process_index * rows_per_process
+    batches = _OwnBatches(
+        _train_rows(train, cfg.data.seed, prepare), cfg.train.batch_size, own_rows
+    )
 
     def heldout_batch(index: int) -> Batch:
-        start = index * cfg.train.batch_size + first
-        return _fixed_batch(heldout, range(start, start + rows_per_process), cfg.data.seed, prepare)
+        start = index * cfg.train.batch_size
+        numbers = [start + row for row in own_rows]
+        return _fixed_batch(heldout, numbers, cfg.data.seed, prepare)
 
     return Data(
-        train=TrainBatches(batches[process_index::process_count]),
+        train=TrainBatches(grain.MapDataset.source(cast(Any, batches))),
         heldout=HeldoutBatches(heldout_batch, -(-len(heldout) // cfg.train.batch_size)),
         corpus=corpus,
         num_train_rows=len(train),
@@ -220,10 +227,22 @@ def _require_a_batch(cfg: Config, corpus: Corpus) -> None:
         )
 
 
-def _train_batches(
-    rows: Sequence[Any], seed: int, prepare: Prepare, rows_per_process: int
-) -> grain.MapDataset:
-    """Batches of all processes in turn: n * process_count + p is of step n, process p."""
+class _OwnBatches:
+    """A process's rows of each batch: number n has rows n * batch_size + r, r of `own`."""
+
+    def __init__(self, rows: grain.MapDataset, batch_size: int, own: Sequence[int]) -> None:
+        self._rows, self._batch_size, self._own = rows, batch_size, own
+
+    def __len__(self) -> int:
+        return len(self._rows) // self._batch_size
+
+    def __getitem__(self, index: int) -> Batch:
+        start = index * self._batch_size
+        return stack([self._rows[start + row] for row in self._own])
+
+
+def _train_rows(rows: Sequence[Any], seed: int, prepare: Prepare) -> grain.MapDataset:
+    """The rows of all epochs, prepared; without end."""
     return (
         grain.MapDataset.source(cast(Any, rows))
         # grain's epoch e uses seed + e, so runs with seeds 0 and 1 would share all epochs but one;
@@ -231,12 +250,10 @@ def _train_batches(
         .shuffle(seed=_seed("order", seed))
         .repeat()
         .random_map(prepare, seed=_seed("objective", seed))
-        # Without drop_remainder the length is rounded up to more than an index can hold.
-        .batch(rows_per_process, drop_remainder=True, batch_fn=stack)
     )
 
 
-def _fixed_batch(rows: Sequence[Any], indices: range, seed: int, prepare: Prepare) -> Batch:
+def _fixed_batch(rows: Sequence[Any], indices: Sequence[int], seed: int, prepare: Prepare) -> Batch:
     def row(index: int) -> Batch:
         return prepare(rows[index], np.random.default_rng([_seed("heldout", seed), index]))
 

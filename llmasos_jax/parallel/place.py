@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llmasos_jax.errors import ConfigError
@@ -53,6 +54,56 @@ def mesh_ways(mesh: Mesh, mesh_axes: str | tuple[str, ...] | None) -> int:
     """Into how many parts these mesh axes cut a dimension."""
     names = (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes or ()
     return math.prod(mesh.shape[name] for name in names)
+
+
+def own_rows(sharding: NamedSharding, num_rows: int) -> tuple[int, ...]:
+    """The rows of a global array that this process's devices hold, in order.
+
+    Two processes hold the same ones where an axis that does not cut rows (`tensor`, say) goes over
+    both.
+
+    Args:
+      sharding: of an array whose first axis is the rows'.
+      num_rows: over all processes.
+
+    Example:
+      >>> from llmasos_jax.parallel.mesh import single_device_mesh
+      >>> own_rows(NamedSharding(single_device_mesh(), PartitionSpec("data")), 3)
+      (0, 1, 2)
+    """
+    places = _of_rows(sharding).addressable_devices_indices_map((num_rows,))
+    held = {row for index in places.values() if index for row in range(num_rows)[index[0]]}
+    return tuple(sorted(held))
+
+
+def put_rows(rows: np.ndarray, sharding: NamedSharding, num_rows: int) -> jax.Array:
+    """Makes a global array of the rows that each process holds.
+
+    Args:
+      rows: those of `own_rows`, in that order, with all that follows the first axis.
+      sharding: of the global array; its first axis cuts rows.
+      num_rows: over all processes; one process has them all.
+
+    Raises:
+      ValueError: as many rows as this process does not hold.
+    """
+    if jax.process_count() == 1:
+        return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+    held = own_rows(sharding, num_rows)
+    if len(held) != len(rows):
+        raise ValueError(f"{len(rows)} rows, this process holds {len(held)} of {num_rows}")
+    place = {row: number for number, row in enumerate(held)}
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        numbers = [place[row] for row in range(num_rows)[index[0]]]
+        return rows[(numbers, *index[1:])]
+
+    return jax.make_array_from_callback((num_rows, *rows.shape[1:]), sharding, part)
+
+
+def _of_rows(sharding: NamedSharding) -> NamedSharding:
+    """What a sharding does to the first axis."""
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -25,7 +25,9 @@ from llmasos_jax.data.tokenizers.load import build_tokenizer
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.data.tokenizers.vocabulary import Vocabulary, vocabulary_of
 from llmasos_jax.models.count import count_parameters, flops_per_row
+from llmasos_jax.parallel import distributed
 from llmasos_jax.parallel.mesh import make_mesh
+from llmasos_jax.train.agree import check_same, check_same_text, check_shared, first_here
 from llmasos_jax.train.hooks import Hook, Hooks, MetricsFile, RunInfo, TensorBoard, named_hooks
 from llmasos_jax.train.loop import Fitted, fit, restore_or_start
 from llmasos_jax.train.metrics import Speed, peak_flops
@@ -74,6 +76,7 @@ def run(
     """
     start_s = time.monotonic()
     step = newest_step(workdir, config)
+    check_same(distributed.current(), config, workdir, step)
     finished = None if step is None else _finished(workdir, config, step)
     if finished is not None:
         return finished
@@ -81,11 +84,15 @@ def run(
     # The objective is built twice: what it refuses in a config is said before a tokenizer is made.
     trainer, told = make_trainer(config, make_mesh(config.mesh)), _hooks(config, hooks)
     cache = cache or cache_folder() / "data"
-    tokenizer = _tokenizer(config, workdir, cache, is_new=step is None)
+    with first_here(distributed.current()):
+        tokenizer = _tokenizer(config, workdir, cache, is_new=step is None)
     vocabulary = vocabulary_of(tokenizer, config.model.vocab_size)
     trainer = dataclasses.replace(trainer, objective=build_objective(config, vocabulary))
-    data = _open(config, tokenizer, trainer, cache)
+    with first_here(distributed.current()):
+        data = _open(config, tokenizer, trainer, cache)
+    check_same_text(distributed.current(), data.corpus.digest)
     with contextlib.closing(data), claimed(workdir, config, tokenizer, is_new=step is None):
+        check_shared(distributed.current(), workdir)
         policy = config.checkpoint
         keeper = Checkpointer(workdir / steps.FOLDER, policy.every_steps, policy.keep)
         with contextlib.closing(keeper):
@@ -130,8 +137,7 @@ def _open(config: Config, tokenizer: Tokenizer, trainer: Trainer, cache: Path) -
         config,
         tokenizer,
         cache,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        own_rows=trainer.own_rows,
         prepare=trainer.objective.prepare,
         rows=trainer.objective.rows,
         by_sentence=trainer.objective.by_sentence,

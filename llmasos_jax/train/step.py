@@ -25,7 +25,7 @@ from llmasos_jax.nn.dropout import Dropout
 from llmasos_jax.nn.runtime import Runtime, training_runtime
 from llmasos_jax.parallel.manual import Manual
 from llmasos_jax.parallel.mesh import platform
-from llmasos_jax.parallel.place import check_divisible, replicated, shardings
+from llmasos_jax.parallel.place import check_divisible, own_rows, put_rows, replicated, shardings
 from llmasos_jax.parallel.rules import training_rules
 from llmasos_jax.train.objective import LossSum, Objective, build_objective
 from llmasos_jax.train.optim import build_optimizer, like_params
@@ -132,11 +132,16 @@ class Trainer:
 
         return jax.tree.map(abstract, batch)
 
+    @cached_property
+    def own_rows(self) -> tuple[int, ...]:
+        """The rows of a batch that this process reads: those that its devices hold."""
+        return own_rows(self.batch_sharding, self.cfg.train.batch_size)
+
     def put(self, batch: Batch) -> Batch:
         """Puts this process's rows of a NumPy batch on its devices."""
 
         def place(rows: np.ndarray) -> jax.Array:
-            return jax.make_array_from_process_local_data(self.batch_sharding, rows)
+            return put_rows(rows, self.batch_sharding, self.cfg.train.batch_size)
 
         return jax.tree.map(place, batch)
 
