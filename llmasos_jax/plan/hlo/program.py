@@ -1,4 +1,4 @@
-"""Reads the text of a program compiled for TPU: its collectives and kernels, loops multiplied out.
+"""What one device runs in one step, from the text of the compiled program.
 
 XLA's own `cost_analysis` counts the body of a loop once, so of a scanned model it sees one layer.
 """
@@ -8,44 +8,29 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
-
-_COMPUTATION = re.compile(r"(ENTRY )?%?(\S+) \(.*\{$")
-_INSTRUCTION = re.compile(r"\s+(ROOT )?%(\S+) = (.*?) ([a-z][\w\-]*)\((.*)$")
-_CALLS = re.compile(r"(?:calls|to_apply|branch_computations)=\{?((?:%[^\s,}]+(?:, )?)+)")
-_BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4}
-_BYTES |= {"bf16": 2, "f16": 2, "s16": 2, "u16": 2}
+from llmasos_jax.plan.hlo.collectives import COLLECTIVES, Collective, read_collective
+from llmasos_jax.plan.hlo.groups import Devices
+from llmasos_jax.plan.hlo.products import product_flops
+from llmasos_jax.plan.hlo.text import Line, bits, parse
+from llmasos_jax.plan.hlo.traffic import hbm_bytes
 
 
 @dataclass(frozen=True)
-class Collective:
-    """One collective of a program.
+class Kernel:
+    """A Pallas kernel in the text.
 
     Attributes:
-      kind: of `COLLECTIVES`.
-      num_bytes: of the whole array: what a gather gives, what a reduction takes, per device.
-      ways: devices that take part in one group.
+      name: without its number.
       runs: times that one step runs it.
-      source: the JAX operation that it came from; empty where the compiler made it.
+      operands: shapes of what it takes, where the text says them.
     """
 
-    kind: str
-    num_bytes: int
-    ways: int
+    name: str
     runs: int
-    source: str
-
-    @property
-    def link_bytes(self) -> float:
-        """Bytes that each device sends in one step, on a ring (Chan et al., 2007, section 5)."""
-        share = {
-            "all-reduce": 2 * (self.ways - 1) / self.ways,
-            "collective-permute": 1.0,
-        }.get(self.kind, (self.ways - 1) / self.ways)
-        return self.runs * self.num_bytes * share
+    operands: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -58,12 +43,24 @@ class Program:
       cycles: the compiler's own estimates, added up. Neither kernels nor collectives are in it: a
         ratio between two programs for one kind of chip, not a time.
       endless: loops whose number of turns the text does not tell; counted as one turn.
+      flops: of the matrix products, kernels not counted.
+      narrow_flops: those of them between numbers of 8 bits or fewer.
+      hbm_bytes: operands and results of what runs, where they are in HBM: an estimate.
+      kernel_calls: the kernels again, with their shapes.
+      branches: conditionals; counted with the branch that multiplies most.
+      unread: groups of devices in a form that is not known; taken to be all devices.
     """
 
     collectives: tuple[Collective, ...]
     kernels: dict[str, int]
     cycles: int
     endless: tuple[str, ...]
+    flops: int = 0
+    narrow_flops: int = 0
+    hbm_bytes: int = 0
+    kernel_calls: tuple[Kernel, ...] = ()
+    branches: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     def of(self, kind: str) -> tuple[Collective, ...]:
         """The collectives of one kind."""
@@ -74,17 +71,12 @@ class Program:
         return sum(c.link_bytes for c in self.collectives if not kinds or c.kind in kinds)
 
 
-@dataclass(frozen=True)
-class _Line:
-    is_root: bool
-    name: str
-    type: str
-    op: str
-    rest: str
-
-
-def read_program(text: str) -> Program:
+def read_program(text: str, devices: Devices | None = None) -> Program:
     """Reads `compiled.as_text()`.
+
+    Args:
+      text: of a program after scheduling.
+      devices: that it was compiled for; without them a collective does not know its axes.
 
     Example:
       >>> lines = ["ENTRY %main (x: f32[8]) -> f32[8] {",
@@ -94,125 +86,152 @@ def read_program(text: str) -> Program:
       >>> read_program(chr(10).join(lines)).link_bytes("all-reduce")
       32.0
     """
-    computations, entry = _parse(text)
-    reader = _Reader(computations)
-    reader.walk(entry, 1)
+    computations, entry = parse(text)
+    partitions = re.search(r"num_partitions=(\d+)", text)
+    reader = _Reader(computations, devices or Devices({}), int(partitions[1]) if partitions else 1)
+    found = reader.walk(entry, 1, top=True)
     return Program(
-        tuple(reader.collectives), dict(reader.kernels), reader.cycles, tuple(reader.endless)
+        tuple(found.collectives),
+        dict(found.kernels),
+        found.cycles,
+        tuple(found.endless),
+        found.flops,
+        found.narrow_flops,
+        found.hbm_bytes,
+        tuple(found.calls),
+        tuple(found.branches),
+        tuple(dict.fromkeys(found.unread)),
     )
 
 
+@dataclass
+class _Found:
+    """What was added up so far."""
+
+    collectives: list[Collective] = field(default_factory=list)
+    kernels: Counter[str] = field(default_factory=Counter)
+    calls: list[Kernel] = field(default_factory=list)
+    cycles: int = 0
+    flops: int = 0
+    narrow_flops: int = 0
+    hbm_bytes: int = 0
+    endless: list[str] = field(default_factory=list)
+    branches: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+
+    def add(self, other: _Found) -> None:
+        for name in ("collectives", "calls", "endless", "branches", "unread"):
+            getattr(self, name).extend(getattr(other, name))
+        self.kernels.update(other.kernels)
+        for name in ("cycles", "flops", "narrow_flops", "hbm_bytes"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    @property
+    def weight(self) -> tuple[int, int, float]:
+        """By which the heaviest of several branches is found."""
+        return self.flops, self.cycles, sum(c.link_bytes for c in self.collectives)
+
+
 class _Reader:
-    def __init__(self, computations: dict[str, list[_Line]]) -> None:
-        self.computations = computations
-        self.collectives: list[Collective] = []
-        self.kernels: Counter[str] = Counter()
-        self.cycles = 0
-        self.endless: list[str] = []
-
-    def walk(self, name: str, runs: int, *, scatters: bool = False) -> None:
-        lines = self.computations.get(name, [])
-        repeats = _repeats_a_collective(name, lines)
-        types = {line.name: line.type for line in lines}
-        for line in lines:
-            if estimate := re.search(r'estimated_cycles":"(\d+)"', line.rest):
-                self.cycles += runs * int(estimate[1])
-            kind = line.op.removesuffix("-start")
-            if kind in COLLECTIVES:
-                if not repeats:
-                    self._add(line, kind, types, runs, scatters)
-            elif line.op == "custom-call" and '"tpu_custom_call"' in line.rest:
-                self.kernels[re.sub(r"[.\d]+$", "", line.name)] += runs
-            elif line.op == "while":
-                body, turns = self._loop(line)
-                self.walk(body, runs * turns)
-            else:
-                for inner in _called(line):
-                    # A TPU writes some reduce-scatters as a fusion around an all-reduce.
-                    self.walk(inner, runs, scatters=inner.startswith("all-reduce-scatter"))
-
-    def _add(
-        self, line: _Line, kind: str, types: dict[str, str], runs: int, scatters: bool
+    def __init__(
+        self, computations: dict[str, list[Line]], devices: Devices, num_devices: int
     ) -> None:
-        ways = _ways(line.rest)
-        if ways == 1 and kind != "collective-permute":
-            return
-        operands = re.findall(r"%([^\s,()]+)", line.rest.split("), ")[0])
-        taken = sum(_num_bytes(types.get(name, "")) for name in operands)
-        source = re.search(r'op_name="([^"]*)"', line.rest)
-        self.collectives.append(
-            Collective(
-                kind="reduce-scatter" if scatters and kind == "all-reduce" else kind,
-                num_bytes=taken * ways if kind == "all-gather" else taken,
-                ways=ways,
-                runs=runs,
-                source=source[1] if source else "",
+        self.computations, self.devices = computations, devices
+        self.num_devices = max(num_devices, math.prod(devices.axes.values()))
+
+    def walk(self, name: str, runs: int, *, top: bool, scatters: bool = False) -> _Found:
+        """Adds up a computation that runs so many times.
+
+        Args:
+          name: of the computation.
+          runs: times that it runs.
+          top: whether its instructions read and write memory; inside of a fusion they do not.
+          scatters: whether an all-reduce in it is half of a reduce-scatter.
+        """
+        found, body = _Found(), self.computations.get(name, [])
+        repeats = _repeats_a_collective(name, body)
+        lines = {line.name: line for line in body}
+        for line in body:
+            if estimate := re.search(r'estimated_cycles":"(\d+)"', line.rest):
+                found.cycles += runs * int(estimate[1])
+            if top:
+                found.hbm_bytes += runs * hbm_bytes(line, lines, self.computations)
+            if line.op in ("dot", "convolution"):
+                self._product(found, line, lines, runs)
+            elif line.op.removesuffix("-start") in COLLECTIVES:
+                if not repeats:
+                    self._collective(found, line, lines, runs, scatters)
+            elif line.op == "custom-call" and '"tpu_custom_call"' in line.rest:
+                kernel = Kernel(re.sub(r"[.\d]+$", "", line.name), runs, _operands(line, lines))
+                found.kernels[kernel.name] += runs
+                found.calls.append(kernel)
+            elif line.op == "while":
+                turns = self._turns(line, found)
+                for inner in line.called("body"):
+                    found.add(self.walk(inner, runs * turns, top=top))
+            elif line.op == "conditional":
+                names = line.called("branch_computations", "true_computation", "false_computation")
+                found.branches.append(line.name)
+                ways = [self.walk(inner, runs, top=top) for inner in names]
+                found.add(max(ways, key=lambda way: way.weight, default=_Found()))
+            else:
+                whole = top and line.op in ("call", "async-start")
+                for inner in line.called("calls", "called_computations", "to_apply"):
+                    # A TPU writes some reduce-scatters as a fusion around an all-reduce.
+                    is_half = inner.startswith("all-reduce-scatter")
+                    found.add(self.walk(inner, runs, top=whole, scatters=is_half))
+        return found
+
+    def _product(self, found: _Found, line: Line, lines: dict[str, Line], runs: int) -> None:
+        flops = runs * product_flops(line, lines)
+        found.flops += flops
+        if all(bits(lines[name].arrays[0].dtype) <= 8 for name in line.operands[:2]):
+            found.narrow_flops += flops
+
+    def _collective(
+        self, found: _Found, line: Line, lines: dict[str, Line], runs: int, scatters: bool
+    ) -> None:
+        one, unread = read_collective(line, lines, runs, self.devices, self.num_devices)
+        if unread:
+            found.unread.append(unread)
+        if one is not None:
+            kind = "reduce-scatter" if scatters and one.kind == "all-reduce" else one.kind
+            found.collectives.append(
+                Collective(kind, one.num_bytes, one.ways, runs, one.source, one.axes, one.slices)
             )
-        )
 
-    def _loop(self, line: _Line) -> tuple[str, int]:
-        body, condition = (
-            re.search(rf"{part}=%?([^\s,]+)", line.rest) for part in ("body", "condition")
-        )
+    def _turns(self, line: Line, found: _Found) -> int:
         known = re.search(r'known_trip_count":\{"n":"(\d+)"', line.rest)
-        turns = int(known[1]) if known else None
-        if turns is None and condition:
-            turns = _bound(self.computations.get(condition[1], []))
-        if turns is None:
-            self.endless.append(line.name)
-        return body[1] if body else "", turns or 1
+        if known:
+            return int(known[1])
+        for condition in line.called("condition"):
+            bound = _bound(self.computations.get(condition, []))
+            if bound is not None:
+                return bound
+        found.endless.append(line.name)
+        return 1
 
 
-def _parse(text: str) -> tuple[dict[str, list[_Line]], str]:
-    computations: dict[str, list[_Line]] = {}
-    entry, lines = "", []
-    for row in text.splitlines():
-        if head := _COMPUTATION.match(row):
-            lines = computations[head[2]] = []
-            entry = head[2] if head[1] else entry
-        elif found := _INSTRUCTION.match(row):
-            lines.append(_Line(bool(found[1]), *found.groups()[1:]))
-    return computations, entry
+def _operands(line: Line, lines: dict[str, Line]) -> tuple[tuple[int, ...], ...]:
+    return tuple(
+        array.shape for name in line.operands if name in lines for array in lines[name].arrays[:1]
+    )
 
 
-def _repeats_a_collective(name: str, lines: list[_Line]) -> bool:
+def _repeats_a_collective(name: str, lines: Sequence[Line]) -> bool:
     """An asynchronous collective stands in its start, beside other work, and in its end."""
     done = any('"AsyncCollectiveDone"' in line.rest for line in lines if line.is_root)
     return done or name.startswith("async_collective_fusion")
 
 
-def _bound(condition: list[_Line]) -> int | None:
+def _bound(condition: Sequence[Line]) -> int | None:
     """Turns of `for (i = 0; i < n; i++)`, which is how JAX writes a scan."""
     constants = {
-        line.name: int(line.rest.split(")")[0])
+        line.name: int(line.arguments)
         for line in condition
-        if line.op == "constant" and re.match(r"\d+\)", line.rest)
+        if line.op == "constant" and re.fullmatch(r"\d+", line.arguments)
     }
     for line in condition:
         if line.is_root and line.op == "compare" and "direction=LT" in line.rest:
-            return next((n for name, n in constants.items() if f"%{name})" in line.rest), None)
+            return next((n for name, n in constants.items() if name in line.operands), None)
     return None
-
-
-def _called(line: _Line) -> Iterator[str]:
-    for names in _CALLS.findall(line.rest):
-        yield from re.findall(r"%([^\s,}]+)", names)
-
-
-def _ways(rest: str) -> int:
-    """Devices in a group, in any of the three ways in which XLA writes groups."""
-    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
-        return listed[1].count(",") + 1
-    if tiled := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
-        return int(tiled[2])
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\](?: \{([^}]*)\})?", rest):
-        sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", named[2] or ""))
-    return 1
-
-
-def _num_bytes(type_text: str) -> int:
-    return sum(
-        math.prod(int(size) for size in sizes.split(",") if size) * _BYTES.get(dtype, 1)
-        for dtype, sizes in re.findall(r"\b([a-z]+\d+\w*|pred)\[([\d,]*)\]", type_text)
-    )
