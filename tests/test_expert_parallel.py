@@ -1,7 +1,6 @@
 """Experts on several devices: tokens go to them and come back, and the numbers stay the same."""
 
 import functools
-import re
 
 import jax
 import numpy as np
@@ -18,7 +17,6 @@ from llmasos_jax.config.schema import (
     OptimConfig,
     TrainConfig,
 )
-from llmasos_jax.errors import ConfigError
 from llmasos_jax.parallel.mesh import make_mesh
 from llmasos_jax.train.step import Trainer, make_trainer
 

@@ -17,9 +17,10 @@ class MeshConfig:
     """How the devices are laid out.
 
     Attributes:
-      preset: a row of `parallel.presets.TABLE`, such as "fsdp" or "fsdp_tp": which axes take the
-        devices that there are. None leaves it to the sizes below; with a preset they stay as they
-        are by default.
+      preset: a row of `parallel.presets.TABLE`, such as "fsdp" or "fsdp_tp", or
+        "package.module:name": which axes take the devices that there are. None leaves it to the
+        sizes below; with a preset they may say how large its axes are at most, but the one that
+        takes the rest.
       data: replicas; None takes the devices that the other axes leave.
       fsdp: ways in which weights and optimizer state are split; a tuple of two splits along two
         torus axes.

@@ -21,10 +21,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from llmasos_jax.config.devices import MeshConfig
 from llmasos_jax.errors import ConfigError
+from llmasos_jax.parallel.presets import mesh_config
+from llmasos_jax.parallel.slices import split_slices
 
 
 def fsdp_axes(mesh: Mesh) -> tuple[str, ...]:
@@ -52,17 +55,42 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Lays all devices out as `cfg` says.
 
     Args:
-      cfg: sizes of the axes; `data=None` takes what the others leave.
+      cfg: a preset, or sizes of the axes; `data=None` takes what the others leave. With several
+        slices the slowest part of `slice_axis` goes from one to the next, and every other axis
+        stays inside of them.
       devices: of JAX; defaults to all that it sees. May be of a topology that is not attached.
 
     Raises:
-      ConfigError: the sizes do not use each device once.
+      ConfigError: the sizes do not use each device once, or do not fit the slices.
 
     Example:
       >>> make_mesh(MeshConfig(), jax.devices()[:1]).shape["data"]
       1
     """
     devices = list(jax.devices() if devices is None else devices)
+    cfg = mesh_config(cfg, devices)
+    axes = _axes(cfg, len(devices))
+    types = (AxisType.Auto,) * len(axes)
+    parts = split_slices(devices, cfg.slices)
+    joined = next(i for i, name in enumerate(axes) if name.startswith(cfg.slice_axis))
+    shape = list(axes.values())
+    if shape[joined] % cfg.slices:
+        raise ConfigError(
+            f"mesh.slices={cfg.slices} are joined by mesh.{cfg.slice_axis}={shape[joined]}, which "
+            f"is not divisible by them; make it a multiple of {cfg.slices}, or join them by "
+            "another mesh.slice_axis"
+        )
+    shape[joined] //= cfg.slices
+    # Each slice by itself, along the axes of its own torus.
+    laid = [
+        jax.make_mesh(tuple(shape), tuple(axes), axis_types=types, devices=part).devices
+        for part in parts
+    ]
+    return Mesh(np.concatenate(laid, axis=joined), tuple(axes), axis_types=types)
+
+
+def _axes(cfg: MeshConfig, num_devices: int) -> dict[str, int]:
+    """Names and sizes of the mesh axes, slowest first."""
     inner = {
         "pipeline": (cfg.pipeline,),
         "fsdp": cfg.fsdp,
@@ -70,21 +98,19 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         "context": (cfg.context,),
     }
     rest = math.prod(math.prod(sizes) for sizes in inner.values()) * cfg.tensor
-    data = cfg.data if cfg.data is not None else max(1, len(devices) // rest)
-    if data * rest != len(devices):
+    data = cfg.data if cfg.data is not None else max(1, num_devices // rest)
+    if data * rest != num_devices:
         raise ConfigError(
-            f"mesh {_described(cfg, data)} is {data * rest} devices, there are {len(devices)}; "
-            f"make the product {len(devices)} (mesh.data=None takes what the others leave)"
+            f"mesh {_described(cfg, data)} is {data * rest} devices, there are {num_devices}; "
+            f"make the product {num_devices} (mesh.data=None takes what the others leave)"
         )
     axes: dict[str, int] = {"data": data}
     for name, sizes in inner.items():
         if len(sizes) > 1:
             axes |= {f"{name}_{i}": size for i, size in enumerate(sizes)}
-        elif name == "fsdp" or sizes[0] > 1:
+        elif name == "fsdp" or sizes[0] > 1 or (name == cfg.slice_axis and cfg.slices > 1):
             axes[name] = sizes[0]
-    axes["tensor"] = cfg.tensor
-    types = (AxisType.Auto,) * len(axes)
-    return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=types, devices=devices)
+    return axes | {"tensor": cfg.tensor}
 
 
 def _described(cfg: MeshConfig, data: int) -> str:
