@@ -148,7 +148,8 @@ class TrainConfig:
         products), "block" (what goes into each block).
       remat_offload: with "tags", what is kept in the host's memory.
       loss_chunk: tokens of each sequence that are scored at once, so that logits [B, T, V] are
-        never there as a whole; None scores all at once.
+        never there as a whole. None takes what was measured to be good: 128 on a CPU, all elsewhere
+        (and so does a number that no sequence exceeds).
       dropout_rate: after the embedding and on each sub-layer's output.
       start_from: a training folder whose newest weights a new run starts with, in place of random
         ones; only the sequence length, the objective and how it is trained may differ.

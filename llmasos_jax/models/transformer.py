@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.errors import ConfigError
@@ -15,11 +18,12 @@ from llmasos_jax.models.stack import Hidden, Stack
 from llmasos_jax.nn.block import CrossInputs
 from llmasos_jax.nn.cache import Cache, CrossCache
 from llmasos_jax.nn.dropout import Dropout
-from llmasos_jax.nn.embed import Embed, Head
+from llmasos_jax.nn.embed import Embed, Head, attend_table
 from llmasos_jax.nn.heads import Affine, MLMHead, Scores, pool
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.nn.weight import gathered
+from llmasos_jax.types import Tree
 
 
 @jax.tree_util.register_dataclass
@@ -172,23 +176,29 @@ class Transformer(Stack):
         Returns:
           float32 [B, T, V].
         """
+        score, weights = self.output_layer(runtime)
+        return score(weights, x_btd)
+
+    def output_layer(self, runtime: Runtime) -> tuple[Callable[[Tree, jax.Array], jax.Array], Tree]:
+        """The output layer as a pure function, for losses that score a few tokens at a time.
+
+        Args:
+          runtime: how to run.
+
+        Returns:
+          `score(weights, x_btd)`, which gives `logits` of [B, T, D] and holds no array, and its
+          `weights`, gathered: what is shared with the embedding, and what the head has.
+        """
         if self.cfg.head is None:
             raise ConfigError("model.head=None: this model has no output layer, so no logits")
         with jax.named_scope("logits"):
-            if isinstance(self.head, MLMHead):
-                head, embed = gathered(self.head, runtime), gathered(self.embed, runtime)
-                logits_btv = head(x_btd, embed, runtime)
-            elif self.head is None:
-                logits_btv = gathered(self.embed, runtime).attend(x_btd, runtime)
+            tied = isinstance(self.head, MLMHead | None) and self.cfg.tie_embeddings
+            table_vd = gathered(self.embed, runtime).table[...] if tied else None
+            if self.head is None:
+                graphdef, state = None, None
             else:
-                logits_btv = gathered(self.head, runtime)(x_btd, runtime)
-            if self.cfg.logit_scale != 1.0:
-                logits_btv = logits_btv * self.cfg.logit_scale
-            if self.cfg.logit_soft_cap is not None:
-                logits_btv = (
-                    jnp.tanh(logits_btv / self.cfg.logit_soft_cap) * self.cfg.logit_soft_cap
-                )
-            return runtime.place(logits_btv, None, None, "vocab")
+                graphdef, state = nnx.split(gathered(self.head, runtime))
+        return partial(_score, self.cfg, graphdef, runtime), (table_vd, state)
 
     def pooled(
         self, x_btd: jax.Array, runtime: Runtime, mask_bt: jax.Array | None = None
@@ -267,6 +277,25 @@ class Transformer(Stack):
         )
         visible = Visibility(q_index, k_index, q_segments, k_segments, causal=False)
         return CrossInputs(x_bsd, visible)
+
+
+def _score(
+    cfg: ModelConfig, graphdef: Any, runtime: Runtime, weights: Tree, x_btd: jax.Array
+) -> jax.Array:
+    """`Transformer.logits` with the output layer's weights as an argument."""
+    with jax.named_scope("logits"):
+        table_vd, state = weights
+        if graphdef is None:
+            logits_btv = attend_table(x_btd, table_vd, runtime)
+        else:
+            head = nnx.merge(graphdef, state)
+            more = (table_vd,) if isinstance(head, MLMHead) else ()
+            logits_btv = head(x_btd, *more, runtime=runtime)
+        if cfg.logit_scale != 1.0:
+            logits_btv = logits_btv * cfg.logit_scale
+        if cfg.logit_soft_cap is not None:
+            logits_btv = jnp.tanh(logits_btv / cfg.logit_soft_cap) * cfg.logit_soft_cap
+        return runtime.place(logits_btv, None, None, "vocab")
 
 
 def _head(cfg: ModelConfig) -> Head | MLMHead | None:

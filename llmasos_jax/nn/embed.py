@@ -43,9 +43,10 @@ class Embed(nnx.Module):
             x_btd = x_btd + self.types[...][types_bt].astype(x_btd.dtype)
         return x_btd if self.norm is None else self.norm(x_btd)
 
-    def attend(self, x_btd: jax.Array, runtime: Runtime) -> jax.Array:
-        """The tied output layer: float32 [B, T, V]."""
-        return runtime.dot("btd,vd->btv", x_btd, self.table[...], out_dtype=jnp.float32)
+
+def attend_table(x_btd: jax.Array, table_vd: jax.Array, runtime: Runtime) -> jax.Array:
+    """The tied output layer: float32 [B, T, V]."""
+    return runtime.dot("btd,vd->btv", x_btd, table_vd, out_dtype=jnp.float32)
 
 
 class Head(nnx.Module):

@@ -8,7 +8,7 @@ from flax import nnx
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.named import resolve
-from llmasos_jax.nn.embed import Embed
+from llmasos_jax.nn.embed import attend_table
 from llmasos_jax.nn.mlp import ACTIVATIONS, add_bias
 from llmasos_jax.nn.norm import Norm
 from llmasos_jax.nn.runtime import Runtime
@@ -69,11 +69,13 @@ class MLMHead(nnx.Module):
         self.w = weight((d, v), ("embed", "vocab"), num_in=1) if own else None
         self.bias = weight((v,), ("vocab",), init="zeros")
 
-    def __call__(self, x_btd: jax.Array, embed: Embed, runtime: Runtime) -> jax.Array:
-        """Scores, float32 [B, T, V], of as many places as are given."""
+    def __call__(self, x_btd: jax.Array, table_vd: jax.Array | None, runtime: Runtime) -> jax.Array:
+        """Scores, float32 [B, T, V], of as many places as are given; the table only where tied."""
         x_btd = self.norm(self.act_fn(self.transform(x_btd, runtime)))
         if self.w is None:
-            scores = embed.attend(x_btd, runtime)
+            if table_vd is None:
+                raise ValueError("a tied head scores with the embedding's table, and got None")
+            scores = attend_table(x_btd, table_vd, runtime)
         else:
             scores = runtime.dot("btd,dv->btv", x_btd, self.w[...], out_dtype=jnp.float32)
         return add_bias(scores, self.bias)
