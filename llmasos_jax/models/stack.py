@@ -15,6 +15,7 @@ from jax import lax
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.models.layout import Layout, layer_specs
+from llmasos_jax.models.pipeline import run_stages
 from llmasos_jax.nn.block import Block, BlockInputs, CrossInputs
 from llmasos_jax.nn.cache import Cache, LayerCache
 from llmasos_jax.nn.context import over_sequence
@@ -26,6 +27,7 @@ from llmasos_jax.nn.relative import RelativeBias
 from llmasos_jax.nn.rope import document_lengths, rotations
 from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.nn.weight import gathered
+from llmasos_jax.parallel.schedule import Schedule
 
 
 def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -232,27 +234,18 @@ class _Run:
             return x_btd
         split = {name: nnx.split(block) for name, block in _in_order(blocks)}
         params = {name: state for name, (_, state) in split.items()}
-        count = jax.tree.leaves(params)[0].shape[0]
+        graphdefs = {name: graphdef for name, (graphdef, _) in split.items()}
         period = len(split)
+        if self.runtime.schedule is not None:
+            stages = self.runtime.schedule
+            x_btd, routings = self._in_stages(graphdefs, params, x_btd, first, stages)
+            self.routings += [jax.tree.map(_in_layer_order, *routings)] if routings else []
+            return x_btd
+        count = jax.tree.leaves(params)[0].shape[0]
         pairs = {name: caches.of("periods", name) for name in split}
-        rows = (params, pairs, first + period * jnp.arange(count, dtype=jnp.int32))
-
-        def step(x_btd: jax.Array, row: Any) -> tuple[jax.Array, Any]:
-            weights, layer_caches, layer = row
-            next_caches, outputs, routings = {}, [], []
-            for name, (graphdef, _) in split.items():
-                x_btd, next_caches[name], routing = self._block(
-                    graphdef, weights[name], x_btd, layer_caches[name], layer + int(name)
-                )
-                outputs.append(x_btd)
-                routings += [] if routing is None else [routing]
-            return x_btd, (next_caches, outputs if self.outputs is not None else None, routings)
-
-        x_btd, (next_caches, outputs, routings) = lax.scan(
-            self._checkpointed(step),
-            x_btd,
-            rows,
-            unroll=count <= self.runtime.max_unrolled,
+        layers = first + period * jnp.arange(count, dtype=jnp.int32)
+        x_btd, (next_caches, outputs, routings) = self._rows(
+            graphdefs, x_btd, (params, pairs, layers)
         )
         if routings:
             self.routings.append(jax.tree.map(_in_layer_order, *routings))
@@ -261,6 +254,45 @@ class _Run:
         if self.outputs is not None:
             self.outputs += [outputs[i % period][i // period] for i in range(period * count)]
         return x_btd
+
+    def _rows(
+        self, graphdefs: dict[str, Any], x_btd: jax.Array, rows: tuple[Any, Any, jax.Array]
+    ) -> tuple[jax.Array, Any]:
+        """One loop over rows of stacked weights, of caches, and of layers' numbers."""
+
+        def step(x_btd: jax.Array, row: Any) -> tuple[jax.Array, Any]:
+            weights, layer_caches, layer = row
+            next_caches, outputs, routings = {}, [], []
+            for name, graphdef in graphdefs.items():
+                x_btd, next_caches[name], routing = self._block(
+                    graphdef, weights[name], x_btd, layer_caches[name], layer + int(name)
+                )
+                outputs.append(x_btd)
+                routings += [] if routing is None else [routing]
+            return x_btd, (next_caches, outputs if self.outputs is not None else None, routings)
+
+        is_unrolled = rows[2].shape[0] <= self.runtime.max_unrolled
+        return lax.scan(self._checkpointed(step), x_btd, rows, unroll=is_unrolled)
+
+    def _in_stages(
+        self, graphdefs: dict[str, Any], params: Any, x_btd: jax.Array, first: int, stages: Schedule
+    ) -> tuple[jax.Array, list[Routing]]:
+        """Runs the periods in stages of a pipeline, each a run of rows of the stacked weights."""
+        if self.outputs is not None or self.inputs.slot is not None or self.inputs.cross:
+            raise ValueError("stages of a pipeline have no caches, and give no layer's own output")
+        pairs = dict.fromkeys(graphdefs, (None, None))
+
+        def run_layers(
+            weights: Any, x_btd: jax.Array, number: Any, inputs: BlockInputs, dropout: Any
+        ) -> tuple[jax.Array, list[Routing]]:
+            count = jax.tree.leaves(weights)[0].shape[0]
+            periods = number * count + jnp.arange(count, dtype=jnp.int32)
+            run = dataclasses.replace(self, inputs=inputs, dropout=dropout)
+            rows = (weights, pairs, first + len(graphdefs) * periods)
+            x_btd, (_, _, routings) = run._rows(graphdefs, x_btd, rows)
+            return x_btd, routings
+
+        return run_stages(run_layers, params, x_btd, self.inputs, self.dropout, stages)
 
     def _block(
         self, graphdef: Any, params: Any, x_btd: jax.Array, caches: Any, layer: Any

@@ -22,6 +22,7 @@ from llmasos_jax.config.precision import PrecisionConfig
 from llmasos_jax.nn.experts import Assigned, dot_experts
 from llmasos_jax.nn.quantized import Rounding, dot_rounded
 from llmasos_jax.parallel.manual import Manual
+from llmasos_jax.parallel.schedule import Schedule
 
 Product = Callable[..., jax.Array]
 
@@ -116,6 +117,8 @@ class Runtime:
       mesh: the devices, where arrays live on several and `manual` is None: kernels that the
         compiler cannot split need to know.
       kernels: which kernel computes attention, in which blocks.
+      schedule: of the stages that scanned layers run in, inside the manual region; None runs them
+        all on each device.
     """
 
     product: Product = dot
@@ -130,6 +133,7 @@ class Runtime:
     max_unrolled: int = 1
     mesh: Mesh | None = None
     kernels: KernelsConfig = KernelsConfig()
+    schedule: Schedule | None = None
 
     def dot(
         self, spec: str, x: jax.Array, w: jax.Array, *, dtype: Any = None, out_dtype: Any = None

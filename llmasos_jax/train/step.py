@@ -21,6 +21,7 @@ from llmasos_jax.data.tokenizers.vocabulary import Vocabulary
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.models.definition import ModelDef, init_params
 from llmasos_jax.models.layout import scan_layout
+from llmasos_jax.models.pipeline import stage_schedule
 from llmasos_jax.nn.dropout import Dropout
 from llmasos_jax.nn.runtime import Runtime, training_runtime
 from llmasos_jax.parallel.manual import Manual
@@ -54,6 +55,7 @@ def make_trainer(cfg: Config, mesh: Mesh, vocabulary: Vocabulary | None = None) 
             f"({cfg.train.accumulate_steps}); make it a multiple of {parts}"
         )
     definition = ModelDef(cfg.model, scan_layout(cfg.model))
+    schedule = stage_schedule(cfg, mesh, definition.layout)
     check_divisible(definition.shapes, definition.axes, mesh, manual.rules)
     runtime = training_runtime(
         cfg.precision,
@@ -67,7 +69,7 @@ def make_trainer(cfg: Config, mesh: Mesh, vocabulary: Vocabulary | None = None) 
         mesh=mesh,
         manual=manual,
         definition=definition,
-        runtime=runtime,
+        runtime=dataclasses.replace(runtime, schedule=schedule),
         optimizer=build_optimizer(cfg.optim, cfg.train.steps),
         objective=build_objective(cfg, vocabulary),
     )
