@@ -28,8 +28,11 @@ from llmasos_jax.parallel.manual import Manual
 from llmasos_jax.parallel.mesh import platform
 from llmasos_jax.parallel.place import check_divisible, own_rows, put_rows, replicated, shardings
 from llmasos_jax.parallel.rules import training_rules
+from llmasos_jax.train.master import narrow, next_params, widen, with_master
+from llmasos_jax.train.moments import with_moments
 from llmasos_jax.train.objective import LossSum, Objective, build_objective
 from llmasos_jax.train.optim import build_optimizer, like_params
+from llmasos_jax.train.scaling import choose, start_scale
 from llmasos_jax.train.schedules import build_schedule
 from llmasos_jax.train.state import StepMetrics, TrainState
 from llmasos_jax.types import Tree
@@ -70,9 +73,20 @@ def make_trainer(cfg: Config, mesh: Mesh, vocabulary: Vocabulary | None = None) 
         manual=manual,
         definition=definition,
         runtime=dataclasses.replace(runtime, schedule=schedule),
-        optimizer=build_optimizer(cfg.optim, cfg.train.steps),
+        optimizer=_optimizer(cfg, definition),
         objective=build_objective(cfg, vocabulary),
     )
+
+
+def _optimizer(cfg: Config, definition: ModelDef) -> optax.GradientTransformation:
+    """The config's optimizer, which remembers what it has to as `precision` says."""
+    optimizer = build_optimizer(cfg.optim, cfg.train.steps)
+    kind = cfg.precision.moments
+    if kind != "float32":
+        optimizer = with_moments(optimizer, kind, definition.shapes, cfg.optim.name)
+    if cfg.precision.weights != "float32" and cfg.precision.master:
+        optimizer = with_master(optimizer, definition.is_narrow)
+    return optimizer
 
 
 @dataclass(frozen=True)
@@ -92,8 +106,11 @@ class Trainer:
         return jax.jit(self._init, out_shardings=self.state_shardings)(key)
 
     def start(self, key: jax.Array, params: Tree) -> TrainState:
-        """A fresh state around weights that are there; their memory is taken over."""
-        start = jax.jit(self._start, donate_argnums=1, out_shardings=self.state_shardings)
+        """A fresh state around weights that are there; their memory is taken over if it fits."""
+        found = jax.tree.map(lambda leaf: leaf.dtype, params)
+        wanted = jax.tree.map(lambda leaf: leaf.dtype, self._state_shapes.params)
+        donated = 1 if found == wanted else ()
+        start = jax.jit(self._start, donate_argnums=donated, out_shardings=self.state_shardings)
         return start(jax.random.split(key)[1], params)
 
     @cached_property
@@ -110,9 +127,12 @@ class Trainer:
         """Where each array of the state lives; optimizer state lives with its weight."""
         whole = replicated(self.mesh)
         params = shardings(self.definition.axes, self.mesh, self.manual.rules)
-        opt_state = like_params(self._state_shapes.opt_state, self.definition.shapes, params, whole)
+        opt_state = like_params(
+            self._state_shapes.opt_state, self.definition.shapes, params, whole, of_rows=_of_rows
+        )
+        scale = jax.tree.map(lambda _: whole, self._state_shapes.scale)
         # A tree of shardings in the place of a tree of arrays.
-        return TrainState(whole, params, opt_state, whole)  # pyright: ignore[reportArgumentType]
+        return TrainState(whole, params, opt_state, whole, scale)  # pyright: ignore[reportArgumentType]
 
     @cached_property
     def batch_sharding(self) -> NamedSharding:
@@ -161,19 +181,28 @@ class Trainer:
         """`(params, batch) -> LossSum` over the global batch, jitted, without dropout."""
         return jax.jit(self._evaluate, out_shardings=replicated(self.mesh))
 
-    def loss_and_grad(self, params: Tree, batch: Batch, key: jax.Array) -> tuple[LossSum, Tree]:
+    def loss_and_grad(
+        self, params: Tree, batch: Batch, key: jax.Array, scale: jax.Array | None = None
+    ) -> tuple[LossSum, Tree]:
         """Sums of the loss over the global batch, and the gradient of `weight_sum` times the loss.
 
         Args:
           params: weights where `state_shardings` says.
           batch: global [B, T] arrays, rows over the batch axes.
           key: of this step's dropout.
+          scale: float32, what the mean loss is multiplied by before it is differentiated, and the
+            gradient divided by; not finite where that is too much for float16. None for 1.
 
         Returns:
-          Sums (not means), and a gradient that lives where the weights do.
+          Sums (not means), and a float32 gradient that lives where the weights do.
         """
         run = self._manual(self._device_loss_and_grad, out_specs=(PartitionSpec(), self._specs))
-        return run(params, batch, jax.random.key_data(key))
+        key_data = jax.random.key_data(key)
+        if scale is None:
+            return run(params, batch, (key_data, None))
+        factor = scale / jnp.maximum(jnp.sum(batch.loss_weights), 1.0)
+        sums, grads = run(params, batch, (key_data, factor))
+        return sums, jax.tree.map(lambda g: g / factor, grads)
 
     def _init(self, key: jax.Array) -> TrainState:
         init_key, run_key = jax.random.split(key)
@@ -182,35 +211,50 @@ class Trainer:
         )
 
     def _start(self, run_key: jax.Array, params: Tree) -> TrainState:
-        return TrainState(jnp.int32(0), params, self.optimizer.init(params), run_key)
+        precision, whole = self.cfg.precision, widen(params)
+        if precision.weights != "float32":
+            params = narrow(whole, self.definition.is_narrow)
+        opt_state, scale = self.optimizer.init(whole), start_scale(precision)
+        return TrainState(jnp.int32(0), params, opt_state, run_key, scale)
 
     @cached_property
     def _state_shapes(self) -> TrainState:
         return jax.eval_shape(self._init, jax.random.key(0))
 
     def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        key, scale = jax.random.fold_in(state.key, state.step), state.scale
         sums, grads = self.loss_and_grad(
-            state.params, batch, jax.random.fold_in(state.key, state.step)
+            state.params, batch, key, None if scale is None else scale.value
         )
         tokens = jnp.maximum(sums.weight_sum, 1.0)
         grads = jax.tree.map(lambda g: g / tokens, grads)
         with jax.named_scope("optimizer"):
-            updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
-        means = sums.means()
+            whole = widen(state.params)
+            updates, opt_state = self.optimizer.update(grads, state.opt_state, whole)
+            params = next_params(state.params, updates, opt_state, state.step)
+        means, grad_norm, num_updates = sums.means(), optax.tree.norm(grads), state.step
+        if scale is not None:
+            # The norm is of all devices' gradients, so they agree.
+            is_finite = jnp.isfinite(grad_norm)
+            params, opt_state = choose(
+                is_finite, (params, opt_state), (state.params, state.opt_state)
+            )
+            num_updates = state.step - scale.skipped
+            scale = scale.after(is_finite, self.cfg.precision.loss_scale_steps)
+            means |= scale.metrics(is_finite)
         metrics = StepMetrics(
             loss=means.pop("loss"),
             nll=means.pop("nll"),
             weight=sums.weight_sum,
             learning_rate=jnp.float32(
-                build_schedule(self.cfg.optim, self.cfg.train.steps)(state.step)
+                build_schedule(self.cfg.optim, self.cfg.train.steps)(num_updates)
             ),
-            grad_norm=optax.tree.norm(grads),
-            param_norm=optax.tree.norm(state.params),
+            grad_norm=grad_norm,
+            param_norm=optax.tree.norm(whole),
             update_norm=optax.tree.norm(updates),
             extra=means,
         )
-        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+        return TrainState(state.step + 1, params, opt_state, state.key, scale), metrics
 
     def _evaluate(self, params: Tree, batch: Batch) -> LossSum:
         def run(params: Tree, batch: Batch, _: jax.Array) -> LossSum:
@@ -232,9 +276,10 @@ class Trainer:
         return self.manual.shard_map(fn, in_specs, out_specs)
 
     def _device_loss_and_grad(
-        self, params: Tree, batch: Batch, key_data: jax.Array
+        self, params: Tree, batch: Batch, given: tuple[jax.Array, jax.Array | None]
     ) -> tuple[LossSum, Tree]:
         """What one device does with its rows, inside the manual region."""
+        key_data, factor = given
         num_parts = self.cfg.train.accumulate_steps
         rows = batch.tokens.shape[0]
         numbers = self.manual.first_row(rows) + jnp.arange(rows, dtype=jnp.int32)
@@ -243,7 +288,11 @@ class Trainer:
         cut = lambda x: x.reshape(rows // num_parts, num_parts, *x.shape[1:]).swapaxes(0, 1)
         parts = jax.tree.map(cut, (batch, numbers))
         scales = self._term_scales(batch)
-        grad_fn = jax.grad(partial(self._loss, key_data=key_data, scales=scales), has_aux=True)
+        loss = partial(self._loss, key_data=key_data, scales=scales, factor=factor)
+
+        def grad_fn(*args: Any) -> tuple[Tree, LossSum]:
+            grads, sums = jax.grad(loss, has_aux=True)(*args)
+            return widen(grads), sums
 
         def add(total: Any, part: Any) -> tuple[Any, None]:
             grads, sums = grad_fn(params, *part)
@@ -279,6 +328,7 @@ class Trainer:
         *,
         key_data: jax.Array,
         scales: dict[str, jax.Array],
+        factor: jax.Array | None = None,
     ) -> tuple[jax.Array, LossSum]:
         dropout = None
         if self.cfg.train.dropout_rate:
@@ -293,4 +343,11 @@ class Trainer:
                 f"{sorted(sums.terms)}, its term_weights {sorted(scales)}; give both the same names"
             )
         terms = [scales[name] * term.loss_sum for name, term in sums.terms.items()]
-        return sum(terms, start=sums.loss_sum), sums
+        total = sum(terms, start=sums.loss_sum)
+        return total if factor is None else total * factor, sums
+
+
+def _of_rows(where: NamedSharding) -> NamedSharding:
+    """Where one number for each row of a weight's last axis lives: with the row."""
+    spec = tuple(where.spec)
+    return NamedSharding(where.mesh, PartitionSpec(*spec[:-1]))
