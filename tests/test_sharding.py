@@ -34,6 +34,7 @@ MESHES = {
     "fsdp 8": MeshConfig(fsdp=(8,)),
     "fsdp 2x4": MeshConfig(fsdp=(2, 4)),
     "data 2, fsdp 2, tensor 2": MeshConfig(data=2, fsdp=(2,), tensor=2),
+    "fsdp 2, tensor 4": MeshConfig(fsdp=(2,), tensor=4),
 }
 SMALL = ModelConfig(V, 32, 2, context_length=T, num_heads=4, ffn_dim=32)
 MODELS = {
@@ -130,6 +131,8 @@ CASES = [("options", name) for name in MESHES] + [
     for model in ("learned", "alibi")
     for name in ("fsdp 2x4", "data 2, fsdp 2, tensor 2")
 ]
+# Two key heads for four devices: each has both, and reads one.
+CASES += [("alibi", "fsdp 2, tensor 4")]
 
 
 @pytest.mark.parametrize(("model", "mesh"), CASES)
@@ -260,7 +263,12 @@ def test_abstract_batch_is_what_put_gives():
         (MeshConfig(fsdp=(3,)), {}, {}, "mesh data=2 x fsdp=3 x tensor=1 is 6 devices"),
         (MeshConfig(), {}, {"batch_size": 12}, "batch_size=12 is not divisible by 8"),
         (MeshConfig(), {}, {"accumulate_steps": 4}, "make it a multiple of 32"),
-        (MeshConfig(fsdp=(2,), tensor=4), {"num_kv_heads": 2}, {}, "make that mesh axis a divisor"),
+        (
+            MeshConfig(tensor=2),
+            {"num_heads": 6, "num_kv_heads": 3, "head_dim": 8},
+            {},
+            "make that mesh axis a divisor",
+        ),
         (MeshConfig(tensor=8), {}, {}, "size 4, which mesh axis 'tensor' does not cut into 8"),
         (MeshConfig(fsdp=(8,)), {"embedding_dim": 36, "head_dim": 8}, {}, 'axis "embed" has size'),
         (MeshConfig(tensor=2), {"vocab_size": 63}, {}, 'embed.table: axis "vocab" has size 63'),

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from llmasos_jax.config.model import ModelConfig
@@ -21,6 +22,7 @@ from llmasos_jax.nn.norm import Norm
 from llmasos_jax.nn.rope import Rotation, rotate
 from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.nn.weight import weight
+from llmasos_jax.parallel.mesh import ways
 
 
 class Projections(nnx.Module):
@@ -173,8 +175,18 @@ def attend(
     with jax.named_scope("attention"):
         if cache is not None:
             return attend_cache(attend_fn, q_btnh, cache, visible, runtime, **options), cache
-        qkv = (q_btnh, k_bskh, v_bskz)
+        qkv = (q_btnh, *(_for_each_device(x, runtime) for x in (k_bskh, v_bskz)))
         return attend_split(attend_fn, qkv, visible, runtime, **options), cache
+
+
+def _for_each_device(x_bskh: jax.Array, runtime: Runtime) -> jax.Array:
+    """Key heads that `tensor` does not split, repeated until each of its devices has one."""
+    manual = runtime.manual
+    tensor = 1 if manual is None else ways(manual.mesh, "tensor")
+    if manual is None or manual.rules.kv_heads is not None or tensor == 1:
+        return x_bskh
+    times = tensor // x_bskh.shape[2]
+    return runtime.place(jnp.repeat(x_bskh, times, axis=2), None, None, "heads", None)
 
 
 def attend_cache(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jax.sharding import Mesh, PartitionSpec
 
 from llmasos_jax.errors import ConfigError, did_you_mean
-from llmasos_jax.parallel.mesh import batch_axes, fsdp_axes, present
+from llmasos_jax.parallel.mesh import batch_axes, fsdp_axes, present, ways
 
 MeshAxes = str | tuple[str, ...] | None
 
@@ -71,14 +71,19 @@ class Rules:
         return getattr(self, axis)
 
 
-def training_rules(mesh: Mesh) -> Rules:
+def training_rules(mesh: Mesh, num_kv_heads: int | None = None) -> Rules:
     """Batch over its axes; weights over the FSDP axes by D, `tensor` by heads, F, V.
+
+    Key heads of which `tensor` has a multiple (one, of multi-query attention) are not split: each
+    device has all, and takes the one that its query heads read.
 
     Where a weight is not split by `context` and `expert` for another reason, they split its D as
     FSDP axes do: no device holds what another one has too, but for `data` (and outside of the
     layers `pipeline`).
     """
     fsdp, context = fsdp_axes(mesh), present(mesh, "context")
+    tensor = ways(mesh, "tensor")
+    is_shared = num_kv_heads is not None and num_kv_heads < tensor and tensor % num_kv_heads == 0
     return Rules(
         batch=batch_axes(mesh),
         sequence=_one(present(mesh, "context")),
@@ -86,7 +91,7 @@ def training_rules(mesh: Mesh) -> Rules:
         embed=(*fsdp, *present(mesh, "expert"), *context),
         expert_embed=(*fsdp, *context),
         heads="tensor",
-        kv_heads="tensor",
+        kv_heads=None if is_shared else "tensor",
         ffn="tensor",
         vocab="tensor",
         experts=_one(present(mesh, "expert")),
