@@ -182,3 +182,46 @@ def _to_heads(*qkv: jax.Array) -> tuple[jax.Array, ...]:
 
 def _to_tokens(out_btnz: jax.Array) -> jax.Array:
     return lax.all_to_all(out_btnz, AXIS, split_axis=1, concat_axis=2, tiled=True)
+
+
+def states_at(x_btd: jax.Array, places_bm: jax.Array, runtime: Runtime) -> jax.Array:
+    """The states at places that may be another device's, a share of them for each device.
+
+    Args:
+      x_btd: states of this device's tokens, [B, T, D].
+      places_bm: int32 [B, M], places in the whole sequence.
+      runtime: how the model runs.
+
+    Returns:
+      [B, M, D]; of tokens split over c devices [B, ceil(M / c), D], those of `share`.
+    """
+    manual = runtime.manual
+    if manual is None or manual.context == 1:
+        return jnp.take_along_axis(x_btd, places_bm[:, :, None], axis=1)
+    t = x_btd.shape[1]
+    here_bm = _padded(places_bm, manual.context) - manual.first_token(t)
+    picked_bmd = jnp.take_along_axis(x_btd, jnp.clip(here_bm, 0, t - 1)[:, :, None], axis=1)
+    is_here_bm1 = ((here_bm >= 0) & (here_bm < t))[:, :, None]
+    picked_bmd = jnp.where(is_here_bm1, picked_bmd, jnp.zeros_like(picked_bmd))
+    # Each place is on one device, so this sum moves numbers and rounds nothing.
+    return lax.psum_scatter(picked_bmd, AXIS, scatter_dimension=1, tiled=True)
+
+
+def share(x_bm: jax.Array, runtime: Runtime) -> jax.Array:
+    """Of [B, M], which all devices that share a row have, the share of this one; 0 fills it up."""
+    manual = runtime.manual
+    if manual is None or manual.context == 1:
+        return x_bm
+    return manual.own_tokens(_padded(x_bm, manual.context))
+
+
+def once(x: jax.Array, runtime: Runtime) -> jax.Array:
+    """`x` on the device with the first tokens of a row, 0 on the others: for sums over devices."""
+    manual = runtime.manual
+    if manual is None or manual.context == 1:
+        return x
+    return jnp.where(manual.first_token(1) == 0, x, jnp.zeros_like(x))
+
+
+def _padded(x_bm: jax.Array, ways: int) -> jax.Array:
+    return jnp.pad(x_bm, ((0, 0), (0, -x_bm.shape[1] % ways)))

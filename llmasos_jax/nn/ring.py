@@ -68,21 +68,10 @@ def ring_attention(
         return _ring(plan, *args)
 
     # The compiler would have to guess how the turns are split over heads.
-    heads, by_head, whole = (
-        PartitionSpec(None, None, "tensor"),
-        PartitionSpec("tensor"),
-        PartitionSpec(),
-    )
+    heads, by_head = PartitionSpec(None, None, "tensor"), PartitionSpec("tensor")
     attend = jax.shard_map(
         attend,
-        in_specs=(
-            heads,
-            heads,
-            heads,
-            PartitionSpec("tensor"),
-            PartitionSpec("tensor"),
-            PartitionSpec(),
-        ),
+        in_specs=(heads, heads, heads, by_head, by_head, PartitionSpec()),
         out_specs=heads,
         axis_names={"tensor"},
         check_vma=False,
@@ -236,7 +225,7 @@ def _forward(
 
 
 def _backward(plan: _Plan, saved: Any, grad_btnz: jax.Array) -> tuple[Any, ...]:
-    """Equations of arXiv 2205.14135, appendix B.4; gradients of keys and values travel with them."""
+    """As in arXiv 2205.14135, appendix B.4; gradients of keys and values travel with them."""
     kept, out_btnz, log_bkgt = saved
     q_btnh, k_bskh, v_bskz, slopes_n, bias_nts, visible = kept
     by_key = _ByKey.of(*kept)
@@ -246,7 +235,7 @@ def _backward(plan: _Plan, saved: Any, grad_btnz: jax.Array) -> tuple[Any, ...]:
     both = grad.astype(jnp.float32) * split(out_btnz).astype(jnp.float32)
     even_bkgt = jnp.sum(both, axis=-1)
     zeros = lambda x: None if x is None else jnp.zeros(x.shape, jnp.float32)
-    sums = (zeros(by_key.q_btkgh), zeros(by_key.bias_kgts))
+    sums: Any = (zeros(by_key.q_btkgh), zeros(by_key.bias_kgts))
     ring, at = (k_bskh, v_bskz, zeros(k_bskh), zeros(v_bskz)), 0
     for turn in plan.turns:
         ring, at = plan.move(ring, turn - at), turn
@@ -277,7 +266,8 @@ def _backward(plan: _Plan, saved: Any, grad_btnz: jax.Array) -> tuple[Any, ...]:
         ring = (*ring[:2], *grads)
     grad_k, grad_v = plan.move(ring[2:], -at)
     grad_q, grad_bias = sums
-    grad_bias = None if bias_nts is None else grad_bias.reshape(bias_nts.shape)
+    if bias_nts is not None:
+        grad_bias = grad_bias.reshape(bias_nts.shape)
     grad_q = grad_q.reshape(q_btnh.shape).astype(q_btnh.dtype)
     grad_k, grad_v = grad_k.astype(k_bskh.dtype), grad_v.astype(v_bskz.dtype)
     return grad_q, grad_k, grad_v, zeros(slopes_n), grad_bias, None

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from llmasos_jax.config.schema import Config
+from llmasos_jax.nn.context import once, share, states_at
 from llmasos_jax.train.losses import cross_entropy
 from llmasos_jax.train.sums import LossSum, Term
 from llmasos_jax.train.tokens import token_sums
@@ -42,24 +43,27 @@ def masked_loss(cfg: Config, pairs: str | None = None) -> Callable[..., LossSum]
             runtime=runtime,
             dropout=dropout,
         )
-        places_bm1 = batch.extra["masked_positions"][:, :, None]
-        x_bmd = jnp.take_along_axis(hidden.x_btd, places_bm1, axis=1)
-        sums = token_sums(cfg, model, x_bmd, hidden.routing, batch, runtime)
+        x_bmd = states_at(hidden.x_btd, batch.extra["masked_positions"], runtime)
+        targets_bm, weights_bm = (share(x, runtime) for x in (batch.targets, batch.loss_weights))
+        scored = dataclasses.replace(batch, targets=targets_bm, loss_weights=weights_bm)
+        sums = token_sums(cfg, model, x_bmd, hidden.routing, scored, runtime)
         if pairs is None:
             return sums
         logits_bc = model.next_sentence(model.pooled(hidden.x_btd, runtime), runtime)
-        return dataclasses.replace(sums, terms={pairs: _pair_term(logits_bc, batch)})
+        return dataclasses.replace(sums, terms={pairs: _pair_term(logits_bc, batch, runtime)})
 
     return loss
 
 
-def row_weights(batch: Any) -> jax.Array:
+def row_weights(segment_ids_bt: jax.Array) -> jax.Array:
     """Which rows are text, float32 [B]: those that fill up a last held-out batch are not."""
-    return jnp.any(batch.segment_ids > 0, axis=-1).astype(jnp.float32)
+    return jnp.any(segment_ids_bt > 0, axis=-1).astype(jnp.float32)
 
 
-def _pair_term(logits_bc: jax.Array, batch: Any) -> Term:
+def _pair_term(logits_bc: jax.Array, batch: Any, runtime: Any) -> Term:
+    # Where tokens are split over devices, the first one, which is pooled, is on the first of them.
+    weights_b = once(row_weights(runtime.whole_tokens(batch.segment_ids)), runtime)
     # A row of this product is one token of `cross_entropy`.
     targets_b = batch.extra["next_sentence"]
-    sums = cross_entropy(logits_bc[:, None], targets_b[:, None], row_weights(batch)[:, None])
+    sums = cross_entropy(logits_bc[:, None], targets_b[:, None], weights_b[:, None])
     return Term(sums.nll_sum, sums.weight_sum, {"accuracy": sums.correct_sum})

@@ -20,6 +20,10 @@ from llmasos_jax.train.sequence import causal_loss, prefix_loss, span_corruption
 from llmasos_jax.train.sums import LossSum as LossSum
 from llmasos_jax.train.sums import Term as Term
 
+TOKENS = ("tokens", "targets", "loss_weights", "segment_ids", "positions")
+# Targets and their weights stand at the masked places, [B, M].
+_MASKED = ("tokens", "segment_ids", "positions", "extra.token_types")
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -37,6 +41,10 @@ class Objective:
         weights as the loss will give, from the batch alone. With them the gradient is that of the
         sum of all means over the global batch, on any mesh and in any number of parts; the weight
         of the tokens is then the sum of `batch.loss_weights`.
+      token_fields: the arrays of the batch with an axis T after B, which `mesh.context` cuts; those
+        of `extra` as "extra.NAME". All others are whole on each device that shares a row. The loss
+        is then summed over devices that have parts of a row: it has to count what it does not cut
+        on one of them alone (`llmasos_jax.nn.context.once`).
 
     Example:
       Kept outside the package and named `"my_module:objective"` in `config.objective.name`:
@@ -51,6 +59,7 @@ class Objective:
     rows: objectives.MakeRows = PackedRows
     by_sentence: bool = False
     term_weights: Callable[[Any], Mapping[str, jax.Array]] | None = None
+    token_fields: tuple[str, ...] = TOKENS
 
 
 def causal(cfg: Config, vocabulary: Vocabulary) -> Objective:
@@ -87,7 +96,8 @@ def mlm(cfg: Config, vocabulary: Vocabulary) -> Objective:
         "does not train the scores of sentence pairs, and model.next_sentence=True; set "
         'objective.name="mlm_nsp", or model.next_sentence=False and model.pooler=False',
     )
-    return Objective(prepare=objectives.mlm(cfg, vocabulary), loss=masked_loss(cfg))
+    prepare = objectives.mlm(cfg, vocabulary)
+    return Objective(prepare=prepare, loss=masked_loss(cfg), token_fields=_MASKED)
 
 
 def mlm_nsp(cfg: Config, vocabulary: Vocabulary) -> Objective:
@@ -120,7 +130,8 @@ def _with_pairs(cfg: Config, vocabulary: Vocabulary, term: str) -> Objective:
         loss=masked_loss(cfg, pairs=term),
         rows=rows,
         by_sentence=True,
-        term_weights=lambda batch: {term: jnp.sum(row_weights(batch))},
+        term_weights=lambda batch: {term: jnp.sum(row_weights(batch.segment_ids))},
+        token_fields=_MASKED,
     )
 
 
@@ -132,7 +143,11 @@ def prefix_lm(cfg: Config, vocabulary: Vocabulary) -> Objective:
         "reads the first part of a text in both directions, and model.prefix_lm=False; set "
         'model.prefix_lm=True, or objective.name="causal"',
     )
-    return Objective(prepare=objectives.prefix_lm(cfg, vocabulary), loss=prefix_loss(cfg))
+    return Objective(
+        prepare=objectives.prefix_lm(cfg, vocabulary),
+        loss=prefix_loss(cfg),
+        token_fields=(*TOKENS, "extra.prefix"),
+    )
 
 
 def span_corruption(cfg: Config, vocabulary: Vocabulary) -> Objective:

@@ -22,12 +22,14 @@ from llmasos_jax.errors import ConfigError
 from llmasos_jax.models.definition import ModelDef, init_params
 from llmasos_jax.models.layout import scan_layout
 from llmasos_jax.models.pipeline import stage_schedule
+from llmasos_jax.nn.context import check_context
 from llmasos_jax.nn.dropout import Dropout
 from llmasos_jax.nn.runtime import Runtime, training_runtime
 from llmasos_jax.parallel.manual import Manual
 from llmasos_jax.parallel.mesh import platform
 from llmasos_jax.parallel.place import check_divisible, own_rows, put_rows, replicated, shardings
 from llmasos_jax.parallel.rules import training_rules
+from llmasos_jax.train.batches import batch_specs
 from llmasos_jax.train.master import narrow, next_params, widen, with_master
 from llmasos_jax.train.moments import with_moments
 from llmasos_jax.train.objective import LossSum, Objective, build_objective
@@ -47,9 +49,11 @@ def make_trainer(cfg: Config, mesh: Mesh, vocabulary: Vocabulary | None = None) 
       vocabulary: the tokenizer's; None is enough for a step that never sees text.
 
     Raises:
-      ConfigError: the mesh does not cut the batch or a weight into equal parts.
+      ConfigError: the mesh does not cut the batch or a weight into equal parts, or splits tokens
+        where that is not computed.
     """
-    manual = Manual(mesh, training_rules(mesh))
+    manual = Manual(mesh, training_rules(mesh, cfg.model.kv_heads), cfg.mesh.context_exchange)
+    check_context(cfg, manual)
     parts = manual.ways * cfg.train.accumulate_steps
     if cfg.train.batch_size % parts:
         raise ConfigError(
@@ -136,7 +140,7 @@ class Trainer:
 
     @cached_property
     def batch_sharding(self) -> NamedSharding:
-        """Where a batch lives: its rows over the batch axes."""
+        """Where rows of a batch live, whole: over the batch axes."""
         return NamedSharding(self.mesh, self.manual.rules.spec("batch"))
 
     @cached_property
@@ -149,10 +153,14 @@ class Trainer:
         batch = self.objective.prepare(row, np.random.default_rng(0))
 
         def abstract(leaf: np.ndarray) -> jax.ShapeDtypeStruct:
-            shape = (self.cfg.train.batch_size, *leaf.shape)
-            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=self.batch_sharding)
+            return jax.ShapeDtypeStruct((self.cfg.train.batch_size, *leaf.shape), leaf.dtype)
 
-        return jax.tree.map(abstract, batch)
+        batch = jax.tree.map(abstract, batch)
+        return jax.tree.map(
+            lambda leaf, spec: leaf.update(sharding=NamedSharding(self.mesh, spec)),
+            batch,
+            self._batch_specs(batch),
+        )
 
     @cached_property
     def own_rows(self) -> tuple[int, ...]:
@@ -162,10 +170,10 @@ class Trainer:
     def put(self, batch: Batch) -> Batch:
         """Puts this process's rows of a NumPy batch on its devices."""
 
-        def place(rows: np.ndarray) -> jax.Array:
-            return put_rows(rows, self.batch_sharding, self.cfg.train.batch_size)
+        def place(rows: np.ndarray, spec: PartitionSpec) -> jax.Array:
+            return put_rows(rows, NamedSharding(self.mesh, spec), self.cfg.train.batch_size)
 
-        return jax.tree.map(place, batch)
+        return jax.tree.map(place, batch, self._batch_specs(batch))
 
     @cached_property
     def step(self) -> Any:
@@ -188,7 +196,7 @@ class Trainer:
 
         Args:
           params: weights where `state_shardings` says.
-          batch: global [B, T] arrays, rows over the batch axes.
+          batch: global arrays, of which devices have parts as `put` gives them.
           key: of this step's dropout.
           scale: float32, what the mean loss is multiplied by before it is differentiated, and the
             gradient divided by; not finite where that is too much for float16. None for 1.
@@ -196,12 +204,12 @@ class Trainer:
         Returns:
           Sums (not means), and a float32 gradient that lives where the weights do.
         """
-        run = self._manual(self._device_loss_and_grad, out_specs=(PartitionSpec(), self._specs))
-        key_data = jax.random.key_data(key)
+        run = self._manual(self._device_loss_and_grad, batch, (PartitionSpec(), self._specs))
+        given = {"key_data": jax.random.key_data(key), "scales": self._term_scales(batch)}
         if scale is None:
-            return run(params, batch, (key_data, None))
+            return run(params, batch, given)
         factor = scale / jnp.maximum(jnp.sum(batch.loss_weights), 1.0)
-        sums, grads = run(params, batch, (key_data, factor))
+        sums, grads = run(params, batch, given | {"factor": factor})
         return sums, jax.tree.map(lambda g: g / factor, grads)
 
     def _init(self, key: jax.Array) -> TrainState:
@@ -257,11 +265,11 @@ class Trainer:
         return TrainState(state.step + 1, params, opt_state, state.key, scale), metrics
 
     def _evaluate(self, params: Tree, batch: Batch) -> LossSum:
-        def run(params: Tree, batch: Batch, _: jax.Array) -> LossSum:
+        def run(params: Tree, batch: Batch, _: Tree) -> LossSum:
             model = self.definition.bind(params)
             return self.manual.sum(self.objective.loss(model, batch, self.runtime, None))
 
-        return self._manual(run, out_specs=PartitionSpec())(params, batch, jnp.zeros(2, jnp.uint32))
+        return self._manual(run, batch, PartitionSpec())(params, batch, {})
 
     @property
     def _specs(self) -> Tree:
@@ -271,15 +279,20 @@ class Trainer:
             is_leaf=lambda node: isinstance(node, tuple),
         )
 
-    def _manual(self, fn: Any, out_specs: Any) -> Any:
-        in_specs = (self._specs, self.manual.spec("batch"), PartitionSpec())
+    def _batch_specs(self, batch: Batch) -> Batch:
+        return batch_specs(batch, self.objective.token_fields, self.manual)
+
+    def _manual(self, fn: Any, batch: Batch, out_specs: Any) -> Any:
+        in_specs = (self._specs, self._batch_specs(batch), PartitionSpec())
         return self.manual.shard_map(fn, in_specs, out_specs)
 
     def _device_loss_and_grad(
-        self, params: Tree, batch: Batch, given: tuple[jax.Array, jax.Array | None]
+        self, params: Tree, batch: Batch, given: dict[str, Any]
     ) -> tuple[LossSum, Tree]:
-        """What one device does with its rows, inside the manual region."""
-        key_data, factor = given
+        """What one device does with its part of the batch, inside the manual region.
+
+        `given` is the same on all: arguments of `_loss`.
+        """
         num_parts = self.cfg.train.accumulate_steps
         rows = batch.tokens.shape[0]
         numbers = self.manual.first_row(rows) + jnp.arange(rows, dtype=jnp.int32)
@@ -287,8 +300,7 @@ class Trainer:
         # a multiple of n. (The balance of experts is over a part.)
         cut = lambda x: x.reshape(rows // num_parts, num_parts, *x.shape[1:]).swapaxes(0, 1)
         parts = jax.tree.map(cut, (batch, numbers))
-        scales = self._term_scales(batch)
-        loss = partial(self._loss, key_data=key_data, scales=scales, factor=factor)
+        loss = partial(self._loss, **given)
 
         def grad_fn(*args: Any) -> tuple[Tree, LossSum]:
             grads, sums = jax.grad(loss, has_aux=True)(*args)
@@ -315,9 +327,9 @@ class Trainer:
         """
         if self.objective.term_weights is None:
             return {}
-        weights = (jnp.sum(batch.loss_weights), dict(self.objective.term_weights(batch)))
-        tokens, terms = self.manual.sum(weights)
-        tokens = jnp.maximum(tokens, 1.0)
+        # Outside of the manual region: of a global batch, where each weight stands once.
+        tokens = jnp.maximum(jnp.sum(batch.loss_weights), 1.0)
+        terms = self.objective.term_weights(batch)
         return {name: tokens / jnp.maximum(weight, 1.0) for name, weight in terms.items()}
 
     def _loss(
@@ -333,7 +345,9 @@ class Trainer:
         dropout = None
         if self.cfg.train.dropout_rate:
             key = jax.random.wrap_key_data(key_data)
-            dropout = Dropout(key, jnp.float32(self.cfg.train.dropout_rate), rows_b)
+            rate = jnp.float32(self.cfg.train.dropout_rate)
+            first = jnp.int32(self.manual.first_token(batch.tokens.shape[1]))
+            dropout = Dropout(key, rate, rows_b, first, self.manual.context)
         model = self.definition.bind(params)
         runtime = dataclasses.replace(self.runtime, expert_capacity=self.cfg.train.expert_capacity)
         sums = self.objective.loss(model, batch, runtime, dropout)
