@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmasos_jax.api import LLMasOS, convert, export, parity, train
+    from llmasos_jax.api import LLMasOS, convert, export, parity, plan, train
     from llmasos_jax.config.build import default_config, load_config, read_config
     from llmasos_jax.config.model import ModelConfig
     from llmasos_jax.config.schema import Config
@@ -38,6 +38,7 @@ __all__ = [
     "load_config",
     "load_model",
     "parity",
+    "plan",
     "read_config",
     "train",
 ]
@@ -57,6 +58,7 @@ _HOMES = {
     "load_config": "config.build",
     "load_model": "generate.load",
     "parity": "api",
+    "plan": "api",
     "read_config": "config.build",
     "train": "api",
 }
@@ -76,6 +78,7 @@ _MODULES = (
     "models",
     "nn",
     "parallel",
+    "plan",
     "train",
     "types",
 )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llmasos_jax.evals.parity.report import Parity
     from llmasos_jax.format.convert import ConvertResult
     from llmasos_jax.generate.model import Model
+    from llmasos_jax.plan.report import Plan
     from llmasos_jax.train.run import TrainResult
 
 
@@ -175,6 +176,38 @@ def export(
         unproven=unproven,
         seed=seed,
     )
+
+
+def plan(
+    config: Source,
+    topology: str,
+    *,
+    slices: int | None = None,
+    tokens: float | None = None,
+) -> Plan:
+    """Says what a run would need and take on a TPU pod, with its real compiler and without a pod.
+
+    The training step is compiled for the pod's chips, in a process of its own; this takes minutes
+    for a large model. The same call again is answered from a cache.
+
+    Args:
+      config: as in `train`; its mesh has to be one of the pod's devices.
+      topology: chips and their torus: "v5e:16x16", "v5p:4x4x4"; of v4, v5e, v5p, v6e, tpu7x.
+      slices: such topologies, joined by a network; None takes `mesh.slices`.
+      tokens: to be read in all; None takes the steps of the run.
+
+    Returns:
+      Memory of a device, what a step does, a lower bound of its time, and where it does not fit
+      (`plan.fits`) what to change (`plan.advice`). A notebook shows it with a picture.
+
+    Raises:
+      ConfigError: the config is wrong, there is no such topology, or the mesh is not one of it.
+      MissingExtraError: the TPU compiler is not installed (the extra `tpu`).
+      PlanFailedError: the compiler crashed.
+    """
+    from llmasos_jax.plan.run import make_plan
+
+    return make_plan(load_config(config), topology, slices, tokens)
 
 
 def parity(

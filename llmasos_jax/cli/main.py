@@ -22,6 +22,7 @@ VERBS = {
     "chat": "answers in a conversation, streamed to a terminal",
     "data": "shows what a config reads and how it is cut",
     "models": "lists the models that have a name: licence, size, where they are",
+    "plan": "says what a run needs and takes on a TPU pod, without one",
     "parity": "says where two models part, and why",
     "inspect": "says what is inside a model, a training folder or a checkpoint",
 }

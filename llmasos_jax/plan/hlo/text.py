@@ -96,7 +96,7 @@ class Line:
     def source(self) -> str:
         """The JAX operation that it came from; empty where the compiler made it."""
         found = re.search(r'op_name="([^"]*)"', self.rest)
-        return found[1] if found else ""
+        return found[1].replace("\\'", "'") if found else ""
 
     def called(self, *names: str) -> tuple[str, ...]:
         """Computations that it names under these attributes, in order."""

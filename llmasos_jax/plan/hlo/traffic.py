@@ -73,7 +73,7 @@ def _of_fusion(line: Line, operands: Sequence[Sequence[Array]], body: Sequence[L
 
 
 def _read(name: str, users: Mapping[str, Sequence[Line]]) -> int:
-    """Bytes read of a fusion's parameter: its slices, if all that is done with it is to slice it."""
+    """Bytes read of a fusion's parameter: its slices, if it is only sliced; else no bound."""
     total = 0
     for user in users.get(name, ()):
         if user.op in _SLICES and user.operands[0] == name:

@@ -1,0 +1,61 @@
+"""Says what a run would need and take on a TPU pod, with its real compiler and without a pod.
+
+Memory of a chip, products, collectives by mesh axis, and a lower bound of the step's time. Needs
+the extra `tpu`. Exit status 1 if the step does not fit; it then says what to change.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from llmasos_jax.cli.options import add_config, add_json, config_of, note, print_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `llmasos plan`."""
+    add_config(parser)
+    parser.add_argument(
+        "--topology",
+        required=True,
+        metavar="T",
+        help="chips and their torus: v5e:16x16, v5p:4x4x4; of v4, v5e, v5p, v6e, tpu7x",
+    )
+    parser.add_argument(
+        "--slices", type=int, metavar="N", help="such topologies, joined by a network (mesh.slices)"
+    )
+    parser.add_argument(
+        "--tokens", metavar="N", help="tokens to be read, as 1T or 300B (the run's own steps)"
+    )
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="tries meshes, remat, batches and kernel blocks, and ranks what fits",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for plan.html and plan.png; of --search also best.py",
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plans, prints, and says by its status whether the step fits."""
+    config = config_of(args)
+
+    from llmasos_jax.plan.run import make_plan, parse_tokens
+
+    tokens = parse_tokens(args.tokens) if args.tokens is not None else None
+    plan = make_plan(config, args.topology, args.slices, tokens)
+    if args.out is not None:
+        from llmasos_jax.plan.picture import write_pictures
+
+        for path in write_pictures(plan, args.out):
+            note(f"wrote {path}")
+    if args.json:
+        print_json(plan.to_dict())
+    else:
+        print(plan)
+    return 0 if plan.fits else 1

@@ -1,0 +1,303 @@
+"""A plan: what a run would need and take on a pod. It prints, and shows in a notebook."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from llmasos_jax.plan.advice import Advice
+from llmasos_jax.plan.figures import Figures, to_json
+from llmasos_jax.plan.roofline import Budget, Roofline
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would need and take on a pod. All sizes are of one device, all times of one step.
+
+    Attributes:
+      name: of the run.
+      topology: "v5e:16x16", with its slices.
+      num_chips: of all slices.
+      peak_flops: of one device, bfloat16 operations per second.
+      available: bytes of HBM of one device: what the compiler said, or what the chip is sold with.
+      fits: whether the step does.
+      source: "compiler", or "closed form" where it is not installed.
+      figures: all that compiling gave.
+      roofline: None where the step does not fit.
+      budget: the time of all tokens, at the lower bound.
+      advice: what to change where it does not fit.
+      from_cache: whether it was compiled at an earlier call.
+
+    Example:
+      >>> import llmasos_jax
+      >>> plan = llmasos_jax.plan("tiny", "v5e:2x2")  # doctest: +SKIP
+      >>> plan.fits, plan.roofline.bound_by  # doctest: +SKIP
+      (True, 'memory')
+    """
+
+    name: str
+    topology: str
+    num_chips: int
+    peak_flops: float
+    available: int
+    fits: bool
+    source: str
+    figures: Figures
+    roofline: Roofline | None
+    budget: Budget | None
+    advice: tuple[Advice, ...] = ()
+    from_cache: bool = False
+
+    @property
+    def num_devices(self) -> int:
+        """That JAX sees."""
+        total = 1
+        for size in self.figures.mesh.values():
+            total *= size
+        return total
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Of all chips, an upper bound."""
+        return self.figures.tokens / self.roofline.bound_s if self.roofline else None
+
+    @property
+    def mfu(self) -> float | None:
+        """An upper bound: model operations over what all chips can do in the bound's time."""
+        if self.roofline is None:
+            return None
+        return self.figures.model_flops / (
+            self.roofline.bound_s * self.peak_flops * self.num_devices
+        )
+
+    def sections(self) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+        """Titles, each with names and values, for people."""
+        yield "", self._head()
+        yield "memory of a device, GiB", self._memory()
+        if self.figures.buffers:
+            yield "largest arrays at the fullest moment", self._buffers()
+        if self.figures.work is not None and self.roofline is not None:
+            yield "a step of a device", self._work()
+            if self.figures.traffic:
+                yield "collectives of a step", self._traffic()
+            yield "least time of a step", self._times()
+            yield "upper bounds, from the lower bound of the step's time", self._bounds()
+        if self.advice:
+            yield "what to change", [("", str(advice)) for advice in self.advice]
+
+    def _head(self) -> list[tuple[str, str]]:
+        figures = self.figures
+        versions = ", ".join(f"{n} {v}" for n, v in figures.versions.items() if n != "jaxlib")
+        mesh = " x ".join(f"{n} {size}" for n, size in figures.mesh.items() if size > 1)
+        devices = f"{self.num_chips:,} chips"
+        if self.num_devices != self.num_chips:
+            devices += f", {self.num_devices:,} devices"
+        said = (
+            f"compiled by {versions}" if self.source == "compiler" else f"an estimate, {versions}"
+        )
+        seconds = ", ".join(f"{name} {s:.0f} s" for name, s in figures.seconds.items())
+        again = " (from the cache)" if self.from_cache else ""
+        return [
+            ("plan", f"{self.name} on {self.topology}, {devices}"),
+            ("model", f"{figures.num_parameters:,} parameters"),
+            ("batch", f"{figures.tokens:,} tokens a step"),
+            ("mesh", mesh or "1 device"),
+            ("fits", self._verdict()),
+            ("source", f"{said} {versions}{again}" + (f"; {seconds}" if seconds else "")),
+        ]
+
+    def _verdict(self) -> str:
+        room = f"{self.available / _GIB:.2f} GiB"
+        if trouble := self.figures.out_of_memory:
+            return (
+                f"NO: {trouble.what} take {trouble.needed / _GIB:.2f} of {room}, "
+                f"{(trouble.needed - trouble.available) / _GIB:.2f} too much"
+            )
+        memory = self.figures.memory
+        if memory is None:
+            return "not known"
+        return f"{'yes' if self.fits else 'NO'}: {memory.peak / _GIB:.2f} of {room}"
+
+    def _memory(self) -> list[tuple[str, str]]:
+        state, memory = self.figures.state, self.figures.memory
+        rows = [
+            ("parameters", _gib(state.parameters)),
+            ("optimizer", _gib(state.optimizer)),
+            ("batch", _gib(state.batch)),
+        ]
+        if memory is not None:
+            rest = memory.argument - state.parameters - state.optimizer - state.batch
+            rows += [
+                ("padding", f"{_gib(rest)}  of their layout, and step and key"),
+                ("arguments", f"{_gib(memory.argument)}  the four above"),
+                ("temporaries", f"{_gib(memory.temporary)}  activations, gathered weights, "
+                 "gradients"),
+                ("peak", f"{_gib(memory.peak)}  all of them at the fullest moment"),
+            ]  # fmt: skip
+            if memory.host_temporary or memory.host_argument:
+                host = memory.host_temporary + memory.host_argument
+                rows.append(("on the host", _gib(host)))
+        return rows
+
+    def _buffers(self) -> list[tuple[str, str]]:
+        rows = [
+            (_gib(b.num_bytes), f"{b.shape}  {b.kind}  {_short(b.source)}")
+            for b in self.figures.buffers[:6]
+        ]
+        if self.figures.memory is not None:
+            rows.append(
+                (_gib(self.figures.live_bytes), "all arrays then, by the program's own order: an "
+                 "estimate; the peak above is the compiler's"),
+            )  # fmt: skip
+        return rows
+
+    def _work(self) -> list[tuple[str, str]]:
+        work, figures = self.figures.work, self.figures
+        if work is None:
+            return []
+        model = figures.model_flops / self.num_devices
+        done = work.flops + work.kernel_flops
+        rows = [
+            ("model FLOPs", f"{_si(model)}  forward and backward, nothing twice"),
+            ("executed", f"{_si(done)}  {done / model:.2f} x the model's"),
+            ("  products", f"{_si(work.flops)}  read off the compiled program"),
+            ("  kernels", f"{_si(work.kernel_flops)}  in closed form: "
+             + (", ".join(f"{n} {_kernel(k)}" for k, n in work.kernels.items()) or "none")),
+            ("HBM traffic", f"{_si(work.hbm_bytes)}B  operands and results: an "
+             "estimate"),
+            ("cycles", f"{_si(work.cycles)}  the compiler's estimate, without "
+             "kernels and collectives"),
+        ]  # fmt: skip
+        if work.opaque:
+            rows.append(("not counted", f"kernels {', '.join(work.opaque)}"))
+        return rows + [("note", doubt) for doubt in work.doubts[:5]]
+
+    def _traffic(self) -> list[tuple[str, str]]:
+        rows = []
+        for traffic in self.figures.traffic:
+            axes = ", ".join(traffic.axes) or "not known"
+            text = f"{axes:<16} {_si(traffic.link_bytes)}B sent, {traffic.runs:,} runs"
+            if traffic.network_bytes:
+                text += f", {_si(traffic.network_bytes)}B of it between slices"
+            rows.append((traffic.kind, text))
+        total = sum(traffic.link_bytes for traffic in self.figures.traffic)
+        return [*rows, ("in all", f"{'':<16} {_si(total)}B sent")]
+
+    def _times(self) -> list[tuple[str, str]]:
+        line = self.roofline
+        if line is None:
+            return []
+        said = {
+            "compute": "products and kernels at the chip's peak",
+            "memory": "HBM traffic at its bandwidth",
+            "links": "the busiest axis of the torus",
+            "network": "between slices",
+        }
+        rows = [
+            (n, f"{_seconds(s)}  {said[n]}") for n, s in line.parts.items() if s or n != "network"
+        ]
+        if line.cycles_s is not None:
+            rows.append(
+                ("cycles", f"{_seconds(line.cycles_s)}  cycles at the clock; not in the bound")
+            )
+        return [*rows, ("lower bound", f"{_seconds(line.bound_s)}  by {line.bound_by}; nothing else "
+                        "takes time, all overlap")]  # fmt: skip
+
+    def _bounds(self) -> list[tuple[str, str]]:
+        if self.tokens_per_s is None or self.mfu is None:
+            return []
+        rate = self.tokens_per_s
+        rows = [
+            ("tokens/s", f"at most {rate:,.0f}, {rate / self.num_chips:,.0f} a chip"),
+            ("MFU", f"at most {self.mfu:.1%}"),
+        ]
+        if self.budget is not None:
+            hours = f"at least {self.budget.hours:,.1f} hours"
+            chips = f"{self.budget.chip_hours:,.0f} chip-hours"
+            text = f"{hours}, {chips} ({self.budget.steps:,} steps)"
+            rows.append((f"{_count(self.budget.tokens)} tokens", text))
+        return rows
+
+    def __str__(self) -> str:
+        parts = []
+        for title, rows in self.sections():
+            width = max([12, *(len(name) for name, _ in rows)])
+            lines = [f"{name:<{width}}  {value}" if name else value for name, value in rows]
+            if title:
+                lines = [title, *(f"  {line}" for line in lines)]
+            parts.append("\n".join(line.rstrip() for line in lines))
+        return "\n\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        from llmasos_jax.plan.picture import draw, to_svg
+
+        rows = []
+        for title, pairs in self.sections():
+            if title:
+                rows.append(f"<tr><th colspan=2 style='text-align:left'>{html.escape(title)}</th>")
+            for name, value in pairs:
+                cells = (html.escape(name), html.escape(value))
+                rows.append(
+                    f"<tr><td style='text-align:left'>{cells[0]}</td>"
+                    f"<td style='text-align:left'><pre style='margin:0'>{cells[1]}</pre></td></tr>"
+                )
+        return f"{to_svg(draw(self))}<table>{''.join(rows)}</table>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures under their names, for JSON."""
+        values = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in ("figures", "roofline", "budget", "advice")
+        }
+        line = self.roofline
+        return values | {
+            "num_devices": self.num_devices,
+            **to_json(self.figures),
+            "roofline": None
+            if line is None
+            else {**dataclasses.asdict(line), "bound_s": line.bound_s, "bound_by": line.bound_by},
+            "tokens_per_s_at_most": self.tokens_per_s,
+            "mfu_at_most": self.mfu,
+            "budget_at_least": None if self.budget is None else dataclasses.asdict(self.budget),
+            "advice": [dataclasses.asdict(advice) for advice in self.advice],
+        }
+
+
+def _gib(num_bytes: float) -> str:
+    return f"{num_bytes / _GIB:8.3f}"
+
+
+def _si(number: float) -> str:
+    """Four digits and a prefix: "407.2 T"."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:8,.2f} {unit}"
+    return f"{number / 1e3:8,.2f} k"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:8.3f} s " if seconds >= 1 else f"{seconds * 1e3:8.3f} ms"
+
+
+def _kernel(name: str) -> str:
+    return name.removesuffix("_residuals").removesuffix("_no").removesuffix("_segmented")
+
+
+def _short(source: str) -> str:
+    """The end of a JAX operation's name, which says where in the model it is."""
+    parts = source.split("/")
+    dull = ("while", "body", "closed_call", "checkpoint", "shard_map", "eval_jaxpr")
+    return "/".join([part for part in parts if part not in dull][-4:])
+
+
+def _count(number: float) -> str:
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:.4g}{unit}"
+    return f"{number:,.0f}"
