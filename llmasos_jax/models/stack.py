@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,10 +15,12 @@ from jax import lax
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.models.layout import Layout, layer_specs
 from llmasos_jax.models.pipeline import run_stages
+from llmasos_jax.models.remat import checkpointed
 from llmasos_jax.nn.block import Block, BlockInputs, CrossInputs
 from llmasos_jax.nn.cache import Cache, LayerCache
 from llmasos_jax.nn.context import over_sequence
 from llmasos_jax.nn.dropout import Dropout
+from llmasos_jax.nn.fences import fence_gradient
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.moe import Routing
 from llmasos_jax.nn.norm import Norm
@@ -28,18 +29,6 @@ from llmasos_jax.nn.rope import document_lengths, rotations
 from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.nn.weight import gathered
 from llmasos_jax.parallel.schedule import Schedule
-
-
-def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
-    """What `remat="none"` keeps: were gathered weights kept, each device would hold the model."""
-    return primitive.name != "all_gather"
-
-
-REMAT_POLICIES: dict[str, Callable | None] = {
-    "none": _all_but_gathered,
-    "full": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 
 
 @dataclass(frozen=True)
@@ -96,6 +85,8 @@ class Stack(nnx.Module):
         x_btd = run.each(self.suffix, x_btd, caches, new, "suffix", first=last)
         if self.final_norm is not None:
             x_btd = gathered(self.final_norm, runtime)(x_btd)
+            # As before a block's products: see `nn.fences`.
+            x_btd = fence_gradient(x_btd) if runtime.platform == "tpu" else x_btd
         if cache is not None:
             cache = dataclasses.replace(cache, layers=new, slot=cache.slot + x_btd.shape[1])
         layers = None if run.outputs is None else (*run.outputs[:-1], x_btd)
@@ -214,7 +205,7 @@ class _Run:
         """Runs blocks one after the other, each with its own weights."""
         for name, block in _in_order(blocks):
             graphdef, params = nnx.split(block)
-            run = self._checkpointed(partial(self._block, graphdef))
+            run = checkpointed(partial(self._block, graphdef), self.runtime)
             x_btd, layer_cache, routing = run(
                 params, x_btd, caches.of(part, name), first + int(name)
             )
@@ -272,7 +263,7 @@ class _Run:
             return x_btd, (next_caches, outputs if self.outputs is not None else None, routings)
 
         is_unrolled = rows[2].shape[0] <= self.runtime.max_unrolled
-        return lax.scan(self._checkpointed(step), x_btd, rows, unroll=is_unrolled)
+        return lax.scan(checkpointed(step, self.runtime), x_btd, rows, unroll=is_unrolled)
 
     def _in_stages(
         self, graphdefs: dict[str, Any], params: Any, x_btd: jax.Array, first: int, stages: Schedule
@@ -300,6 +291,7 @@ class _Run:
         block = gathered(nnx.merge(graphdef, params), self.runtime)
         dropout = None if self.dropout is None else self.dropout.at(layer)
         own, cross = caches
+        x_btd = self.runtime.tag(x_btd, "block")
         return block(x_btd, self.inputs, own, dropout, self.runtime, cross)
 
     def routing(self) -> Routing | None:
@@ -307,9 +299,3 @@ class _Run:
         if not self.routings:
             return None
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *self.routings)
-
-    def _checkpointed(self, fn: Callable) -> Callable:
-        manual = self.runtime.manual
-        if self.runtime.remat == "none" and (manual is None or not manual.gathers):
-            return fn
-        return jax.checkpoint(fn, policy=REMAT_POLICIES[self.runtime.remat])

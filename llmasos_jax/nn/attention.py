@@ -19,7 +19,7 @@ from llmasos_jax.nn.kernels import ATTENTIONS, cached, dot_product
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.mlp import add_bias
 from llmasos_jax.nn.norm import Norm
-from llmasos_jax.nn.rope import Rotation, rotate
+from llmasos_jax.nn.rope import Rotation, rotate, rotate_by_product
 from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.nn.weight import weight
 from llmasos_jax.parallel.mesh import ways
@@ -96,8 +96,11 @@ class Attention(Projections):
             k_bskh, v_bskh = self.keys_values(x_btd, runtime)
         if rotation is not None:
             with jax.named_scope("rope"):
-                q_btnh = rotate(q_btnh, rotation, interleaved=self.interleaved)
-                k_bskh = rotate(k_bskh, rotation, interleaved=self.interleaved)
+                turn = partial(rotate, interleaved=self.interleaved)
+                is_bfloat16 = q_btnh.dtype == k_bskh.dtype == jnp.bfloat16
+                if runtime.platform == "tpu" and is_bfloat16 and not self.interleaved:
+                    turn = rotate_by_product
+                q_btnh, k_bskh = turn(q_btnh, rotation), turn(k_bskh, rotation)
         # A custom attention meets `bias` only in models that have one.
         more = {} if bias_nts is None else {"bias": bias_nts}
         out_btnh, cache = attend(
@@ -175,8 +178,13 @@ def attend(
     with jax.named_scope("attention"):
         if cache is not None:
             return attend_cache(attend_fn, q_btnh, cache, visible, runtime, **options), cache
+        tagged = zip((q_btnh, k_bskh, v_bskz), "qkv", strict=True)
+        q_btnh, k_bskh, v_bskz = (runtime.tag(x, name) for x, name in tagged)
         qkv = (q_btnh, *(_for_each_device(x, runtime) for x in (k_bskh, v_bskz)))
-        return attend_split(attend_fn, qkv, visible, runtime, **options), cache
+        out_btnz = attend_split(attend_fn, qkv, visible, runtime, **options)
+        if attend_fn is not dot_product:  # that one tags what it gives, as each kernel wants it
+            out_btnz = runtime.tag(out_btnz, "attention")
+        return out_btnz, cache
 
 
 def _for_each_device(x_bskh: jax.Array, runtime: Runtime) -> jax.Array:

@@ -13,6 +13,7 @@ from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.nn.attention import Attention, CrossAttention
 from llmasos_jax.nn.cache import LayerCache
 from llmasos_jax.nn.dropout import Dropout
+from llmasos_jax.nn.fences import fence_gradient
 from llmasos_jax.nn.latent import MultiHeadLatentAttention
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.mlp import MLP
@@ -115,10 +116,11 @@ class Block(nnx.Module):
             runtime=runtime,
             **({} if inputs.bias_nts is None else {"bias_nts": inputs.bias_nts}),
         )
-        attn_in = _apply(self.attn_norm, x_btd)
+        attn_in = _normed(self.attn_norm, x_btd, runtime)
         attn_out, cache = attend(attn_in)
+        attn_out = runtime.tag(attn_out, "attention_out")
         if self.parallel:
-            mlp_in = attn_in if self.mlp_norm is None else self.mlp_norm(x_btd)
+            mlp_in = attn_in if self.mlp_norm is None else _normed(self.mlp_norm, x_btd, runtime)
             mlp_out, routing = self._mlp(mlp_in, inputs, runtime)
             both = attn_out + mlp_out
             return self._add(x_btd, both, None, _drop_at(dropout, 0)), cache, routing
@@ -132,7 +134,7 @@ class Block(nnx.Module):
                 cross_out = self.cross_attn(cross_in, source, inputs.cross.visible, runtime)
             norm = self.cross_attn_post_norm
             x_btd = self._add(x_btd, cross_out, norm, _drop_at(dropout, 2))
-        mlp_out, routing = self._mlp(_apply(self.mlp_norm, x_btd), inputs, runtime)
+        mlp_out, routing = self._mlp(_normed(self.mlp_norm, x_btd, runtime), inputs, runtime)
         x_btd = self._add(x_btd, mlp_out, self.mlp_post_norm, _drop_at(dropout, 1))
         return x_btd, cache, routing
 
@@ -141,9 +143,10 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, Routing | None]:
         if self.mlp is None:
             with jax.named_scope("moe"):
-                return self.moe(x_btd, inputs.counted_bt, runtime)
+                y_btd, routing = self.moe(x_btd, inputs.counted_bt, runtime)
+                return runtime.tag(y_btd, "mlp_out"), routing
         with jax.named_scope("mlp"):
-            return self.mlp(x_btd, runtime), None
+            return runtime.tag(self.mlp(x_btd, runtime), "mlp_out"), None
 
     def _add(
         self, x_btd: jax.Array, y_btd: jax.Array, norm: Norm | None, dropout: Dropout | None
@@ -152,6 +155,12 @@ class Block(nnx.Module):
         if self.placement == "post":
             return _apply(norm, x_btd + y_btd)
         return x_btd + _apply(norm, y_btd)
+
+
+def _normed(norm: Norm | None, x_btd: jax.Array, runtime: Runtime) -> jax.Array:
+    """What goes into the products of a sub-layer."""
+    y_btd = _apply(norm, x_btd)
+    return fence_gradient(y_btd) if runtime.platform == "tpu" else y_btd
 
 
 def _apply(norm: Norm | None, x_btd: jax.Array) -> jax.Array:

@@ -153,7 +153,8 @@ def attend_split(
     if manual is None or manual.context == 1:
         return attend_fn(*qkv, visible, runtime=runtime, **options)
     if manual.exchange == "ring":
-        return ring_attention(*qkv, visible, ways=manual.context, **options)
+        out_btnz = ring_attention(*qkv, visible, ways=manual.context, **options)
+        return runtime.tag(out_btnz, "attention")
     if options.get("slopes") is not None:
         options["slopes"] = own_heads(jnp.asarray(options["slopes"]), runtime)
     q_btnh, k_bskh, v_bskz = _by_heads(_to_heads, (_HEADS,) * 3, (_HEADS,) * 3)(*qkv)

@@ -86,6 +86,42 @@ def rotate(x_btnh: jax.Array, rotation: Rotation, *, interleaved: bool = False) 
     )
 
 
+@jax.custom_vjp
+def rotate_by_product(x_btnh: jax.Array, rotation: Rotation) -> jax.Array:
+    """`rotate` for bfloat16 on a TPU: the halves change places in the matrix unit.
+
+    Moving numbers along a vector's lanes costs it more than a product with a 0/1 matrix does, which
+    is exact in bfloat16. The gradient is the rotation back, rounded once. No forward-mode
+    derivatives, and none of the angles.
+    """
+    return _turned(x_btnh, rotation.sin, rotation.cos)
+
+
+def _turned(x_btnh: jax.Array, sin_btr: jax.Array, cos_btr: jax.Array) -> jax.Array:
+    half, width = sin_btr.shape[-1], x_btnh.shape[-1]
+    swap_hi = np.zeros((width, width), np.float32)
+    index = np.arange(half)
+    swap_hi[index + half, index], swap_hi[index, index + half] = -1.0, 1.0
+    rest = [(0, 0), (0, 0), (0, width - 2 * half)]
+    cos_bth = jnp.pad(jnp.concatenate([cos_btr] * 2, axis=-1), rest, constant_values=1.0)
+    sin_bth = jnp.pad(jnp.concatenate([sin_btr] * 2, axis=-1), rest)
+    swapped = jnp.einsum("btnh,hi->btni", x_btnh, jnp.asarray(swap_hi, x_btnh.dtype))
+    x, swapped = x_btnh.astype(jnp.float32), swapped.astype(jnp.float32)
+    return (x * cos_bth[:, :, None] + swapped * sin_bth[:, :, None]).astype(x_btnh.dtype)
+
+
+def _rotate_fwd(x_btnh: jax.Array, rotation: Rotation) -> tuple[jax.Array, Rotation]:
+    return _turned(x_btnh, rotation.sin, rotation.cos), rotation
+
+
+def _rotate_bwd(rotation: Rotation, grad: jax.Array) -> tuple[jax.Array, Rotation]:
+    back = _turned(grad, -rotation.sin, rotation.cos)
+    return back, jax.tree.map(jnp.zeros_like, rotation)
+
+
+rotate_by_product.defvjp(_rotate_fwd, _rotate_bwd)
+
+
 def document_lengths(positions_bt: jax.Array, segment_ids_bt: jax.Array) -> jax.Array:
     """How long the document of each token is: its greatest position, and 1; int32 [B, T].
 

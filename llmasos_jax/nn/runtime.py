@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from llmasos_jax.config.devices import KernelsConfig
@@ -108,7 +109,10 @@ class Runtime:
         tokens, and drops later ones; None never drops.
       dtype: of the weights in products.
       act_dtype: of activations between products. Norms, softmax and loss are float32 in any case.
-      remat: what the backward pass computes again: "none", "dots", "full".
+      remat: what the backward pass computes again: "none", "dots", "full", or "tags": all but what
+        the next two name.
+      remat_save, remat_offload: tags of `tag` whose arrays are kept, on the device or in the
+        host's memory.
       manual: sharding inside the training step; None leaves every array to the compiler.
       platform: of the devices that will run it ("cpu", "tpu", "gpu"); chooses kernels.
       max_unrolled: a loop over at most so many periods of layers is written out. A CPU then copies
@@ -128,6 +132,8 @@ class Runtime:
     dtype: Any = jnp.float32
     act_dtype: Any = jnp.float32
     remat: str = "none"
+    remat_save: tuple[str, ...] = ()
+    remat_offload: tuple[str, ...] = ()
     manual: Manual | None = None
     platform: str = "cpu"
     max_unrolled: int = 1
@@ -178,6 +184,10 @@ class Runtime:
         """Of [B, T, ...] of whole sequences, the tokens that are here."""
         return x if self.manual is None else self.manual.own_tokens(x)
 
+    def tag(self, x: jax.Array, name: str) -> jax.Array:
+        """`x`, known by a name of `config.schema.REMAT_TAGS` to what `remat="tags"` keeps."""
+        return checkpoint_name(x, name) if self.remat == "tags" else x
+
     def gather(self, w: jax.Array, axes: tuple[str | None, ...], is_product: bool) -> jax.Array:
         """The whole weight from its shard, already in `dtype` if it goes into products."""
         if self.manual is None:
@@ -190,6 +200,8 @@ def training_runtime(
     platform: str,
     *,
     remat: str = "none",
+    remat_save: tuple[str, ...] = (),
+    remat_offload: tuple[str, ...] = (),
     manual: Manual | None = None,
     kernels: KernelsConfig = KernelsConfig(),
 ) -> Runtime:
@@ -212,6 +224,8 @@ def training_runtime(
         dtype=dtype,
         act_dtype=act_dtype,
         remat=remat,
+        remat_save=remat_save,
+        remat_offload=remat_offload,
         manual=manual,
         platform=platform,
         max_unrolled=16 if platform == "cpu" else 1,

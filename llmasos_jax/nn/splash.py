@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from llmasos_jax.config.devices import KernelsConfig
+from llmasos_jax.errors import ConfigError
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.parallel.manual import Manual
 
@@ -42,6 +44,8 @@ def splash_attention(
     soft_cap: float | None = None,
     manual: Manual | None = None,
     mesh: Mesh | None = None,
+    kernels: KernelsConfig = KernelsConfig(),
+    tag: str | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """`kernels.dot_product` for the shapes that `splash_fits` takes, with S = T and no cache.
@@ -55,12 +59,19 @@ def splash_attention(
       soft_cap: c in c tanh(scores / c), after the scale.
       manual: the sharding around it; heads are split over `tensor`.
       mesh: the devices where there is no such sharding, only arrays that live on several.
+      kernels: sizes of blocks.
+      tag: under which a remat policy may keep what the kernel gives its backward pass, so that it
+        does not run again.
       interpret: run the kernel's steps as plain JAX, on any device, slowly.
 
     Returns:
       [B, T, N, H] in `q_btnh`'s dtype.
+
+    Raises:
+      ConfigError: a block that does not divide T.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     b, t, n, _ = q_btnh.shape
     mesh = mesh if manual is None else manual.mesh
@@ -69,8 +80,17 @@ def splash_attention(
     if segments[0] is None or segments[1] is None:
         segments = (jnp.zeros((b, t), jnp.int32),) * 2
 
-    def attend(q_bnth: jax.Array, k_bkth: jax.Array, v_bkth: jax.Array, ids: Any) -> jax.Array:
-        kernel = _kernel(n // ways, t, visible.causal, visible.window, soft_cap, interpret)
+    def attend(q_bnth: jax.Array, k_bkth: jax.Array, v_bkth: jax.Array, ids: Any) -> Any:
+        mask = _mask(t, visible.causal, visible.window)
+        kernel = splash.make_splash_mha(
+            masks.MultiHeadMask([mask] * (n // ways)),
+            head_shards=1,
+            q_seq_shards=1,
+            block_sizes=block_sizes(t, kernels),
+            attn_logits_soft_cap=soft_cap,
+            residual_checkpoint_name=tag,
+            interpret=interpret,
+        )
         return jax.vmap(kernel)(q_bnth, k_bkth, v_bkth, splash.SegmentIds(*ids))
 
     if mesh is not None:
@@ -90,37 +110,47 @@ def splash_attention(
     return attend(q, k, v, segments).swapaxes(1, 2)
 
 
-def _kernel(
-    num_heads: int,
-    t: int,
-    causal: bool,
-    window: int | None,
-    soft_cap: float | None,
-    interpret: bool,
-) -> Any:
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+def block_sizes(t: int, kernels: KernelsConfig) -> Any:
+    """The blocks of a sequence of `t` tokens: the config's, else the widest that divide it.
 
-    block = next(size for size in BLOCKS if t % size == 0)
-    sizes = splash.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_kv_compute=block,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_kv_dkv_compute=block,
-        block_q_dq=block,
-        block_kv_dq=block,
+    Raises:
+      ConfigError: a block of the config does not divide the sequence.
+
+    Example:
+      >>> block_sizes(768, KernelsConfig(block_q=384)).block_q
+      384
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+
+    widest = next(size for size in BLOCKS if t % size == 0)
+
+    def size(name: str) -> int:
+        block = getattr(kernels, name)
+        if block is not None and t % block:
+            fitting = [n for n in range(128, t + 1, 128) if t % n == 0]
+            raise ConfigError(
+                f"kernels.{name}={block} does not divide a sequence of {t} tokens; take one of "
+                f"{', '.join(map(str, fitting))}, or None"
+            )
+        return widest if block is None else block
+
+    block_q, block_kv = size("block_q"), size("block_kv")
+    block_q_backward, block_kv_backward = size("block_q_backward"), size("block_kv_backward")
+    return splash.BlockSizes(
+        block_q=block_q,
+        block_kv=block_kv,
+        # A wide block is fetched at once and scored in parts, whose scores have to fit on the chip.
+        block_kv_compute=_part(block_kv),
+        block_q_dkv=block_q_backward,
+        block_kv_dkv=block_kv_backward,
+        block_kv_dkv_compute=_part(block_kv_backward),
+        block_q_dq=block_q_backward,
+        block_kv_dq=block_kv_backward,
     )
-    mask = masks.MultiHeadMask([_mask(t, causal, window)] * num_heads)
-    return splash.make_splash_mha(
-        mask,
-        head_shards=1,
-        q_seq_shards=1,
-        block_sizes=sizes,
-        attn_logits_soft_cap=soft_cap,
-        interpret=interpret,
-    )
+
+
+def _part(block: int) -> int:
+    return next(size for size in BLOCKS if block % size == 0)
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from llmasos_jax.errors import ConfigError
 from llmasos_jax.models.definition import ModelDef, init_params
 from llmasos_jax.models.layout import scan_layout
 from llmasos_jax.models.pipeline import stage_schedule
+from llmasos_jax.models.remat import check_remat
 from llmasos_jax.nn.context import check_context
 from llmasos_jax.nn.dropout import Dropout
 from llmasos_jax.nn.runtime import Runtime, training_runtime
@@ -61,6 +62,7 @@ def make_trainer(cfg: Config, mesh: Mesh, vocabulary: Vocabulary | None = None) 
             f"that split the batch ({manual.ways}) x train.accumulate_steps "
             f"({cfg.train.accumulate_steps}); make it a multiple of {parts}"
         )
+    check_remat(cfg)
     definition = ModelDef(cfg.model, scan_layout(cfg.model))
     schedule = stage_schedule(cfg, mesh, definition.layout)
     check_divisible(definition.shapes, definition.axes, mesh, manual.rules)
@@ -68,6 +70,8 @@ def make_trainer(cfg: Config, mesh: Mesh, vocabulary: Vocabulary | None = None) 
         cfg.precision,
         platform(mesh),
         remat=cfg.train.remat,
+        remat_save=cfg.train.remat_save,
+        remat_offload=cfg.train.remat_offload,
         manual=manual,
         kernels=cfg.kernels,
     )
