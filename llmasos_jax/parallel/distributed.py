@@ -23,6 +23,7 @@ class _Membership:
     """What this process has joined; at most one run in its life, as JAX has it."""
 
     roll: Roll | None = None
+    has_looked = False  # for a lost process behind an error
     # The exit status of a process whose run has failed; None while it has not.
     status: int | None = None
 
@@ -79,11 +80,17 @@ def failed(error: BaseException) -> None:
     roll = _OWN.roll
     if roll is None or isinstance(error, PreemptedError) or _OWN.status is not None:
         return
-    if _is_of_another(error):
-        roll.wait_for_a_loss()
+    find_loss(error)
     words = str(error).split("\n  ")[0]
     roll.fail(words if isinstance(error, LLMasOSError) else f"{type(error).__name__}: {words}")
     _OWN.status = getattr(error, "exit_status", TrainingFailedError.exit_status)
+
+
+def find_loss(error: BaseException) -> None:
+    """If an error may come of a lost process, waits for the watch, which ends this one then."""
+    if _OWN.roll is not None and not _OWN.has_looked and _is_of_another(error):
+        _OWN.has_looked = True
+        _OWN.roll.wait_for_a_loss()
 
 
 def _is_initialized() -> bool:

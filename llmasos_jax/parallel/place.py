@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -56,8 +57,10 @@ def mesh_ways(mesh: Mesh, mesh_axes: str | tuple[str, ...] | None) -> int:
     return math.prod(mesh.shape[name] for name in names)
 
 
-def own_rows(sharding: NamedSharding, num_rows: int) -> tuple[int, ...]:
-    """The rows of a global array that this process's devices hold, in order.
+def own_rows(
+    sharding: NamedSharding, num_rows: int, devices: Collection[Any] | None = None
+) -> tuple[int, ...]:
+    """The rows of a global array that some devices hold, in order.
 
     Two processes hold the same ones where an axis that does not cut rows (`tensor`, say) goes over
     both.
@@ -65,14 +68,16 @@ def own_rows(sharding: NamedSharding, num_rows: int) -> tuple[int, ...]:
     Args:
       sharding: of an array whose first axis is the rows'.
       num_rows: over all processes.
+      devices: of the mesh; None takes this process's.
 
     Example:
       >>> from llmasos_jax.parallel.mesh import single_device_mesh
       >>> own_rows(NamedSharding(single_device_mesh(), PartitionSpec("data")), 3)
       (0, 1, 2)
     """
-    places = _of_rows(sharding).addressable_devices_indices_map((num_rows,))
-    held = {row for index in places.values() if index for row in range(num_rows)[index[0]]}
+    places = _of_rows(sharding).devices_indices_map((num_rows,))
+    chosen = sharding.addressable_devices if devices is None else devices
+    held = {row for device in chosen for row in range(num_rows)[places[device][0]]}
     return tuple(sorted(held))
 
 

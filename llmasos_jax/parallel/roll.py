@@ -8,6 +8,7 @@ in a collective cannot say anything at all. So each process keeps a connection o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -71,7 +72,8 @@ class Roll:
 
     def request_stop(self, why: str) -> None:
         """Asks all processes to stop after one and the same step. Safe in a signal handler."""
-        os.write(self._wake_in, f"{why}\n".encode())
+        with contextlib.suppress(OSError):  # after the goodbye
+            os.write(self._wake_in, f"{why}\n".encode())
 
     def begin(self, step: int) -> str | None:
         """Says that a step begins; the reason if it is to be the last one, on all processes."""
@@ -108,6 +110,14 @@ class Roll:
             self._server.thread.join(timeout=5.0)
 
     def _watch(self) -> None:
+        try:
+            self._listen_and_beat()
+        finally:
+            self._line.close()
+            for end in (self._wake_in, self._wake_out):
+                os.close(end)
+
+    def _listen_and_beat(self) -> None:
         last_s = beat_s = self._line.seen_s = time.monotonic()
         while not self._left:
             ready, _, _ = select.select([self._line, self._wake_out], [], [], self._tick_s)
@@ -162,8 +172,8 @@ class Roll:
 
     def _on_lost(self, message: Message) -> None:
         number = message["lost"]
-        if self._has_failed and number == self.place.index:
-            self._set_left()
+        if self._left or self._has_failed:
+            self._set_left()  # this process was the first to say so
         elif message["failed"]:
             self._die(f"{self.who(number)} failed: {message['why']}")
         elif number == self.place.index:
@@ -223,7 +233,11 @@ def answer(place: Place, name: str, hosts: HostsConfig) -> Roll:
     while True:
         line = _connect(place, hosts, until_s)
         line.send({"hello": place.index, "count": place.count, "name": name})
-        names = _names(place, line, hosts, until_s)
+        try:
+            names = _names(place, line, hosts, until_s)
+        except BaseException:
+            line.close()
+            raise
         if names is not None:
             return Roll(place, names, line, server, hosts.heartbeat_timeout_s)
         line.close()

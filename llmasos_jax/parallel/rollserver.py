@@ -57,8 +57,9 @@ class RollServer:
                 else:
                     self._read(key.data, now_s)
             self._look(now_s)
+        for key in list(self._selector.get_map().values()):
+            key.fileobj.close()  # pyright: ignore[reportAttributeAccessIssue]
         self._selector.close()
-        self._listener.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):

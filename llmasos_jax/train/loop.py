@@ -92,6 +92,7 @@ def fit(
     try:
         run.steps(state)
     except BaseException as error:
+        distributed.find_loss(error)
         hooks.on_end(run.good_step, error)
         raise
     hooks.on_end(run.good_step, None)
