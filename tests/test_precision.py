@@ -1,0 +1,359 @@
+"""What `config.precision` promises: scaled losses, narrow weights and moments, rounded products."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from small_run import Record, small_config
+
+from llmasos_jax.checkpoint.orbax import Checkpointer
+from llmasos_jax.config.build import to_dict
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.config.precision import PrecisionConfig
+from llmasos_jax.config.schema import Config, DataConfig, MeshConfig, OptimConfig, TrainConfig
+from llmasos_jax.data.batch import Batch
+from llmasos_jax.errors import ConfigError, TrainingFailedError
+from llmasos_jax.format.training import open_training
+from llmasos_jax.nn.quantized import Rounding, dot_rounded, encode
+from llmasos_jax.nn.runtime import dot_narrow, training_runtime
+from llmasos_jax.parallel.mesh import make_mesh
+from llmasos_jax.train.master import MasterState, next_params
+from llmasos_jax.train.moments import Coded, decode_rows, encode_rows, with_moments
+from llmasos_jax.train.optim import TABLE
+from llmasos_jax.train.run import run
+from llmasos_jax.train.start import weights_of
+from llmasos_jax.train.step import make_trainer
+
+QUICK = {"xla_backend_optimization_level": 0}
+B, T, V = 8, 16, 64
+MODEL = ModelConfig(V, 32, 2, context_length=T, num_heads=2, ffn_dim=64, tie_embeddings=False)
+ONE = MeshConfig(data=1)
+EIGHT = MeshConfig(data=2, fsdp=(2,), tensor=2)
+
+
+def trainer_for(mesh: MeshConfig = ONE, optim: str = "adamw", **precision: object):
+    cfg = Config(
+        model=MODEL,
+        data=DataConfig(sequence_length=T),
+        optim=OptimConfig(name=optim, warmup_steps=0, learning_rate=1e-2),
+        train=TrainConfig(batch_size=B, steps=10),
+        precision=PrecisionConfig(**precision),
+        mesh=mesh,
+    )
+    num_devices = (mesh.data or 1) * int(np.prod(mesh.fsdp)) * mesh.tensor
+    return make_trainer(cfg, make_mesh(mesh, jax.devices()[:num_devices]))
+
+
+@functools.cache
+def batch() -> Batch:
+    tokens = np.random.default_rng(0).integers(0, V, (B, T + 1)).astype(np.int32)
+    ones = np.ones((B, T), np.int32)
+    positions = np.tile(np.arange(T, dtype=np.int32), (B, 1))
+    return Batch(tokens[:, :-1], tokens[:, 1:], ones.astype(np.float32), ones, positions)
+
+
+def steps_of(trainer, num: int, change=lambda state: state):
+    """The states and metrics of the first steps; `change` is made to the state before them."""
+    step = trainer.step.lower(trainer.abstract_state, trainer.abstract_batch)
+    step = step.compile(compiler_options=QUICK)
+    state, states, metrics = change(trainer.init(jax.random.key(1))), [], []
+    for _ in range(num):
+        state, found = step(state, trainer.put(batch()))
+        states.append(jax.device_get(jax.tree.map(jnp.copy, state)))
+        metrics.append(jax.device_get(found))
+    return states, metrics
+
+
+# ---- float16 and its loss scale
+
+
+@functools.cache
+def float16_steps(mesh: MeshConfig):
+    return steps_of(trainer_for(mesh, dtype="float16", loss_scale=2.0**30, loss_scale_steps=3), 20)
+
+
+@pytest.mark.parametrize("mesh", [ONE, EIGHT])
+def test_an_overflow_leaves_the_step_out_and_halves_the_scale(mesh):
+    states, metrics = float16_steps(mesh)
+    skipped = [int(m.extra["overflow"]) for m in metrics]
+    assert skipped[0] == 1 and 2 < sum(skipped) < 15
+    assert metrics[-1].extra["skipped_steps"] == sum(skipped)
+    assert metrics[-1].loss < metrics[0].loss - 0.3
+    for before, after, metric in zip(states, states[1:], metrics[1:], strict=False):
+        same = jax.tree.map(
+            np.array_equal, (before.params, before.opt_state), (after.params, after.opt_state)
+        )
+        if metric.extra["overflow"]:
+            assert all(jax.tree.leaves(same))
+            assert after.scale.value == before.scale.value / 2
+        else:
+            assert not all(jax.tree.leaves(same))
+        assert after.step == before.step + 1
+
+
+def test_the_scale_doubles_after_good_steps_and_the_rate_counts_updates():
+    states, metrics = float16_steps(ONE)
+    good = [not m.extra["overflow"] for m in metrics]
+    values = [float(state.scale.value) for state in states]
+    grown = [i for i in range(1, len(values)) if values[i] == 2 * values[i - 1]]
+    assert grown and all(good[i - 2 : i + 1] == [True] * 3 for i in grown)
+    # Until something was updated, the rate is the first one.
+    first = good.index(True)
+    rates = [float(m.learning_rate) for m in metrics]
+    assert rates[: first + 1] == rates[:1] * (first + 1) and rates[first + 1] < rates[first]
+
+
+def test_float16_gradients_are_float32s_where_they_fit():
+    compute = lambda dtype: jax.jit(trainer_for(dtype=dtype).loss_and_grad, compiler_options=QUICK)
+    params, key = trainer_for().init(jax.random.key(1)).params, jax.random.key(0)
+    _, wanted = compute("float32")(params, batch(), key)
+    _, grads = compute("float16")(params, batch(), key, jnp.float32(1024))
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted), strict=True):
+        assert a.dtype == jnp.float32
+        assert np.linalg.norm(a - b) < 5e-3 * np.linalg.norm(b)
+
+
+def test_a_run_survives_a_planted_overflow(tmp_path):
+    record = Record()
+    cfg = small_config(tmp_path, steps=30, precision={"dtype": "float16", "loss_scale": 2.0**31})
+    run(cfg, tmp_path / "run", [record], cache=tmp_path / "cache")
+    last = record.values[30]
+    assert last["skipped_steps"] >= 2 and last["overflow"] == 0
+    assert last["loss"] < 4.5
+
+
+def test_a_run_whose_scale_is_used_up_fails_in_one_line(tmp_path):
+    cfg = small_config(
+        tmp_path,
+        steps=8,
+        precision={"dtype": "float16", "loss_scale": 4.0},
+        train={"init_std": 1e4},
+    )
+    with pytest.raises(TrainingFailedError, match="activations or weights are beyond 65504") as e:
+        run(cfg, tmp_path / "run", cache=tmp_path / "cache")
+    assert "\n" not in str(e.value)
+
+
+# ---- bfloat16 weights
+
+
+@pytest.mark.parametrize(("mesh", "optim"), [(EIGHT, "adamw"), (ONE, "muon")])
+def test_weights_are_the_master_rounded(mesh, optim):
+    trainer = trainer_for(mesh, optim, dtype="bfloat16", weights="bfloat16")
+    states, metrics = steps_of(trainer, 3)
+    for state in states:
+        assert isinstance(state.opt_state, MasterState)
+        copies = jax.tree.map(
+            lambda p, m: p if isinstance(m, optax.MaskedNode) else m,
+            state.params,
+            state.opt_state.master,
+        )
+        for param, copy in zip(*map(jax.tree.leaves, (state.params, copies)), strict=True):
+            assert copy.dtype == np.float32
+            np.testing.assert_array_equal(param, copy.astype(param.dtype))
+    narrow = {p.dtype.name for p in jax.tree.leaves(states[-1].params["periods"]["0"]["mlp"])}
+    assert narrow == {"bfloat16"}
+    assert states[-1].params["final_norm"]["scale"].dtype == np.float32
+    assert metrics[-1].loss < metrics[0].loss
+    wanted = trainer.state_shardings
+    assert (
+        wanted.opt_state.master["periods"]["0"]["attn"]["q"]
+        == wanted.params["periods"]["0"]["attn"]["q"]
+    )
+
+
+def test_masters_learn_what_bfloat16_cannot_hold():
+    """Updates of 1e-5 on weights near 0.02 are below their precision."""
+    trainer = trainer_for(dtype="bfloat16", weights="bfloat16")
+    states, _ = steps_of(trainer, 2)
+    first, second = (s.opt_state.master["head"]["w"] for s in states)
+    assert np.all(first != second) and (first.astype(jnp.bfloat16) != first).mean() > 0.9
+
+
+def test_without_a_master_small_updates_arrive_on_average():
+    params = {"w": jnp.ones((100, 100), jnp.bfloat16)}
+    update = {"w": jnp.full((100, 100), 2.0**-11)}
+    for step in range(16):  # in all 2^-7, one step of a bfloat16 above 1
+        params = next_params(params, update, (), jnp.int32(step))
+    np.testing.assert_allclose(params["w"].astype(jnp.float32).mean(), 1 + 2**-7, atol=2e-4)
+
+
+def test_narrow_weights_go_on_are_exported_and_started_from(tmp_path):
+    trainer = trainer_for(EIGHT, dtype="bfloat16", weights="bfloat16", moments="int8")
+    step = trainer.step.lower(trainer.abstract_state, trainer.abstract_batch)
+    step = step.compile(compiler_options=QUICK)
+    data = trainer.put(batch())
+    state, _ = step(trainer.init(jax.random.key(1)), data)
+    keeper = Checkpointer(tmp_path / "checkpoints")
+    keeper.save(1, state, {}, to_dict(trainer.cfg))
+    keeper.wait()
+    params, table = jax.device_get((state.params, state.opt_state.master["embed"]["table"]))
+    wanted, _ = step(state, data)
+    found, _ = step(keeper.restore(trainer.abstract_state).state, data)
+    keeper.close()
+    same = lambda a, b: jax.tree.leaves(jax.tree.map(np.array_equal, a, b))
+    assert all(same((wanted.params, wanted.opt_state), (found.params, found.opt_state)))
+    assert not all(same(wanted.params, params))
+
+    # The float32 copies are what leaves the run.
+    tensors = open_training(tmp_path).tensors
+    assert {tensor.dtype for tensor in tensors.values()} == {"float32"}
+    np.testing.assert_array_equal(tensors["embed.table"].read(), table)
+    assert np.any(table != table.astype(jnp.bfloat16))
+    other = trainer_for()
+    train = dataclasses.replace(other.cfg.train, start_from=str(tmp_path))
+    cfg = dataclasses.replace(other.cfg, train=train)
+    begun = other.start(jax.random.key(0), weights_of(cfg, other.abstract_state.params))
+    np.testing.assert_array_equal(begun.params["embed"]["table"], table)
+
+
+# ---- moments
+
+
+@pytest.mark.parametrize(
+    ("optim", "kind"),
+    [("adamw", "bfloat16"), ("adamw", "int8"), ("lion", "int8"), ("sgd", "int8"), ("muon", "int8")],
+)
+def test_narrow_moments_train_alike(kind, optim):
+    (_, wanted), (_, found) = (
+        float32_moments(optim),
+        steps_of(trainer_for(optim=optim, moments=kind), 8),
+    )
+    drop = wanted[0].loss - wanted[-1].loss
+    assert drop > 0.01
+    assert abs(found[-1].loss - wanted[-1].loss) < 0.15 * drop
+
+
+@functools.cache
+def float32_moments(optim):
+    return steps_of(trainer_for(optim=optim), 8)
+
+
+@pytest.mark.parametrize(("kind", "largest"), [("float32", 8.01), ("bfloat16", 4.1), ("int8", 2.7)])
+def test_bytes_of_moments(kind, largest):
+    state = trainer_for(moments=kind).abstract_state
+    size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    num = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert largest - 0.6 < size(state.opt_state) / num <= largest
+
+
+def test_codes_live_with_their_weights():
+    state = trainer_for(EIGHT, moments="int8").abstract_state
+    is_adam = lambda node: hasattr(node, "mu")
+    (adam,) = filter(is_adam, jax.tree.leaves(state.opt_state, is_leaf=is_adam))
+    part = lambda leaf: leaf.sharding.shard_shape(leaf.shape)
+    up = adam.nu["periods"]["0"]["mlp"]["up"]
+    assert isinstance(up, Coded) and up.codes.dtype == np.uint8 and up.scale.shape == (2, 32, 1)
+    assert part(up.codes) == (2, 16, 32) and part(up.scale) == (2, 16, 1)
+    assert adam.mu["final_norm"]["scale"].dtype == np.float32
+
+
+@pytest.mark.parametrize("is_square", [True, False])
+def test_eight_bits_are_near_and_right_on_average(is_square, key):
+    x = jnp.exp(jax.random.uniform(key, (4, 50), minval=-12.0 * (1 + is_square), maxval=0.0))
+    x = x if is_square else x * jnp.where(jnp.arange(50) % 2, 1.0, -1.0)[None]
+    draws = [decode_rows(encode_rows(x, is_square=is_square, seed=s)) for s in range(200)]
+    assert np.max(np.abs(draws[0] / x - 1)) < 0.13
+    np.testing.assert_allclose(np.mean(draws, axis=0), x, rtol=0.03)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_the_second_moment_decays(kind):
+    """By a thousandth each step: to the nearest it would stay where it is."""
+    shapes = {"head": {"w": jax.ShapeDtypeStruct((8, 128), jnp.float32)}}
+    adam = with_moments(optax.scale_by_adam(b2=0.999), kind, shapes, "adamw")
+    first = {"head": {"w": jnp.ones((8, 128))}}
+    none = jax.tree.map(jnp.zeros_like, first)
+    _, state = adam.update(first, adam.init(first), first)
+    state = jax.lax.fori_loop(0, 1000, lambda _, s: adam.update(none, s, first)[1], state)
+    nu = state.inner.nu["head"]["w"]
+    nu = decode_rows(nu) if kind == "int8" else nu.astype(jnp.float32)
+    np.testing.assert_allclose(nu.mean(), 1e-3 * 0.999**1000, rtol=0.05)
+
+
+def test_optimizers_without_moments_are_refused():
+    with pytest.raises(ConfigError, match='optim.name="adafactor" keeps no moment'):
+        trainer_for(optim="adafactor", moments="int8")
+    assert set(TABLE) == {"adamw", "lion", "sgd", "muon", "adafactor"}
+
+
+# ---- products in eight bits
+
+SPECS = {
+    "btd,df->btf": ((2, 24, 64), (64, 48)),
+    "btd,dnh->btnh": ((2, 24, 64), (64, 2, 16)),
+    "btnh,nhd->btd": ((2, 24, 2, 16), (2, 16, 64)),
+}
+
+
+def value_and_gradients(product, spec, key):
+    x_key, w_key, g_key = jax.random.split(key, 3)
+    x, w = (jax.random.normal(k, s) for k, s in zip((x_key, w_key), SPECS[spec], strict=True))
+
+    @jax.jit
+    def compute(x, w):
+        y, pull = jax.vjp(lambda x, w: product(spec, x, w, out_dtype=jnp.float32), x, w)
+        return y, *pull(jax.random.normal(g_key, y.shape))
+
+    return compute(x, w)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(("kind", "error"), [("int8", 0.015), ("fp8", 0.07)])
+def test_rounded_products_are_near_and_the_same_on_every_device(spec, kind, error, key):
+    exact = value_and_gradients(dot_narrow, spec, key)
+    native, carried = (
+        value_and_gradients(functools.partial(dot_rounded, Rounding(kind, is_native)), spec, key)
+        for is_native in (True, False)
+    )
+    for a, b, c in zip(native, carried, exact, strict=True):
+        assert 1e-3 < np.linalg.norm(a - c) / np.linalg.norm(c) < error
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_an_outlier_spoils_its_own_row_alone(key):
+    x = jax.random.normal(key, (4, 64)).at[0, 0].set(1e4)
+    w = jax.random.normal(key, (64, 8))
+    y = dot_rounded(Rounding("int8"), "td,df->tf", x, w, out_dtype=jnp.float32)
+    error = np.linalg.norm(y - x @ w, axis=1) / np.linalg.norm(x @ w, axis=1)
+    assert np.all(error[1:] < 0.02)
+    codes, scale = encode(x, (1,), jnp.int8)
+    assert codes[0, 0] == 127 and scale.shape == (4, 1)
+
+
+def test_as_near_as_qwix(key):
+    qwix = pytest.importorskip("qwix")
+    x, w = jax.random.normal(key, (32, 64)), jax.random.normal(jax.random.key(1), (64, 32))
+    q = functools.partial(qwix.quantize, qtype=jnp.int8)
+    theirs = qwix.dot_general(
+        q(x, channelwise_axes=[0]), q(w, channelwise_axes=[1]), (((1,), (0,)), ((), ()))
+    )
+    ours = dot_rounded(Rounding("int8"), "td,df->tf", x, w, out_dtype=jnp.float32)
+    error = lambda y: np.linalg.norm(y - np.asarray(x) @ np.asarray(w))
+    assert 0 < error(ours) < 1.05 * error(theirs)
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_which_products_are_rounded(kind):
+    runtime = training_runtime(PrecisionConfig("bfloat16", quantize=kind), "tpu")
+    x, w = jnp.ones((1, 2, 4), jnp.bfloat16), jnp.ones((4, 3))
+
+    def factors(**told):
+        jaxpr = jax.make_jaxpr(lambda x, w: runtime.dot("btd,df->btf", x, w, **told))(x, w)
+        return "i8[" in str(jaxpr) or "f8_e4m3fn[" in str(jaxpr)
+
+    assert factors() and not factors(out_dtype=jnp.float32) and not factors(dtype=jnp.float32)
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_rounded_products_train_on_a_mesh(kind):
+    (_, wanted), (_, found) = (
+        steps_of(trainer_for(mesh, dtype="bfloat16", **p), 8)
+        for mesh, p in ((ONE, {}), (EIGHT, {"quantize": kind}))
+    )
+    assert found[-1].loss < found[0].loss - 0.1
+    np.testing.assert_allclose(found[-1].loss, wanted[-1].loss, rtol=0.02)
