@@ -107,11 +107,13 @@ class Plan:
             ("model", f"{figures.num_parameters:,} parameters"),
             ("batch", f"{figures.tokens:,} tokens a step"),
             ("mesh", mesh or "1 device"),
-            ("fits", self._verdict()),
+            ("fits", self.verdict),
             ("source", f"{said} {versions}{again}" + (f"; {seconds}" if seconds else "")),
         ]
 
-    def _verdict(self) -> str:
+    @property
+    def verdict(self) -> str:
+        """Whether the step fits, and by how much, in words."""
         room = f"{self.available / _GIB:.2f} GiB"
         if trouble := self.figures.out_of_memory:
             return (
@@ -198,15 +200,13 @@ class Plan:
             "links": "the busiest axis of the torus",
             "network": "between slices",
         }
-        rows = [
-            (n, f"{_seconds(s)}  {said[n]}") for n, s in line.parts.items() if s or n != "network"
-        ]
+        parts = {name: s for name, s in line.parts.items() if s or name != "network"}
+        rows = [(name, f"{_seconds(s)}  {said[name]}") for name, s in parts.items()]
         if line.cycles_s is not None:
-            rows.append(
-                ("cycles", f"{_seconds(line.cycles_s)}  cycles at the clock; not in the bound")
-            )
-        return [*rows, ("lower bound", f"{_seconds(line.bound_s)}  by {line.bound_by}; nothing else "
-                        "takes time, all overlap")]  # fmt: skip
+            text = f"{_seconds(line.cycles_s)}  the compiler's, at the clock; not in the bound"
+            rows.append(("cycles", text))
+        text = f"{_seconds(line.bound_s)}  by {line.bound_by}: all overlaps, nothing waits"
+        return [*rows, ("lower bound", text)]
 
     def _bounds(self) -> list[tuple[str, str]]:
         if self.tokens_per_s is None or self.mfu is None:
