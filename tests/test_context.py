@@ -135,6 +135,29 @@ def test_attention_over_split_tokens_equals_the_reference(exchange, name):
             assert np.linalg.norm(a - b) <= PARITY * np.linalg.norm(b)
 
 
+def test_an_attention_of_your_own_sees_whole_sequences():
+    here = manual("all_to_all", context=4, tensor=2)
+    seen = []
+
+    def attend(q_btnh, k_bskh, v_bskz, visible, *, slopes, runtime, **options):
+        mask = visible.mask()
+        seen.append([x.shape for x in (q_btnh, k_bskh, v_bskz, slopes, mask)])
+        return q_btnh
+
+    def attend_here(q, k):
+        index = jnp.arange(T // 4, dtype=jnp.int32)[None]
+        visible = over_sequence(Visibility(index, index, None, None), Runtime(manual=here))
+        options = {"scale": 1.0, "slopes": alibi.slopes(8)}
+        return attend_split(attend, (q, k, k), visible, Runtime(manual=here), **options)
+
+    tokens = here.spec("batch", "sequence")
+    run = here.shard_map(attend_here, (tokens, tokens), tokens)
+    q, k = (jax.ShapeDtypeStruct((B, T, n, 8), jnp.float32) for n in (8, 2))
+    assert jax.eval_shape(jax.jit(run), q, k).shape == q.shape
+    # A quarter of the query heads; two key heads, one for each `tensor` device, are repeated.
+    assert seen[0] == [(B, T, 2, 8), (B, T, 2, 8), (B, T, 2, 8), (2,), (1, T, T)]
+
+
 def test_turns_that_show_nothing_are_left_out():
     index = jnp.arange(8, dtype=jnp.int32)[None]
     turns = lambda **options: _turns(Visibility(index, index, None, None, **options), 8, 4)
@@ -290,14 +313,15 @@ def test_every_weight_has_a_gradient():
 @functools.cache
 def three_steps(mesh: MeshConfig):
     """Last parameters and metrics of three steps, then a held-out batch's sums."""
-    trainer = trainer_for("learned", mesh)
+    trainer = trainer_for("alibi", mesh)
     state, metrics = trainer.init(jax.random.key(7)), []
     lowered = trainer.step.lower(trainer.abstract_state, trainer.abstract_batch)
     compiled = lowered.compile(compiler_options=QUICK)
     for _ in range(3):
-        state, step_metrics = compiled(state, trainer.put(batch("learned")))
+        state, step_metrics = compiled(state, trainer.put(batch("alibi")))
         metrics.append(jax.device_get(step_metrics))
-    sums = trainer.evaluate(state.params, trainer.put(batch("learned")))
+    evaluate = trainer.evaluate.lower(state.params, trainer.abstract_batch)
+    sums = evaluate.compile(compiler_options=QUICK)(state.params, trainer.put(batch("alibi")))
     return jax.device_get((state.params, metrics, sums)), trainer
 
 
@@ -308,7 +332,7 @@ def test_three_steps_and_an_evaluation_do_not_depend_on_who_has_the_tokens():
     assert_same(metrics, wanted_metrics)
     assert_same(params, wanted_params)
     assert_same(sums, wanted_sums)
-    tokens = trainer.put(batch("learned")).tokens
+    tokens = trainer.put(batch("alibi")).tokens
     assert tokens.sharding == trainer.abstract_batch.tokens.sharding
     assert tokens.sharding.shard_shape((B, T)) == (B // 2, T // 2)
 
@@ -342,7 +366,10 @@ def test_wrong_token_fields_are_named(fields, words):
         ({"context": 2}, {"data": DataConfig(sequence_length=15)}, "sequence_length=15; make it"),
         (
             {"context": 2},
-            {"train": TrainConfig(batch_size=B, expert_capacity=1.0)},
+            {
+                "model": MODELS["learned"],
+                "train": TrainConfig(batch_size=B, expert_capacity=1.0),
+            },
             "set train.expert_capacity=None",
         ),
         (
