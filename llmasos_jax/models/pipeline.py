@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from llmasos_jax.config.schema import Config
@@ -30,12 +31,15 @@ from llmasos_jax.parallel.schedule import Schedule, Turn
 from llmasos_jax.types import Tree
 
 AXIS = "pipeline"
+_BORDER = "period"
 
 # (weights of one run, x_btd, its first period's number, inputs, dropout) -> (x_btd, routings), the
 # routing sums of each layer of a period that has experts, with a leading axis over periods.
 RunLayers = Callable[
     [Tree, jax.Array, jax.Array, BlockInputs, Dropout | None], tuple[jax.Array, list[Routing]]
 ]
+
+Policy = Callable[..., Any] | None
 
 
 def stage_schedule(cfg: Config, mesh: Mesh, layout: Layout) -> Schedule | None:
@@ -117,6 +121,7 @@ def run_stages(
     inputs: BlockInputs,
     dropout: Dropout | None,
     schedule: Schedule,
+    policy: Policy,
 ) -> tuple[jax.Array, list[Routing]]:
     """Runs all periods on this device's rows, and this device's periods on its group's rows.
 
@@ -127,6 +132,8 @@ def run_stages(
       inputs: what blocks read of these rows.
       dropout: noise of these rows; None for none.
       schedule: who runs what when.
+      policy: what the backward pass keeps of a period, of `jax.checkpoint`; what stands at a
+        period's `border` is kept in any case.
 
     Returns:
       The residual stream of the same rows after all periods, and routing sums with a leading axis
@@ -136,7 +143,7 @@ def run_stages(
     number, slots = lax.axis_index(AXIS), schedule.slots
     params = jax.tree.map(lambda w: _in_runs(w, schedule, number), params)
     rows = jax.tree.map(lambda x: _of_group(x, slots), _rows(inputs, dropout))
-    stage = _Stage(run_layers, params, inputs, dropout, rows, schedule, number)
+    stage = _Stage(run_layers, params, inputs, dropout, rows, schedule, number, policy)
     own = x_btd.reshape(slots, x_btd.shape[0] // slots, *x_btd.shape[1:])
     zeros = jnp.zeros_like(own[0])
     ticks = jnp.arange(schedule.ticks, dtype=jnp.int32)
@@ -146,6 +153,20 @@ def run_stages(
     repeats = schedule.turn(ticks, number).repeat
     routings = jax.tree.map(lambda sums: _by_period(sums, repeats, schedule, number), routings)
     return flow.home.reshape(x_btd.shape), routings
+
+
+def border(x_btd: jax.Array) -> jax.Array:
+    """Marks the residual stream before a period: kept, so that no layer runs three times."""
+    return checkpoint_name(x_btd, _BORDER)
+
+
+def _keeps(policy: Policy, primitive: Any, *args: Any, **params: Any) -> Any:
+    """What is kept of a tick: were slices of weights kept, each tick would have its own copy."""
+    if primitive.name == "name" and params["name"] == _BORDER:
+        return True
+    if policy is None or primitive.name in ("dynamic_slice", "squeeze"):
+        return False
+    return policy(primitive, *args, **params)
 
 
 @jax.tree_util.register_dataclass
@@ -175,6 +196,7 @@ class _Stage:
     rows: _Rows  # each [stages, slots, ...]: by owner
     schedule: Schedule
     number: jax.Array
+    policy: Policy
 
     def tick(self, own: jax.Array, flow: _Flow, t: jax.Array) -> tuple[_Flow, list[Routing]]:
         """Runs one microbatch, if there is one, and passes all on; `own` is [slots, ...]."""
@@ -185,7 +207,8 @@ class _Stage:
         x_btd = jnp.where((self.number == 0) & (turn.repeat == 0), fed, flow.x_btd)
         # Zeros where there is no work: what is left over there may have grown until it overflows,
         # and NaN times a gradient of zero is NaN.
-        x_btd, routings = self._layers(self.params, turn, jnp.where(turn.is_busy, x_btd, 0))
+        layers = jax.checkpoint(self._layers, policy=partial(_keeps, self.policy))
+        x_btd, routings = layers(self.params, turn, jnp.where(turn.is_busy, x_btd, 0))
         routings = jax.tree.map(lambda sums: jnp.where(turn.is_busy, sums, 0), routings)
         is_last = (self.number == stages - 1) & (turn.repeat == schedule.repeats - 1)
         done = jnp.where(is_last, x_btd, flow.done)

@@ -65,16 +65,20 @@ def checkpointed(fn: Callable, runtime: Runtime) -> Callable:
     manual = runtime.manual
     if runtime.remat == "none" and (manual is None or not manual.gathers):
         return fn
+    return jax.checkpoint(fn, policy=remat_policy(runtime))
+
+
+def remat_policy(runtime: Runtime) -> Callable | None:
+    """What `jax.checkpoint` is to keep by `runtime.remat`; None is nothing but what goes in."""
     if runtime.remat != "tags":
-        return jax.checkpoint(fn, policy=_POLICIES[runtime.remat])
+        return _POLICIES[runtime.remat]
     save, offload = list(runtime.remat_save), list(runtime.remat_offload)
     policies = jax.checkpoint_policies
     if not offload:
-        return jax.checkpoint(fn, policy=policies.save_only_these_names(*save))
-    policy = policies.save_and_offload_only_these_names(
+        return policies.save_only_these_names(*save)
+    return policies.save_and_offload_only_these_names(
         names_which_can_be_saved=save,
         names_which_can_be_offloaded=offload,
         offload_src="device",
         offload_dst="pinned_host",
     )
-    return jax.checkpoint(fn, policy=policy)

@@ -14,8 +14,8 @@ from jax import lax
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.models.layout import Layout, layer_specs
-from llmasos_jax.models.pipeline import run_stages
-from llmasos_jax.models.remat import checkpointed
+from llmasos_jax.models.pipeline import border, run_stages
+from llmasos_jax.models.remat import checkpointed, remat_policy
 from llmasos_jax.nn.block import Block, BlockInputs, CrossInputs
 from llmasos_jax.nn.cache import Cache, LayerCache
 from llmasos_jax.nn.context import over_sequence
@@ -263,7 +263,11 @@ class _Run:
             return x_btd, (next_caches, outputs if self.outputs is not None else None, routings)
 
         is_unrolled = rows[2].shape[0] <= self.runtime.max_unrolled
-        return lax.scan(checkpointed(step, self.runtime), x_btd, rows, unroll=is_unrolled)
+        run = checkpointed(step, self.runtime)
+        if self.runtime.schedule is not None and "block" not in self.runtime.remat_offload:
+            inner = run
+            run = lambda x_btd, row: inner(border(x_btd), row)
+        return lax.scan(run, x_btd, rows, unroll=is_unrolled)
 
     def _in_stages(
         self, graphdefs: dict[str, Any], params: Any, x_btd: jax.Array, first: int, stages: Schedule
@@ -283,7 +287,8 @@ class _Run:
             x_btd, (_, _, routings) = run._rows(graphdefs, x_btd, rows)
             return x_btd, routings
 
-        return run_stages(run_layers, params, x_btd, self.inputs, self.dropout, stages)
+        policy = remat_policy(self.runtime)
+        return run_stages(run_layers, params, x_btd, self.inputs, self.dropout, stages, policy)
 
     def _block(
         self, graphdef: Any, params: Any, x_btd: jax.Array, caches: Any, layer: Any
