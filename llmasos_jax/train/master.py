@@ -51,7 +51,7 @@ def with_master(
       A transformation to be used with `next_params`: `init` takes float32 weights.
     """
 
-    def keep(params: Tree) -> Tree:
+    def keep(params: Any) -> Any:
         return jax.tree.map(lambda p, yes: p if yes else optax.MaskedNode(), params, is_narrow)
 
     def init(params: optax.Params) -> MasterState:
@@ -67,7 +67,7 @@ def with_master(
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
-def next_params(params: Tree, updates: Tree, opt_state: Any, step: jax.Array) -> Tree:
+def next_params(params: Tree, updates: Any, opt_state: Any, step: jax.Array) -> Tree:
     """The weights after an update, each in the dtype that it had.
 
     Args:
