@@ -6,19 +6,23 @@ may be compiled on a host that has none.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmasos_jax.errors import ConfigError
+from llmasos_jax.nn.blocked import BLOCK, blocked_attention
 from llmasos_jax.nn.cache import LayerCache
+from llmasos_jax.nn.cudnn import cudnn_attention, cudnn_refuses
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.runtime import Runtime
+from llmasos_jax.nn.scores import masked_scores
 from llmasos_jax.nn.splash import splash_attention, splash_fits
-
-# Finite: a row that sees nothing (padding) gives a number, not NaN, and its gradient is zero.
-MASKED = -1e30
 
 
 def dot_product(
@@ -47,28 +51,144 @@ def dot_product(
       slopes: ALiBi's slope of each query head, float32 [N]; None for no such bias.
       bias: added to the scores (after the cap), float32 [N, T, S]; None for none. A function of
         your own gets it only from models with relative positions.
-      runtime: chooses the kernel: on TPU the splash kernel where it has all that is asked for.
+      runtime: its platform and `kernels.attention` choose the kernel, see `TABLE`.
 
     Returns:
       [B, T, N, H] in `q_btnh`'s dtype; the softmax is float32.
+
+    Raises:
+      ConfigError: the kernel that is asked for by name cannot do this, or is for other devices.
     """
-    fits = partial(splash_fits, q_btnh.shape, k_bskh.shape)
-    if runtime.platform == "tpu" and fits(slopes, bias, visible.k_prefix):
-        return splash_attention(
-            q_btnh,
-            k_bskh,
-            v_bskh,
-            visible,
-            scale=scale,
-            soft_cap=soft_cap,
-            manual=runtime.manual,
-            mesh=runtime.mesh,
-        )
     options = {"scale": scale, "soft_cap": soft_cap, "slopes": slopes, "bias": bias}
-    return reference(q_btnh, k_bskh, v_bskh, visible, **options)
+    ask = Ask(q_btnh, k_bskh, v_bskh, visible, options, runtime)
+    kernel = choose(ask)
+    out_btnz = kernel.run(ask)
+    # Splash tags its own: what its backward pass reads, so that it does not run again.
+    return out_btnz if kernel.name == "splash" else runtime.tag(out_btnz, "attention")
 
 
 ATTENTIONS = {"dot_product": dot_product}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked of a kernel: the arguments of `dot_product`."""
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    visible: Visibility
+    options: dict[str, Any]  # scale, soft_cap, slopes, bias
+    runtime: Runtime
+
+    @property
+    def has(self) -> list[str]:
+        """Which of the options that not every kernel knows are there."""
+        asked = {**self.options, "prefix": self.visible.k_prefix}
+        return [name for name, value in asked.items() if value is not None and name != "scale"]
+
+    def arrays(self) -> tuple[jax.Array, jax.Array, jax.Array, Visibility]:
+        """The leading arguments of every kernel."""
+        return self.q, self.k, self.v, self.visible
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A row of `TABLE`.
+
+    Attributes:
+      name: what `kernels.attention` calls it.
+      refuses: why it cannot do what is asked, or None: it can.
+      run: computes it.
+      is_worth: whether "auto" takes it where it can; a name always does.
+    """
+
+    name: str
+    refuses: Callable[[Ask], str | None]
+    run: Callable[[Ask], jax.Array]
+    is_worth: Callable[[Ask], bool] = lambda ask: True
+
+
+def choose(ask: Ask) -> Kernel:
+    """The kernel that `dot_product` runs.
+
+    Raises:
+      ConfigError: the kernel that is asked for by name cannot do this, or is for other devices.
+    """
+    platform, name = ask.runtime.platform, ask.runtime.kernels.attention
+    kernels = TABLE.get(platform, (REFERENCE,))
+    if name == "auto":
+        return next(k for k in kernels if k.refuses(ask) is None and k.is_worth(ask))
+    named = {kernel.name: kernel for kernel in kernels}
+    if name not in named:
+        raise ConfigError(
+            f'kernels.attention="{name}" is no kernel for {platform}; it has '
+            f'{", ".join(named)}; name one of them, or "auto"'
+        )
+    reason = named[name].refuses(ask)
+    if reason is not None:
+        raise ConfigError(f'kernels.attention="{name}": {reason}; set another one, or "auto"')
+    return named[name]
+
+
+def _splash_refuses(ask: Ask) -> str | None:
+    more = (ask.options["slopes"], ask.options["bias"], ask.visible.k_prefix)
+    if splash_fits(ask.q.shape, ask.k.shape, *more):
+        return None
+    return (
+        "it takes as many keys as queries, a multiple of 128, without slopes, bias or prefix, and "
+        f"was given {ask.q.shape[1]} queries, {ask.k.shape[1]} keys and {ask.has or 'none of them'}"
+    )
+
+
+def _run_splash(ask: Ask) -> jax.Array:
+    runtime = ask.runtime
+    return splash_attention(
+        *ask.arrays(),
+        scale=ask.options["scale"],
+        soft_cap=ask.options["soft_cap"],
+        manual=runtime.manual,
+        mesh=runtime.mesh,
+        kernels=runtime.kernels,
+        tag="attention" if runtime.remat == "tags" else None,
+    )
+
+
+def _cudnn_refuses(ask: Ask) -> str | None:
+    if set(ask.has) - {"prefix"}:
+        return f"it does not know {', '.join(ask.has)}"
+    return cudnn_refuses(ask.q.shape, ask.v.shape, ask.q.dtype)
+
+
+def _run_blocked(ask: Ask) -> jax.Array:
+    # Sizes of a config are for other devices' kernels too, so only one that was set counts.
+    block = ask.runtime.kernels.block_q or BLOCK
+    return blocked_attention(*ask.arrays(), **ask.options, block=block, dtype=ask.runtime.dtype)
+
+
+REFERENCE = Kernel(
+    "reference", lambda ask: None, lambda ask: reference(*ask.arrays(), **ask.options)
+)
+BLOCKED = Kernel(
+    "blocked",
+    lambda ask: None,
+    _run_blocked,
+    # With one block there is nothing to leave out.
+    is_worth=lambda ask: ask.q.shape[1] > BLOCK,
+)
+SPLASH = Kernel("splash", _splash_refuses, _run_splash)
+CUDNN = Kernel(
+    "cudnn",
+    _cudnn_refuses,
+    lambda ask: cudnn_attention(*ask.arrays(), scale=ask.options["scale"]),
+)
+
+# Of each platform's kernels "auto" takes the first that can do what is asked.
+TABLE: Mapping[str, tuple[Kernel, ...]] = {
+    "cpu": (BLOCKED, REFERENCE),
+    "tpu": (SPLASH, REFERENCE),
+    "gpu": (CUDNN, REFERENCE, BLOCKED),
+}
 
 
 def reference(
@@ -130,15 +250,5 @@ def _weights(
     head_axis: int,
 ) -> jax.Array:
     """Scores [B, K, G, T, S], or [K, B, G, T, S] if `head_axis` is 0, to weights, float32."""
-    if soft_cap is not None:
-        scores = jnp.tanh(scores / soft_cap) * soft_cap
-    if slopes is not None:
-        heads = [1] * 5
-        heads[head_axis], heads[2] = scores.shape[head_axis], scores.shape[2]
-        distance = jnp.expand_dims(jnp.abs(visible.distance()), (head_axis, 2))
-        scores = scores - jnp.asarray(slopes).reshape(heads) * distance.astype(jnp.float32)
-    if bias is not None:
-        bias_kgts = bias.reshape(scores.shape[head_axis], scores.shape[2], *bias.shape[1:])
-        scores = scores + jnp.expand_dims(bias_kgts, 1 - head_axis)
-    scores = jnp.where(jnp.expand_dims(visible.mask(), (head_axis, 2)), scores, MASKED)
+    scores = masked_scores(scores, visible, soft_cap, slopes, bias, head_axis=head_axis)
     return jax.nn.softmax(scores, axis=-1)
