@@ -30,10 +30,19 @@ POLICIES = {
     "int8": {"dtype": "bfloat16", "quantize": "int8"},
     "fp8": {"dtype": "bfloat16", "quantize": "fp8"},
     "float16": {"dtype": "float16"},
-    "bfloat16 weights, float32 master": {"dtype": "bfloat16", "weights": "bfloat16"},
-    "bfloat16 weights, no master": {"dtype": "bfloat16", "weights": "bfloat16", "master": False},
-    "bfloat16 moments": {"dtype": "bfloat16", "moments": "bfloat16"},
+    "bfloat16 weights with copies": {"dtype": "bfloat16", "weights": "bfloat16"},
     "int8 moments": {"dtype": "bfloat16", "moments": "int8"},
+    "bfloat16 weights, int8 moments": {
+        "dtype": "bfloat16",
+        "weights": "bfloat16",
+        "moments": "int8",
+    },
+    "bfloat16 weights without copies, int8 moments": {
+        "dtype": "bfloat16",
+        "weights": "bfloat16",
+        "master": False,
+        "moments": "int8",
+    },
 }
 
 
