@@ -20,7 +20,6 @@ from llmasos_jax.nn.block import Block, BlockInputs, CrossInputs
 from llmasos_jax.nn.cache import Cache, LayerCache
 from llmasos_jax.nn.context import over_sequence
 from llmasos_jax.nn.dropout import Dropout
-from llmasos_jax.nn.fences import fence_gradient
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.moe import Routing
 from llmasos_jax.nn.norm import Norm
@@ -85,8 +84,7 @@ class Stack(nnx.Module):
         x_btd = run.each(self.suffix, x_btd, caches, new, "suffix", first=last)
         if self.final_norm is not None:
             x_btd = gathered(self.final_norm, runtime)(x_btd)
-            # As before a block's products: see `nn.fences`.
-            x_btd = fence_gradient(x_btd) if runtime.platform == "tpu" else x_btd
+            x_btd = runtime.fence(x_btd)
         if cache is not None:
             cache = dataclasses.replace(cache, layers=new, slot=cache.slot + x_btd.shape[1])
         layers = None if run.outputs is None else (*run.outputs[:-1], x_btd)

@@ -13,7 +13,6 @@ from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.nn.attention import Attention, CrossAttention
 from llmasos_jax.nn.cache import LayerCache
 from llmasos_jax.nn.dropout import Dropout
-from llmasos_jax.nn.fences import fence_gradient
 from llmasos_jax.nn.latent import MultiHeadLatentAttention
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.mlp import MLP
@@ -159,8 +158,7 @@ class Block(nnx.Module):
 
 def _normed(norm: Norm | None, x_btd: jax.Array, runtime: Runtime) -> jax.Array:
     """What goes into the products of a sub-layer."""
-    y_btd = _apply(norm, x_btd)
-    return fence_gradient(y_btd) if runtime.platform == "tpu" else y_btd
+    return runtime.fence(_apply(norm, x_btd))
 
 
 def _apply(norm: Norm | None, x_btd: jax.Array) -> jax.Array:

@@ -21,8 +21,10 @@ from jax.sharding import Mesh
 from llmasos_jax.config.devices import KernelsConfig
 from llmasos_jax.config.precision import PrecisionConfig
 from llmasos_jax.nn.experts import Assigned, dot_experts
+from llmasos_jax.nn.fences import fence_gradient
 from llmasos_jax.nn.quantized import Rounding, dot_rounded
 from llmasos_jax.parallel.manual import Manual
+from llmasos_jax.parallel.mesh import ways
 from llmasos_jax.parallel.schedule import Schedule
 
 Product = Callable[..., jax.Array]
@@ -150,6 +152,7 @@ class Runtime:
         (a router's, an output layer's) has its reasons, so it is never `block_product`.
         """
         is_plain = dtype is None and out_dtype is None
+        x = fence_gradient(x) if self.fences_products else x
         product = self.block_product if is_plain and self.block_product else self.product
         return product(
             spec,
@@ -157,6 +160,20 @@ class Runtime:
             w.astype(self.dtype if dtype is None else dtype),
             out_dtype=self.act_dtype if out_dtype is None else out_dtype,
         )
+
+    @property
+    def fences_products(self) -> bool:
+        """Whether the gradient of what goes into a product is computed apart: see `nn.fences`.
+
+        With devices along `tensor` each of them has a part of it, and the parts of q, k and v are
+        added before they go over the links: what goes into a sub-layer is fenced then.
+        """
+        has_parts = self.manual is not None and ways(self.manual.mesh, "tensor") > 1
+        return self.platform == "tpu" and not has_parts
+
+    def fence(self, x: jax.Array) -> jax.Array:
+        """What goes into the products of a sub-layer."""
+        return fence_gradient(x) if self.platform == "tpu" and not self.fences_products else x
 
     def dot_experts(self, x: jax.Array, w: jax.Array, assigned: Assigned) -> jax.Array:
         """Rows [R, I] times their experts' weights [E, I, O], [R, O]; see `nn.experts`."""
