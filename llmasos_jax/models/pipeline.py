@@ -62,7 +62,8 @@ def stage_schedule(cfg: Config, mesh: Mesh, layout: Layout) -> Schedule | None:
     """
     stages, repeats = ways(mesh, AXIS), cfg.mesh.pipeline_repeats
     if stages == 1:
-        if repeats > 1 or cfg.mesh.microbatches is not None:
+        # A preset's stages may be none, on few devices.
+        if cfg.mesh.preset is None and (repeats > 1 or cfg.mesh.microbatches is not None):
             raise ConfigError(
                 f"mesh.microbatches={cfg.mesh.microbatches} and mesh.pipeline_repeats={repeats} "
                 "are of stages, and mesh.pipeline=1 has none; set mesh.pipeline, or leave them "
