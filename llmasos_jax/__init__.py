@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmasos_jax.api import LLMasOS, convert, export, parity, plan, train
+    from llmasos_jax.api import LLMasOS, convert, export, launch, parity, plan, train
     from llmasos_jax.config.build import default_config, load_config, read_config
     from llmasos_jax.config.model import ModelConfig
     from llmasos_jax.config.schema import Config
@@ -35,6 +35,7 @@ __all__ = [
     "export",
     "generate_text",
     "init_model",
+    "launch",
     "load_config",
     "load_model",
     "parity",
@@ -55,6 +56,7 @@ _HOMES = {
     "export": "api",
     "generate_text": "generate.model",
     "init_model": "generate.load",
+    "launch": "api",
     "load_config": "config.build",
     "load_model": "generate.load",
     "parity": "api",
@@ -75,6 +77,7 @@ _MODULES = (
     "evals",
     "format",
     "generate",
+    "launch",
     "models",
     "nn",
     "parallel",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llmasos_jax.evals.parity.report import Parity
     from llmasos_jax.format.convert import ConvertResult
     from llmasos_jax.generate.model import Model
+    from llmasos_jax.launch.run import Launch
     from llmasos_jax.plan.report import Plan
     from llmasos_jax.train.run import TrainResult
 
@@ -208,6 +209,47 @@ def plan(
     from llmasos_jax.plan.run import make_plan
 
     return make_plan(load_config(config), topology, slices, tokens)
+
+
+def launch(
+    config: Source,
+    on: str,
+    out: str | os.PathLike[str],
+    *,
+    topology: str | None = None,
+    slices: int | None = None,
+    **options: Any,
+) -> Launch:
+    """Writes the files that start a config on a cluster; nothing is started.
+
+    Args:
+      config: as in `train`.
+      on: "gke" (a JobSet), "xpk", "slurm" or "tpu-vm".
+      out: folder for the files.
+      topology: TPU chips of a slice, such as "v5e:16x16"; not for Slurm.
+      slices: of the run; None takes `mesh.slices`.
+      options: what only you know, the fields of `launch.options.LaunchOptions`: `workdir` always,
+        `image`, `bucket`, `cluster`, `partition` and so on by the kind of cluster.
+
+    Returns:
+      The files, and the command that starts the run.
+
+    Raises:
+      ConfigError: something lacks (all of it is listed), is not of use there, or the config's mesh
+        is not one of the topology. Nothing has been written then.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as out:
+      ...     options = {"workdir": "/shared/run", "partition": "gpu", "time": "24:00:00"}
+      ...     made = launch("quickstart", "slurm", out, nodes=2, **options)
+      ...     [file.name for file in made.files], made.hosts
+      (['config.json', 'train.sbatch'], 2)
+    """
+    from llmasos_jax.launch.run import options_of, write_launch
+
+    chosen, resolved = options_of(options, on), load_config(config)
+    return write_launch(resolved, on, Path(out), chosen, topology=topology, slices=slices)
 
 
 def parity(

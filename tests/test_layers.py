@@ -27,6 +27,7 @@ evals
 finetune
 serve
 plan
+launch
 sweep
 api
 cli

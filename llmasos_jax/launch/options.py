@@ -1,0 +1,123 @@
+"""What a launch has to be told, and what each kind of cluster needs of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+
+from llmasos_jax.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """What only the user knows.
+
+    Attributes:
+      workdir: the training folder as the hosts see it; all of them share it.
+      image: a container image that has `llmasos`, with the extra `tpu`.
+      bucket: of Cloud Storage, mounted at /data in each pod; `workdir` lies in it.
+      namespace: of Kubernetes.
+      service_account: of Kubernetes, with access to the bucket; None takes the namespace's default.
+      queue: of Kueue; None does without.
+      project, zone: of Google Cloud.
+      cluster: name of the cluster that XPK knows.
+      tpu: name of the TPU VM.
+      partition: of Slurm.
+      nodes: of Slurm; each runs one process with all its GPUs.
+      gpus_per_node: of Slurm; None for machines without GPUs.
+      time: limit of a Slurm job, "24:00:00".
+      account: that Slurm charges; None takes the user's own.
+      setup: a shell command that comes first on each host, such as one that activates an
+        environment.
+      max_restarts: how often a run that was preempted, or whose machine failed, starts again.
+      restart_lost: whether status 3 starts it again too: a lost host, but a loss that is not finite
+        as well.
+    """
+
+    workdir: str | None = None
+    image: str | None = None
+    bucket: str | None = None
+    namespace: str = "default"
+    service_account: str | None = None
+    queue: str | None = None
+    project: str | None = None
+    zone: str | None = None
+    cluster: str | None = None
+    tpu: str | None = None
+    partition: str | None = None
+    nodes: int | None = None
+    gpus_per_node: int | None = None
+    time: str | None = None
+    account: str | None = None
+    setup: str | None = None
+    max_restarts: int = 10
+    restart_lost: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_restarts < 0:
+            raise ConfigError(f"--max-restarts={self.max_restarts} must not be negative")
+        for name in ("nodes", "gpus_per_node"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{flag(name)}={value} must be at least 1")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, str) and (not value.strip() or "\n" in value):
+                raise ConfigError(f"{flag(field.name)}={value!r} has to be one line of text")
+
+    @property
+    def fatal_statuses(self) -> list[int]:
+        """Exit statuses after which another start would end in the same way."""
+        return [1, 2] if self.restart_lost else [1, 2, 3]
+
+
+# What each needs, and what else it reads.
+REQUIRED = {
+    "gke": ("topology", "workdir", "image", "bucket"),
+    "xpk": ("topology", "workdir", "image", "cluster", "project", "zone"),
+    "slurm": ("workdir", "partition", "nodes", "time"),
+    "tpu-vm": ("topology", "workdir", "tpu", "project", "zone"),
+}
+OPTIONAL = {
+    "gke": ("slices", "namespace", "service_account", "queue", "setup", "max_restarts"),
+    "xpk": ("slices", "setup", "max_restarts"),
+    "slurm": ("gpus_per_node", "account", "setup"),
+    "tpu-vm": ("setup",),
+}
+
+
+def flag(name: str) -> str:
+    """The option of the command line for a field."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_options(on: str, options: LaunchOptions, topology: str | None, slices: int) -> None:
+    """Raises ConfigError for all that lacks, and for what this kind of cluster does not read."""
+    values = dataclasses.asdict(options) | {"topology": topology}
+    lacking = [flag(name) for name in REQUIRED[on] if values[name] is None]
+    if lacking:
+        raise ConfigError(
+            f"--on={on} needs {' '.join(lacking)}; nothing was written, since a file with gaps "
+            "would start nothing"
+        )
+    known = {*REQUIRED[on], *OPTIONAL[on], "restart_lost"}
+    defaults = dataclasses.asdict(LaunchOptions()) | {"topology": None}
+    extra = [flag(n) for n, v in values.items() if n not in known and v != defaults[n]]
+    if slices > 1 and "slices" not in known:
+        extra.append(f"--slices={slices}")
+    if extra:
+        raise ConfigError(f"--on={on} has no use for {' '.join(extra)}; leave it out")
+
+
+def object_name(name: str) -> str:
+    """A config's name as clusters take it: letters, digits and hyphens.
+
+    Example:
+      >>> object_name("llama2_7b")
+      'llama2-7b'
+    """
+    made = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
+    if not made or not made[0].isalpha():
+        made = f"run-{made}".strip("-")
+    return made

@@ -1,0 +1,154 @@
+"""Writes the files that start a config on a cluster, complete or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmasos_jax.config.build import to_dict
+from llmasos_jax.config.require import require_one_of
+from llmasos_jax.config.schema import Config
+from llmasos_jax.errors import ConfigError, did_you_mean
+from llmasos_jax.launch import scripts
+from llmasos_jax.launch.gke import jobset
+from llmasos_jax.launch.machines import slice_of
+from llmasos_jax.launch.options import REQUIRED, LaunchOptions, check_options, object_name
+from llmasos_jax.plan.chips import Topology, parse_topology
+
+TARGETS = tuple(REQUIRED)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What was written.
+
+    Attributes:
+      on: kind of cluster.
+      files: in the order in which to look at them.
+      start: the command that starts the run.
+      hosts: machines of the run, each with one process.
+      chips: TPU chips of the run; None where there are none.
+    """
+
+    on: str
+    files: tuple[Path, ...]
+    start: str
+    hosts: int
+    chips: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return dataclasses.asdict(self) | {"files": [str(file) for file in self.files]}
+
+    def __str__(self) -> str:
+        chips = f", {self.chips} chips" if self.chips is not None else ""
+        wrote = "".join(f"wrote {file}\n" for file in self.files)
+        return f"{wrote}{self.hosts} hosts{chips}; start it with\n  {self.start}"
+
+
+def write_launch(
+    config: Config,
+    on: str,
+    out: Path,
+    options: LaunchOptions,
+    *,
+    topology: str | None = None,
+    slices: int | None = None,
+) -> Launch:
+    """Writes what starts a config; see `llmasos.launch`."""
+    require_one_of("--on", on, TARGETS)
+    slices = config.mesh.slices if slices is None else slices
+    check_options(on, options, topology, slices)
+    _check_paths(config)
+    # Addresses come from the cluster, whatever the config was tried with.
+    config = dataclasses.replace(
+        config,
+        mesh=dataclasses.replace(config.mesh, slices=slices),
+        hosts=dataclasses.replace(config.hosts, coordinator=None, count=None, index=None),
+    )
+    text = json.dumps(to_dict(config), indent=2) + "\n"
+    name = object_name(config.name)
+    out = out.absolute()
+    if topology is None:
+        script = scripts.slurm(name, str(out / "config.json"), options)
+        files = {"config.json": text, "train.sbatch": script}
+        return _write(on, out, files, f"sbatch {out / 'train.sbatch'}", options.nodes or 1, None)
+    pod = parse_topology(topology, slices)
+    _check_mesh(config, pod)
+    made = slice_of(pod)
+    if on == "gke":
+        files = {"jobset.yaml": jobset(name, text, made, slices, options)}
+        start = f"kubectl apply -f {out / 'jobset.yaml'}"
+    elif on == "xpk":
+        files = {"launch.sh": scripts.xpk(name, text, made, slices, options)}
+        start = f"bash {out / 'launch.sh'}"
+    else:
+        if not made.machine.has_tpu_vm:
+            raise ConfigError(f"{pod.chip.name} cannot be had as a TPU VM; take --on=gke or xpk")
+        files = {"launch.sh": scripts.tpu_vm(name, text, made, options)}
+        start = f"bash {out / 'launch.sh'}"
+    return _write(on, out, files | {"config.json": text}, start, made.hosts * slices, pod.num_chips)
+
+
+def _check_paths(config: Config) -> None:
+    """Refuses paths that mean something only where this command runs."""
+    paths = {
+        "data.path": config.data.path,
+        "tokenizer.path": config.tokenizer.path,
+        "train.start_from": config.train.start_from,
+    }
+    near = {name: path for name, path in paths.items() if path and not path.startswith("/")}
+    if near:
+        name, path = next(iter(near.items()))
+        raise ConfigError(
+            f"{', '.join(near)}: {path!r} is not a whole path, and hosts start in another folder; "
+            f"give it as the hosts see it: --config.{name}=/..."
+        )
+
+
+def _check_mesh(config: Config, pod: Topology) -> None:
+    """Refuses sizes that do not make the pod's devices; presets are resolved on the pod."""
+    mesh = config.mesh
+    if mesh.preset is not None:
+        return
+    sizes = (*mesh.fsdp, mesh.tensor, mesh.context, mesh.expert, mesh.pipeline)
+    rest, devices = math.prod(sizes), pod.num_devices
+    data = mesh.data if mesh.data is not None else max(1, devices // rest)
+    if data * rest != devices:
+        raise ConfigError(
+            f"the config's mesh is {data} x {rest} = {data * rest} devices, {pod} has {devices}; "
+            "change config.mesh, or the topology (`llmasos plan` says what fits)"
+        )
+
+
+def _write(
+    on: str, out: Path, files: dict[str, str], start: str, hosts: int, chips: int | None
+) -> Launch:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (out / name).write_text(text, encoding="utf-8")
+            if text.startswith("#!"):
+                (out / name).chmod(0o755)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {out} ({error}); take another --out") from error
+    return Launch(on, tuple(out / name for name in files), start, hosts, chips)
+
+
+def options_of(values: dict[str, Any], on: str) -> LaunchOptions:
+    """Options from a notebook's keywords.
+
+    Raises:
+      ConfigError: one is unknown.
+    """
+    known = [field.name for field in dataclasses.fields(LaunchOptions)]
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"launch to {on}: there is no option {unknown[0]}{did_you_mean(unknown[0], known)}"
+        )
+    return LaunchOptions(**values)

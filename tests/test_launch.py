@@ -1,0 +1,224 @@
+"""The files that start a run elsewhere: whole, and what their programs take."""
+
+import base64
+import json
+import re
+import shlex
+import subprocess
+
+import pytest
+
+import llmasos_jax
+from llmasos_jax.cli.main import main
+from llmasos_jax.config.build import load_config, read_config
+from llmasos_jax.errors import ConfigError
+from llmasos_jax.launch.machines import MACHINES, slice_of
+from llmasos_jax.launch.options import REQUIRED, object_name
+from llmasos_jax.launch.run import TARGETS
+from llmasos_jax.launch.yamltext import to_yaml
+from llmasos_jax.plan.chips import CHIPS, parse_topology
+
+NEEDED = {
+    "gke": {"topology": "v5e:4x8", "workdir": "/data/run", "image": "repo/llmasos:1"}
+    | {"bucket": "runs"},
+    "xpk": {"topology": "v5e:4x8", "workdir": "/data/run", "image": "repo/llmasos:1"}
+    | {"cluster": "c", "project": "p", "zone": "us-east5-a"},
+    "slurm": {"workdir": "/shared/run", "partition": "gpu", "nodes": 4, "time": "24:00:00"},
+    "tpu-vm": {"topology": "v4:2x2x4", "workdir": "/mnt/run", "tpu": "t", "project": "p"}
+    | {"zone": "us-east5-a"},
+}
+
+
+def launched(on, folder, **more):
+    made = llmasos_jax.launch("quickstart", on, folder / on, **NEEDED[on] | more)
+    return made, {file.name: file.read_text() for file in made.files}
+
+
+def test_every_kind_lists_all_that_lacks(tmp_path) -> None:
+    assert set(NEEDED) == set(TARGETS)
+    for on in TARGETS:
+        with pytest.raises(ConfigError) as caught:
+            llmasos_jax.launch("quickstart", on, tmp_path / on)
+        flags = " ".join(f"--{name}" for name in REQUIRED[on])
+        assert f"--on={on} needs {flags};" in str(caught.value)
+        assert not (tmp_path / on).exists()
+
+
+@pytest.mark.parametrize("on", TARGETS)
+def test_files_hold_the_whole_config_and_no_gaps(on, tmp_path) -> None:
+    config = read_config("quickstart")
+    config.train.steps = 77
+    config.hosts.coordinator, config.hosts.count, config.hosts.index = "here:1", 2, 1
+    made = llmasos_jax.launch(config, on, tmp_path, **NEEDED[on])
+    written = load_config(tmp_path / "config.json")
+    assert written.train.steps == 77 and written.hosts.coordinator is None
+    text = "".join(file.read_text() for file in made.files if file.suffix != ".json")
+    assert not re.search(r"[<$]\w*(YOUR|NAME|TODO)|None\b", text)
+    for value in NEEDED[on].values():
+        assert str(value).removeprefix("v5e:").removeprefix("v4:2x2x4") in text
+    if on != "slurm":  # the others carry the config along
+        inside = (
+            text if on == "gke" else str(base64.b64decode(re.search(r"echo (\S{99,})", text)[1]))
+        )
+        assert '"steps": 77' in inside
+
+
+@pytest.mark.parametrize("on", ["xpk", "slurm", "tpu-vm"])
+def test_scripts_are_shell(on, tmp_path) -> None:
+    made, files = launched(on, tmp_path, setup="source '/sw/my env/activate'")
+    name = next(n for n in files if n != "config.json")
+    checked = subprocess.run(["bash", "-n", name], cwd=tmp_path / on, capture_output=True)
+    assert checked.returncode == 0, checked.stderr
+    assert made.start.endswith(name)
+    assert "75" in files[name]
+
+
+def test_slurm_goes_back_into_the_queue_after_75_only(tmp_path) -> None:
+    _, files = launched("slurm", tmp_path)
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in {"srun": "exit $ENDS", "scontrol": "echo $@"}.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    script = tmp_path / "slurm" / "train.sbatch"
+    for status, said in ((75, "requeue 12\n"), (0, ""), (2, ""), (3, "")):
+        variables = {"PATH": f"{folder}:/bin:/usr/bin", "ENDS": str(status), "SLURM_JOB_ID": "12"}
+        done = subprocess.run(["bash", script], env=variables, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (status, said)
+    assert "#SBATCH --nodes=4\n#SBATCH --ntasks-per-node=1\n" in files["train.sbatch"]
+
+
+def test_tpu_vm_starts_again_on_each_worker(tmp_path) -> None:
+    _, files = launched("tpu-vm", tmp_path)
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    # What ssh would run there runs here: a run that is preempted once, then is done.
+    programs = {
+        "gcloud": 'for word in "$@"; do case $word in --command=mkdir*) '
+        'bash -c "${word#--command=}";; esac; done',
+        "llmasos": "[ -e again ] && exit 0; touch again; exit 75",
+        "sleep": "true",
+    }
+    for name, text in programs.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    variables = {"PATH": f"{folder}:/bin:/usr/bin", "HOME": str(tmp_path)}
+    subprocess.run(["bash", tmp_path / "tpu-vm" / "launch.sh"], env=variables, check=True)
+    log = tmp_path / "llmasos-quickstart" / "train.log"
+    for _ in range(100):
+        if log.exists() and "ended" in log.read_text():
+            break
+        subprocess.run(["/bin/sleep", "0.05"])
+    assert log.read_text() == "ended with status 0\n"
+    config = log.with_name("config.json")
+    assert load_config(config) == load_config(tmp_path / "tpu-vm" / "config.json")
+    assert "--worker=all" in files["launch.sh"]
+
+
+def test_jobset_is_what_kubernetes_takes(tmp_path) -> None:
+    yaml = pytest.importorskip("yaml")
+    made, files = launched("gke", tmp_path, slices=2, service_account="trainer", queue="tpu")
+    config_map, jobset = yaml.safe_load_all(files["jobset.yaml"])
+    assert json.loads(config_map["data"]["config.json"])["mesh"]["slices"] == 2
+    assert (made.hosts, made.chips) == (16, 64)
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 10
+    (job,) = jobset["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    assert (job["replicas"], spec["parallelism"], spec["completions"]) == (2, 8, 8)
+    codes = spec["podFailurePolicy"]["rules"][0]["onExitCodes"]
+    assert codes == {"containerName": "train", "operator": "In", "values": [1, 2, 3]}
+    pod = spec["template"]["spec"]
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+        "cloud.google.com/gke-tpu-topology": "4x8",
+    }
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    assert container["command"] == [
+        *("llmasos", "train", "--config=/etc/llmasos/config.json", "--workdir=/data/run")
+    ]
+    validate = pytest.importorskip("kubernetes_validate")
+    plain = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, "spec": spec}
+    validate.validate(plain, "1.31", strict=True)
+    validate.validate(config_map, "1.31", strict=True)
+
+
+def test_restarts_may_include_lost_hosts(tmp_path) -> None:
+    _, files = launched("slurm", tmp_path, restart_lost=True)
+    assert "status == 75 || status == 3" in files["train.sbatch"]
+    _, files = launched("xpk", tmp_path, restart_lost=True)
+    assert "--restart-on-exit-codes=75,3" in files["launch.sh"]
+    command = shlex.split(files["launch.sh"].split("--command=")[1])[0]
+    assert command.endswith("llmasos train --config=/tmp/config.json --workdir=/data/run")
+
+
+@pytest.mark.parametrize(
+    ("topology", "hosts", "chips_per_host", "name"),
+    [
+        ("v5e:16x16", 64, 4, "v5litepod-256"),
+        ("v5e:2x4", 1, 8, "v5litepod-8"),
+        ("v6e:16x16", 64, 4, "v6e-256"),
+        ("v5p:4x4x4", 16, 4, "v5p-128"),
+        ("v4:8x16x16", 512, 4, "v4-4096"),
+        ("tpu7x:2x2x1", 1, 4, "tpu7x-8"),
+    ],
+)
+def test_machines_of_a_slice(topology, hosts, chips_per_host, name) -> None:
+    made = slice_of(parse_topology(topology))
+    assert (made.hosts, made.chips_per_host, made.accelerator_type) == (hosts, chips_per_host, name)
+    assert set(MACHINES) == set(CHIPS)
+
+
+@pytest.mark.parametrize(
+    ("on", "changes", "words"),
+    [
+        ("gke", {"topology": "v5e:3x3"}, "has 9 chips; machines have 1, 4, 8"),
+        ("gke", {"workdir": "/run"}, "has to be a folder in /data"),
+        ("gke", {"partition": "gpu"}, "has no use for --partition"),
+        ("slurm", {"slices": 2}, "has no use for --slices=2"),
+        ("slurm", {"nodes": 0}, "--nodes=0 must be at least 1"),
+        ("slurm", {"partitoin": "gpu"}, 'did you mean "partition"'),
+        ("tpu-vm", {"topology": "tpu7x:2x2x1"}, "tpu7x cannot be had as a TPU VM"),
+        ("xpk", {"topology": "v5e:16"}, "torus of 2 axes"),
+        ("kube", {}, "--on"),
+    ],
+)
+def test_what_cannot_start_is_refused(on, changes, words, tmp_path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        llmasos_jax.launch("quickstart", on, tmp_path / "x", **NEEDED.get(on, {}) | changes)
+    assert not (tmp_path / "x").exists()
+
+
+def test_config_has_to_mean_the_same_there(tmp_path) -> None:
+    config = read_config("quickstart")
+    config.mesh.fsdp = (64,)
+    with pytest.raises(ConfigError, match=r"1 x 64 = 64 devices, v5e:4x8 has 32"):
+        llmasos_jax.launch(config, "gke", tmp_path / "x", **NEEDED["gke"])
+    config = read_config("quickstart")
+    config.data.source, config.data.path = "text", "my/text"
+    with pytest.raises(ConfigError, match=r"data.path: 'my/text' is not a whole path"):
+        llmasos_jax.launch(config, "slurm", tmp_path / "x", **NEEDED["slurm"])
+
+
+def test_command_line_lists_the_files(tmp_path, capsys) -> None:
+    flags = [f"--{name}={value}" for name, value in NEEDED["slurm"].items()]
+    words = ["launch", "--config=quickstart", "--on=slurm", f"--out={tmp_path}", *flags]
+    assert main([*words, "--json", "--config.train.steps=5"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["files"] == [str(tmp_path / n) for n in ("config.json", "train.sbatch")]
+    assert answer["hosts"] == 4 and answer["chips"] is None
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["steps"] == 5
+    assert main(words) == 0
+    assert capsys.readouterr().out.endswith(f"sbatch {tmp_path}/train.sbatch\n")
+
+
+def test_yaml_keeps_types_and_text() -> None:
+    yaml = pytest.importorskip("yaml")
+    value = {
+        "on": "yes",
+        "a.b/c": ["1", 1, 1.5, True, None, [], {}, "x: # y", "é\n"],
+        "nested": [{"deep": [["a"], {"b": {"c": []}}]}],
+        "text": '{\n  "a": "b # c",\n\n}\n',
+    }
+    assert yaml.safe_load(to_yaml(value)) == value
+    assert object_name("LLaMA_2 7B!") == "llama-2-7b"
