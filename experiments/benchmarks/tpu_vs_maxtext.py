@@ -14,7 +14,8 @@ runs, no TPU is needed. Both programs are read by `llmasos_jax.plan.hlo`, loops 
     python experiments/benchmarks/tpu_vs_maxtext.py --peer-python=PYTHON_WITH_MAXTEXT [CASE ...]
 
 This interpreter needs the peer's jax and libtpu; other versions are refused. A side takes one to
-four minutes on two cores. Writes tpu_vs_maxtext.json beside itself and prints a table of ratios.
+four minutes on two cores. Writes tpu_vs_maxtext.json beside itself and prints what it found, and
+ours over the peer's.
 """
 
 from __future__ import annotations
@@ -133,9 +134,9 @@ def ratios(ours: dict, peer: dict) -> dict:
     return {name: round(ours[name] / peer[name], 4) for name in names} if both else {}
 
 
-def run_case(case: Case, peer_python: str, folder: Path, keep: Path | None) -> dict:
-    """Both sides of a case, one after the other."""
-    folder = keep or folder
+def run_case(name: str, peer_python: str, folder: Path) -> None:
+    """Both sides of a case, one after the other; each is stored when it is there."""
+    case = CASES[name]
     found: dict = {"ours": {}, "ratios": {}}
     peer = None
     if case.peer:
@@ -143,17 +144,24 @@ def run_case(case: Case, peer_python: str, folder: Path, keep: Path | None) -> d
         peer = compiled(command, case.peer_flags, folder / f"peer {case.topology}.txt")
         found["peer"] = peer
         print(json.dumps({"peer": peer}), flush=True)
-    for name, train in case.choices.items():
+        store(name, found)
+    for choice, train in case.choices.items():
         command = [sys.executable, str(HERE / "tpu_ours.py"), f"--config={case.config}"]
         command += [f"--topology={case.topology}", f"--train={json.dumps(train)}"]
-        row = compiled(command, case.flags, folder / f"ours {case.topology} {name}.txt")
-        found["ours"][name] = {"train": train, **row}
-        print(json.dumps({name: row}), flush=True)
+        row = compiled(command, case.flags, folder / f"ours {case.topology} {choice}.txt")
+        found["ours"][choice] = {"train": train, **row}
+        print(json.dumps({choice: row}), flush=True)
         if peer is not None:
             check_versions(row, peer)
-            found["ratios"][name] = ratios(row, peer)
-            print(json.dumps({"ratios": found["ratios"][name]}), flush=True)
-    return found
+            found["ratios"][choice] = ratios(row, peer)
+            print(json.dumps({"ratios": found["ratios"][choice]}), flush=True)
+        store(name, found)
+
+
+def store(name: str, found: dict) -> None:
+    """Puts a case into the file beside this one."""
+    stored = json.loads(OUT.read_text()) if OUT.exists() else {}
+    OUT.write_text(json.dumps(stored | {name: found}, indent=1) + "\n")
 
 
 def check_versions(ours: dict, peer: dict) -> None:
@@ -177,9 +185,7 @@ def main() -> None:
     for name in args.cases or CASES:
         print(name, flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            found = run_case(CASES[name], args.peer_python, Path(folder), args.keep)
-        stored = json.loads(OUT.read_text()) if OUT.exists() else {}
-        OUT.write_text(json.dumps(stored | {name: found}, indent=1) + "\n")
+            run_case(name, args.peer_python, args.keep or Path(folder))
 
 
 if __name__ == "__main__":
