@@ -1,7 +1,9 @@
 """What `config.precision` promises: scaled losses, narrow weights and moments, rounded products."""
 
+import collections
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +126,11 @@ def test_a_run_survives_a_planted_overflow(tmp_path):
     last = record.values[30]
     assert last["skipped_steps"] >= 2 and last["overflow"] == 0
     assert last["loss"] < 4.5
+    keeper = Checkpointer(tmp_path / "run" / "checkpoints")
+    target = make_trainer(cfg, make_mesh(cfg.mesh)).abstract_state
+    scale = keeper.restore(target).state.scale
+    keeper.close()
+    assert scale.skipped == last["skipped_steps"] and scale.value == last["loss_scale"]
 
 
 def test_a_run_whose_scale_is_used_up_fails_in_one_line(tmp_path):
@@ -357,3 +364,62 @@ def test_rounded_products_train_on_a_mesh(kind):
     )
     assert found[-1].loss < found[0].loss - 0.1
     np.testing.assert_allclose(found[-1].loss, wanted[-1].loss, rtol=0.02)
+
+
+def test_a_gpu_gets_products_of_codes():
+    runtime = training_runtime(PrecisionConfig("bfloat16", quantize="fp8"), "gpu")
+
+    def loss(x, w):
+        return jnp.sum(runtime.dot("btd,df->btf", x, w).astype(jnp.float32))
+
+    x, w = jnp.ones((1, 16, 32), jnp.bfloat16), jnp.ones((32, 16))
+    lowered = jax.jit(jax.grad(loss, (0, 1))).trace(x, w).lower(lowering_platforms=("cuda",))
+    products = [line for line in lowered.as_text().splitlines() if "dot_general" in line]
+    factors = [sorted(re.findall(r"xf8(\w+)>", line)) for line in products]
+    assert sorted(factors) == [["E4M3FN"] * 2, ["E4M3FN", "E5M2"], ["E4M3FN", "E5M2"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "topology", "codes"),
+    [("int8", "v5e:2x2", ("s8", "s8")), ("fp8", "v6e:2x2", ("f8e4m3fn", "f8e5m2"))],
+)
+def test_a_tpu_multiplies_codes(kind, topology, codes, monkeypatch):
+    pytest.importorskip("libtpu", reason="needs the extra `tpu`")
+    from jax.experimental import topologies
+
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    mesh = MeshConfig(fsdp=(2,), tensor=2)
+    cfg = Config(
+        model=MODEL.replace(
+            vocab_size=512, embedding_dim=256, num_layers=1, context_length=128, ffn_dim=512
+        ),
+        data=DataConfig(sequence_length=128),
+        train=TrainConfig(batch_size=4),
+        precision=PrecisionConfig("bfloat16", quantize=kind, weights="bfloat16", moments="int8"),
+        mesh=mesh,
+    )
+    trainer = make_trainer(cfg, make_mesh(mesh, devices))
+    lowered = trainer.step.lower(trainer.abstract_state, trainer.abstract_batch)
+    # What is compiled for devices that are not here cannot be read back from the cache.
+    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
+    text = lowered.compile().as_text()
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+    dtypes = dict(re.findall(r"(%[\w.-]+) = (\w+)\[", text))
+    found = collections.Counter(
+        tuple(sorted(dtypes[name] for name in pair))
+        for pair in re.findall(r" convolution\((%[\w.-]+), (%[\w.-]+)\)", text)
+    )
+    # Seven products, forward and twice backward; the output layer's stay as they are.
+    forward, backward = (codes[0],) * 2, tuple(sorted(codes))
+    wanted = collections.Counter({forward: 7}) + collections.Counter({backward: 14})
+    assert {pair: found[pair] for pair in wanted} == dict(wanted)
+    assert sum(found.values()) == 24
+
+
+def test_a_scale_below_one_is_refused():
+    with pytest.raises(ConfigError, match=r"precision.loss_scale=0.5 must be at least 1"):
+        PrecisionConfig("float16", loss_scale=0.5)
