@@ -1,6 +1,5 @@
 """Several processes as one run: who they are, what they read, and what they do without one."""
 
-import dataclasses
 import json
 import shutil
 import signal
@@ -243,14 +242,20 @@ def test_relay_keeps_a_broken_end_from_the_other() -> None:
         relay.close()
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A config with its text, and one compilation cache for all runs of it."""
+    made = tmp_path_factory.mktemp("hosts") / "run"
+    host_runs.prepare(made)
+    return made
+
+
 def losses(workdir):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
-def test_two_processes_train_as_one_and_one_goes_on(tmp_path) -> None:
-    folder = tmp_path / "run"
-    host_runs.prepare(folder)
+def test_two_processes_train_as_one_and_one_goes_on(folder) -> None:
     run = host_runs.Run(folder, 2, by_config=False)
     cfg = load_config(str(folder / "small.py"))
     llmasos_jax.train(cfg, folder / "one")
@@ -261,24 +266,22 @@ def test_two_processes_train_as_one_and_one_goes_on(tmp_path) -> None:
     assert "step 6" in run.log(0) and "step" not in run.log(1)  # one process speaks for all
     shutil.rmtree(folder / "run" / "checkpoints" / "6")
     (folder / "run" / "result.json").unlink()
-    llmasos_jax.train(dataclasses.replace(cfg), folder / "run")
+    llmasos_jax.train(cfg, folder / "run")
     again = losses(folder / "run")
     np.testing.assert_allclose([*again.values()], [*one.values()], rtol=tolerances.PARITY)
     assert jax.process_count() == 1
 
 
-def test_one_that_is_stopped_or_killed_takes_the_other_with_it(tmp_path) -> None:
-    folder = tmp_path / "run"
-    host_runs.prepare(folder)
+def test_one_that_is_stopped_or_killed_takes_the_other_with_it(folder) -> None:
     options = ["--config.train.steps=1000000", "--config.checkpoint.every_steps=50"]
-    run = host_runs.Run(folder, 2, options=options)
+    run = host_runs.Run(folder, 2, workdir="long", options=options)
     run.wait_for_step(3)
     run.send(1, signal.SIGTERM)
     assert run.wait() == [75, 75], run.log(0) + run.log(1)
     saved = max(run.losses())
     assert f"SIGTERM on process 1 ({socket.gethostname()}): saved at step {saved} " in run.log(0)
     assert f"llmasos: SIGTERM: saved at step {saved} " in run.log(1)
-    again = host_runs.Run(folder, 2, options=options)
+    again = host_runs.Run(folder, 2, workdir="long", options=options)
     again.wait_for_step(saved + 2)
     start_s = time.monotonic()
     again.send(0, signal.SIGKILL)
@@ -289,10 +292,8 @@ def test_one_that_is_stopped_or_killed_takes_the_other_with_it(tmp_path) -> None
     assert "start the run again on all hosts: it goes on from step" in line
 
 
-def test_another_config_on_one_host_is_refused_by_all(tmp_path) -> None:
-    folder = tmp_path / "run"
-    host_runs.prepare(folder)
-    run = host_runs.Run(folder, 2, one=(1, ["--config.optim.learning_rate=0.5"]))
+def test_another_config_on_one_host_is_refused_by_all(folder) -> None:
+    run = host_runs.Run(folder, 2, workdir="other", one=(1, ["--config.optim.learning_rate=0.5"]))
     statuses = run.wait()
     assert set(statuses) <= {2, 3} and 2 in statuses
     for index in range(2):
