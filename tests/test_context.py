@@ -366,14 +366,6 @@ def test_wrong_token_fields_are_named(fields, words):
         ({"context": 2}, {"data": DataConfig(sequence_length=15)}, "sequence_length=15; make it"),
         (
             {"context": 2},
-            {
-                "model": MODELS["learned"],
-                "train": TrainConfig(batch_size=B, expert_capacity=1.0),
-            },
-            "set train.expert_capacity=None",
-        ),
-        (
-            {"context": 2},
             {"model": SMALL.replace(encoder=Encoder(2))},
             "model.encoder.num_layers=2 makes two",
         ),

@@ -54,12 +54,6 @@ def check_context(cfg: Config, manual: Manual) -> None:
         f"{mesh} splits the tokens of one stack, and model.encoder.num_layers="
         f"{model.encoder.num_layers} makes two; set mesh.context=1 for an encoder-decoder",
     )
-    _require(
-        cfg.train.expert_capacity is None,
-        f"{mesh} and train.expert_capacity={cfg.train.expert_capacity}: an expert's places are "
-        "counted over the tokens of a row, which no device has; set train.expert_capacity=None, or "
-        "mesh.context=1",
-    )
     if manual.exchange == "all_to_all":
         _require(
             heads % ways == 0,
