@@ -286,9 +286,7 @@ def assert_same(found, wanted, tolerance=SIMPLE):
 CASES = [
     ("options", MeshConfig(data=1, context=4, tensor=2)),
     ("options", MeshConfig(fsdp=(2,), context=2, tensor=2, context_exchange="ring")),
-    ("alibi", MeshConfig(data=2, context=2, tensor=2)),
     ("alibi", MeshConfig(fsdp=(2,), context=4, context_exchange="ring")),
-    ("learned", MeshConfig(data=1, context=2)),
     ("learned", MeshConfig(data=2, context=4, context_exchange="ring")),
     ("relative", MeshConfig(data=1, context=2, tensor=2)),
     ("relative", MeshConfig(data=1, context=4, context_exchange="ring")),
