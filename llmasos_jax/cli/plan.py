@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmasos_jax.cli.options import add_config, add_json, config_of, note, print_json
+from llmasos_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llmasos_jax.config.schema import Config
+    from llmasos_jax.plan.report import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tries meshes, remat, batches and kernel blocks, and ranks what fits",
     )
     parser.add_argument(
+        "--tries", type=int, metavar="N", help="programs that --search compiles at most (16)"
+    )
+    parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
@@ -48,14 +57,51 @@ def run(args: argparse.Namespace) -> int:
     from llmasos_jax.plan.run import make_plan, parse_tokens
 
     tokens = parse_tokens(args.tokens) if args.tokens is not None else None
+    if args.search:
+        return _search(args, config, tokens)
+    if args.tries is not None:
+        raise ConfigError("--tries goes with --search; add it, or leave --tries out")
     plan = make_plan(config, args.topology, args.slices, tokens)
     if args.out is not None:
-        from llmasos_jax.plan.picture import write_pictures
-
-        for path in write_pictures(plan, args.out):
-            note(f"wrote {path}")
+        _write_pictures(plan, args.out)
     if args.json:
         print_json(plan.to_dict())
     else:
         print(plan)
     return 0 if plan.fits else 1
+
+
+def _search(args: argparse.Namespace, config: Config, tokens: float | None) -> int:
+    from llmasos_jax.plan.best import write_best
+    from llmasos_jax.plan.child import Stage
+    from llmasos_jax.plan.search import search
+
+    tries = 16 if args.tries is None else args.tries
+    if tries < 1:
+        raise ConfigError(f"--tries={tries} must be at least 1")
+    stage = Stage("search", lines=True)
+    try:
+        found = search(config, args.topology, args.slices, tokens=tokens, tries=tries, say=stage)
+    finally:
+        stage.close()
+    best = found.best
+    if best is not None and best.plan is not None and args.out is not None:
+        note(f"wrote {write_best(args.config, best.config, best.text, args.out)}")
+        _write_pictures(best.plan, args.out)
+    if args.json:
+        print_json(found.to_dict())
+    else:
+        print(found)
+        if best is not None and best.plan is not None:
+            print(f"\nthe best: {best.text}\n\n{best.plan}")
+    return 0 if best is not None else 1
+
+
+def _write_pictures(plan: Plan, folder: Path) -> None:
+    from llmasos_jax.plan.picture import write_pictures
+
+    written = write_pictures(plan, folder)
+    for path in written:
+        note(f"wrote {path}")
+    if len(written) == 1:
+        note("no plan.png: it needs Pillow; pip install 'llmasos-jax[plot]' brings it")

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from llmasos_jax import errors
 from llmasos_jax.config.build import to_dict
@@ -99,13 +100,19 @@ def _trouble(status: int | None, log: Path) -> str:
 
 
 class Stage:
-    """A line on standard error with what is being done and for how long; silent for two seconds.
+    """A line on standard error with what is being done and for how long.
 
-    On a terminal it stays one line that counts; elsewhere each stage is a line of its own.
+    On a terminal it is one line that counts; elsewhere a line when compiling begins.
+
+    Args:
+      label: what it is about.
+      lines: elsewhere, a line for all that is said but the stages of one compilation.
     """
 
-    def __init__(self, label: str) -> None:
-        self._label, self._start_s, self._bar = label, time.monotonic(), None
+    def __init__(self, label: str, *, lines: bool = False) -> None:
+        self._label, self._lines = label, lines
+        self._bar: Any = None
+        self._start_s = time.monotonic()
 
     def __call__(self, what: str) -> None:
         """Says that `what` begins."""
@@ -115,8 +122,11 @@ class Stage:
                 self._bar.start()
                 self._task = self._bar.add_task(self._label, total=None)
             self._bar.update(self._task, description=f"{self._label}: {what}")
+        elif self._lines:
+            if not what.endswith(_STAGES):
+                self._print(what)
         elif what == "compiling":
-            print(f"{self._label}: {what} (minutes for a large model)", file=sys.stderr, flush=True)
+            self._print(f"{what} (minutes for a large model)")
 
     def close(self) -> None:
         """Takes the line away."""
@@ -124,8 +134,15 @@ class Stage:
             self._bar.stop()
             self._bar = None
 
+    def _print(self, what: str) -> None:
+        seconds = time.monotonic() - self._start_s
+        print(f"{self._label}, {seconds:.0f} s: {what}", file=sys.stderr, flush=True)
 
-def _spinner():  # noqa: ANN202
+
+_STAGES = ("describing the pod", "tracing", "compiling", "reading the program")
+
+
+def _spinner() -> Any:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

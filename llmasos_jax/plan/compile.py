@@ -45,8 +45,6 @@ def compile_figures(
       ConfigError: the mesh is not one of these devices, or the step cannot be built on it.
       MissingExtraError: libtpu is not here.
     """
-    # What is compiled for devices that are not here cannot be read back from JAX's cache.
-    jax.config.update("jax_enable_compilation_cache", False)
     say("describing the pod")
     devices = pod_devices(topology)
     mesh = make_mesh(cfg.mesh, devices)
@@ -55,7 +53,7 @@ def compile_figures(
     start = time.monotonic()
     lowered = trainer.step.lower(trainer.abstract_state, trainer.abstract_batch)
     traced = time.monotonic()
-    figures = _figures_of(trainer, {"trace": round(traced - start, 2)})
+    figures = known_before(trainer, {"trace": round(traced - start, 2)})
     say("compiling")
     try:
         compiled = lowered.compile()
@@ -71,13 +69,13 @@ def compile_figures(
             out_of_memory=trouble,
             buffers=trouble.buffers[:LARGEST],
         )
-    done = time.monotonic()
+    compile_s = round(time.monotonic() - traced, 2)
     say("reading the program")
-    return _read(figures, cfg, mesh, compiled, round(done - traced, 2))
+    return read_compiled(figures, trainer, compiled, compile_s)
 
 
-def _figures_of(trainer: Trainer, seconds: dict[str, float]) -> Figures:
-    """What is known before compiling."""
+def known_before(trainer: Trainer, seconds: dict[str, float]) -> Figures:
+    """What is known before compiling; `seconds` of the stages so far are kept with it."""
     cfg, batch = trainer.cfg, trainer.abstract_batch
     length = batch.tokens.shape[1]
     encoder = batch.extra.get("encoder_tokens")
@@ -97,8 +95,9 @@ def _figures_of(trainer: Trainer, seconds: dict[str, float]) -> Figures:
     )
 
 
-def _read(figures: Figures, cfg: Config, mesh: Any, compiled: Any, compile_s: float) -> Figures:
-    start = time.monotonic()
+def read_compiled(figures: Figures, trainer: Trainer, compiled: Any, compile_s: float) -> Figures:
+    """Adds to `known_before` what a compiled step says."""
+    start, cfg, mesh = time.monotonic(), trainer.cfg, trainer.mesh
     stats, text = compiled.memory_analysis(), compiled.as_text()
     devices = list(mesh.devices.flat)
     slices = tuple(getattr(device, "slice_index", 0) for device in devices)

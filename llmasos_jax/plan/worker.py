@@ -28,11 +28,15 @@ def main() -> None:
 
 
 def _figures(request: dict[str, Any]) -> dict[str, Any]:
+    import jax
+
     from llmasos_jax.config.build import from_dict
     from llmasos_jax.plan.chips import parse_topology
     from llmasos_jax.plan.compile import compile_figures
     from llmasos_jax.plan.figures import to_json
 
+    # What is compiled for devices that are not here cannot be read back from JAX's cache.
+    jax.config.update("jax_enable_compilation_cache", False)
     topology = parse_topology(request["topology"], request["slices"])
     return to_json(compile_figures(from_dict(request["config"]), topology, _say))
 
