@@ -79,7 +79,7 @@ def test_collectives_know_their_mesh_axes(groups, axes, ways):
     assert (found.axes, found.ways) == (axes, ways)
     assert found.slices == (2 if "data" in axes else 1)
     assert found.link_bytes == 2 * 512 * (ways - 1) / ways
-    # Over two slices a half of the array is missing, twice for a sum, shared by the group's members.
+    # A half of the array is in the other slice; a sum sends it twice, its members share that.
     assert found.network_bytes == (2 * 512 * 1 / ways if "data" in axes else 0)
 
 
@@ -191,8 +191,8 @@ EARLY = (
     "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
     "(32.39G) exceeds available HBM (15.75G)."
 )
-LATE = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. \
-Used 36.00G of 31.24G hbm. Exceeded hbm capacity by 4.76G.
+LATE = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory \
+space hbm. Used 36.00G of 31.24G hbm. Exceeded hbm capacity by 4.76G.
 
 Total hbm usage >= 36.26G:
     reserved        258.00M

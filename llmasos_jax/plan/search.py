@@ -193,7 +193,9 @@ class _Runner:
     def run(self) -> None:
         base = self.found.base
         self._try({})
-        for _, changes in _STAGES:
+        # What does not fit on any mesh has to keep less first.
+        stages = _STAGES if self.found.best is not None else (_STAGES[1], *_STAGES)
+        for _, changes in stages:
             best = self._change_of_best()
             start = self.found.best.config if self.found.best is not None else base
             for change in list(changes(start, self.topology)):

@@ -1,0 +1,284 @@
+"""`llmasos plan`: figures against the compiler's and the closed form; cache, advice, search."""
+
+import dataclasses
+import functools
+import json
+import math
+from xml.etree import ElementTree
+
+import commands
+import jax
+import numpy as np
+import pytest
+
+from llmasos_jax.config.build import load_config
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.config.precision import PrecisionConfig
+from llmasos_jax.config.schema import Config, DataConfig, MeshConfig, TrainConfig
+from llmasos_jax.errors import ConfigError
+from llmasos_jax.models.count import count_matmul_parameters
+from llmasos_jax.plan import cache, run
+from llmasos_jax.plan.advice import advise
+from llmasos_jax.plan.best import write_best
+from llmasos_jax.plan.candidates import changed, reason_against
+from llmasos_jax.plan.chips import parse_topology
+from llmasos_jax.plan.figures import Figures, Memory, OutOfMemory, State, Traffic, Work, from_json
+from llmasos_jax.plan.picture import draw, to_html, to_png, to_svg
+from llmasos_jax.plan.search import search
+
+GIB = 1 << 30
+TOPOLOGY = parse_topology("v5e:2x2")
+
+
+def small(**train) -> Config:
+    return Config(
+        model=ModelConfig(
+            512, 256, 2, num_heads=2, ffn_dim=512, context_length=256, tie_embeddings=False
+        ),
+        data=DataConfig(sequence_length=256),
+        train=TrainConfig(**{"batch_size": 8, "remat": "none", **train}),
+        precision=PrecisionConfig("bfloat16"),
+        mesh=MeshConfig(fsdp=(2, 2)),
+    )
+
+
+def made(peak=2 * GIB, cycles=1_000_000_000, **changes) -> Figures:
+    """Figures as a compiler might give them."""
+    figures = Figures(
+        versions={"jax": "0", "jaxlib": "0", "libtpu": "0"},
+        mesh={"data": 1, "fsdp_0": 2, "fsdp_1": 2, "tensor": 1},
+        num_parameters=1000,
+        tokens=2048,
+        model_flops=4 * 100e12,
+        state=State(GIB // 4, GIB // 2, 1024, 12),
+        seconds={"trace": 1.0, "compile": 2.0},
+        host_gib=1.0,
+        memory=Memory(GIB, GIB, GIB, peak, 0, peak),
+        work=Work(197 * 10**12, 0, 0.0, 819 * 10**8, cycles, {}),
+        traffic=(Traffic("all-gather", ("fsdp_0",), 1, 2, 4 * 10**9, 2e9, 0.0, (1,)),),
+    )
+    return dataclasses.replace(figures, **changes)
+
+
+@functools.cache
+def compiled():
+    """The small step compiled for four chips, once for all tests."""
+    from llmasos_jax.parallel.mesh import make_mesh
+    from llmasos_jax.plan.compile import known_before, read_compiled
+    from llmasos_jax.plan.pod import pod_devices
+    from llmasos_jax.train.step import make_trainer
+
+    cfg = small()
+    trainer = make_trainer(cfg, make_mesh(cfg.mesh, pod_devices(TOPOLOGY)))
+    lowered = trainer.step.lower(trainer.abstract_state, trainer.abstract_batch)
+    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
+    # What is compiled for devices that are not here cannot be read back from the cache.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
+    program = lowered.compile()
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+    return cfg, program, read_compiled(known_before(trainer, {}), trainer, program, 0.0)
+
+
+@pytest.fixture
+def real():
+    pytest.importorskip("libtpu", reason="needs the extra `tpu`")
+    return compiled()
+
+
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_memory_is_the_compilers(real):
+    stats, memory = real[1].memory_analysis(), real[2].memory
+    assert memory.argument == stats.argument_size_in_bytes
+    assert memory.temporary == stats.temp_size_in_bytes
+    assert memory.peak == stats.peak_memory_in_bytes
+    state = real[2].state
+    assert state.parameters + state.optimizer + state.batch <= memory.argument
+    assert state.optimizer == 2 * state.parameters + 8  # two moments and two counters
+
+
+def test_products_are_the_closed_form_where_nothing_is_computed_again(real):
+    cfg, _, figures = real
+    tokens = cfg.train.batch_size * cfg.data.sequence_length
+    assert figures.tokens == tokens
+    wanted = 6 * count_matmul_parameters(cfg.model) * tokens / 4
+    np.testing.assert_allclose(figures.work.flops, wanted, rtol=0.02)
+    # Scores and sums over values: 2 products forward, 3 and 4 backward, of half the places.
+    pairs = cfg.data.sequence_length * (cfg.data.sequence_length + 1) / 2
+    attention = 2 * 9 * pairs * 2 * 128 * 2 * 2
+    np.testing.assert_allclose(figures.work.kernel_flops, attention, rtol=1e-6)
+    assert figures.work.opaque == () and figures.work.doubts == ()
+
+
+def test_traffic_is_named_by_mesh_axis(real):
+    sent = {(t.kind, t.axes): t for t in real[2].traffic}
+    assert ("all-gather", ("fsdp_0",)) in sent and ("reduce-scatter", ("fsdp_1",)) in sent
+    assert all(t.axes and t.network_bytes == 0 for t in sent.values())
+    assert {axis for t in sent.values() for axis in t.torus} == {0, 1}
+
+
+def test_figures_survive_json(real):
+    assert from_json(json.loads(json.dumps(dataclasses.asdict(real[2])))) == real[2]
+    with pytest.raises(TypeError):
+        from_json({"versions": {}})
+
+
+def test_roofline_and_what_follows_from_it():
+    plan = run.plan_of(small(), TOPOLOGY, made(), tokens=2048 * 3600)
+    line = plan.roofline
+    assert (line.compute_s, line.memory_s, line.link_s) == (1.0, 0.1, 0.02)
+    assert (line.bound_s, line.bound_by) == (1.0, "compute")
+    assert line.cycles_s == pytest.approx(1 / 1.5)
+    assert plan.tokens_per_s == 2048
+    assert plan.mfu == pytest.approx(100 / 197)
+    assert (plan.budget.hours, plan.budget.chip_hours) == (1.0, 4.0)
+    busy = Traffic("all-reduce", ("data",), 1, 1, 10**9, 300e9, 200e9, (0, 1))
+    plan = run.plan_of(small(), TOPOLOGY, made(traffic=(busy,)))
+    assert plan.roofline.link_s == 0.5  # half along each axis, two links of 50 GB/s each
+    assert plan.roofline.bound_by == "network" and plan.roofline.bound_s == 64.0
+
+
+def test_what_does_not_fit_comes_with_changes_that_are_valid():
+    trouble = OutOfMemory(40 * GIB, 16 * GIB, "the program", (), "RESOURCE_EXHAUSTED")
+    cfg = dataclasses.replace(
+        small(batch_size=64), model=dataclasses.replace(small().model, vocab_size=2**19)
+    )
+    figures = made(memory=None, work=None, traffic=(), out_of_memory=trouble)
+    plan = run.plan_of(cfg, TOPOLOGY, figures)
+    assert not plan.fits and plan.roofline is None and plan.budget is None
+    assert "24.00 too much" in plan.verdict and "what to change" in str(plan)
+    told = {path for advice in plan.advice for path in advice.change}
+    assert {"train.loss_chunk", "train.accumulate_steps", "train.batch_size"} <= told
+    for advice in plan.advice:
+        assert advice.saves > 0
+        assert reason_against(changed(cfg, advice.change), TOPOLOGY) is None, advice
+    parts = next(a for a in plan.advice if "train.accumulate_steps" in a.change)
+    times = parts.change["train.accumulate_steps"]
+    # As few parts as make 40 - 0.75 GiB of temporaries fit beside the state.
+    assert (40 - 0.75) / times <= 16 - 0.75 < (40 - 0.75) / (times / 2)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "tags"])
+def test_what_is_kept_can_be_computed_again(remat):
+    save = {"remat_save": ("q", "gate")} if remat == "tags" else {}
+    trouble = OutOfMemory(17 * GIB, 16 * GIB, "temporaries", (), "")
+    cfg = small(remat=remat, **save)
+    advice = advise(cfg, made(memory=None, out_of_memory=trouble), 1 << 20)
+    full = next(a for a in advice if a.change.get("train.remat") == "full")
+    assert changed(cfg, full.change).train.remat == "full" and full.saves > 0
+
+
+def test_a_second_plan_is_from_the_cache(own_cache, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(run, "compile_or_say", lambda *_: calls.append(1) or made())
+    first = run.make_plan(small(), "v5e:2x2")
+    again = run.make_plan(dataclasses.replace(small(), name="other"), "v5e:2x2", tokens=1e9)
+    assert (len(calls), first.from_cache, again.from_cache) == (1, False, True)
+    assert again.figures == first.figures and again.budget.tokens == 10**9
+    run.make_plan(small(remat="full"), "v5e:2x2")
+    run.make_plan(dataclasses.replace(small(), mesh=MeshConfig()), "v5e:4x4")
+    assert len(calls) == 3
+    for file in (cache.cache_folder() / "plan").glob("*.json"):
+        file.write_text('{"versions": ')
+    assert not run.make_plan(small(), "v5e:2x2").from_cache
+    assert "is no plan" in capsys.readouterr().err
+
+
+def answers(cfg, topology, say):
+    """A compiler for searches: the more is kept, the fewer cycles and the more memory."""
+    say("compiling")
+    kept = {"full": 0, "tags": len(cfg.train.remat_save), "none": 30}[cfg.train.remat]
+    ways = 1 + cfg.mesh.tensor / 2
+    share = cfg.train.batch_size / 8
+    figures = made(peak=(1 + kept) * GIB, cycles=int(share * ways * (20 - kept) * 10**9))
+    return dataclasses.replace(figures, tokens=int(2048 * share))
+
+
+def test_search_ranks_what_fits_and_goes_on_from_the_best(own_cache, tmp_path):
+    lines = []
+    found = search(small(), "v5e:2x2", compile_one=answers, tries=50, say=lines.append)
+    best = found.best
+    assert best.config.train.remat_save == ("q", "k", "v", "gate", "up")
+    assert best.config.mesh.tensor == 1 and best.plan.fits and found.is_complete
+    scores = [tried.score for tried in found.ranked]
+    assert scores == sorted(scores) and math.isfinite(scores[-1])
+    out = {t.text: t.trouble for t in found.tried if t.trouble}
+    assert any("31.00 of 16.00" in trouble for trouble in out.values())
+    assert "keeps q, k, v, gate, up" in str(found).splitlines()[2]
+    assert any("min at most" in line for line in lines)
+    file = write_best("tiny", best.config, best.text, tmp_path)
+    assert load_config(str(file)) == best.config
+    again = search(small(), "v5e:2x2", compile_one=lambda *_: 1 / 0, tries=1)
+    assert again.best.config == best.config  # all of it from the cache
+
+
+def test_an_interrupted_search_keeps_what_it_found(own_cache):
+    calls = []
+
+    def stops(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return answers(*args)
+
+    found = search(small(remat="full"), "v5e:2x2", compile_one=stops)
+    assert len(found.ranked) == 2 and not found.is_complete and "not all" in str(found)
+    few = search(small(), "v5e:4x4", compile_one=answers, tries=3)
+    assert not few.is_complete
+
+
+def test_pictures():
+    plan = run.plan_of(small(), TOPOLOGY, made())
+    drawing = draw(plan)
+    texts = [node.text for node in ElementTree.fromstring(to_svg(drawing)).iter() if node.text]
+    assert any("2.00 of 16.00, fits" in text for text in texts) and "compute" in texts
+    page = to_html(plan)
+    assert page.count("<svg") == 1 and "http" not in page.replace("http://www.w3.org", "")
+    assert plan._repr_html_().count("<svg") == 1
+    pytest.importorskip("PIL", reason="needs the extra `plot`")
+    assert to_png(drawing).startswith(b"\x89PNG")
+
+
+def test_numbers_of_tokens():
+    assert run.parse_tokens("300B") == 3e11 and run.parse_tokens("1e6") == 1e6
+    for wrong in ("many", "0", "-1T", "nan", ""):
+        with pytest.raises(ConfigError, match="--tokens"):
+            run.parse_tokens(wrong)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--config=tiny", "--topology=v5f:2x2"], "v5p"),
+        (["--config=tinny", "--topology=v5e:2x2"], "tiny"),
+        (["--config=tiny", "--topology=gpu:8"], "only TPUs"),
+        (["--config=tiny", "--topology=v5e:2x2", "--tries=3"], "--search"),
+        (["--config=tiny", "--topology=v5e:2x2", "--slices=0"], "slices"),
+    ],
+)
+def test_wrong_input_is_one_line(words, says, capsys, own_cache):
+    from llmasos_jax.cli.main import main
+
+    assert main(["plan", *words]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_command_answers_by_its_status(tmp_path):
+    pytest.importorskip("libtpu", reason="needs the extra `tpu`")
+    base = ["plan", "--config=tiny", "--topology=v5e:2x2", "--config.mesh.fsdp=4", "--json"]
+    done = commands.llmasos(*base, f"--out={tmp_path}/out", home=tmp_path)
+    plan = json.loads(done.stdout)
+    assert plan["fits"] and not plan["from_cache"] and plan["host_gib"] < 4
+    assert (tmp_path / "out" / "plan.html").stat().st_size > 2000
+    assert json.loads(commands.llmasos(*base, home=tmp_path).stdout)["from_cache"]
+    large = [*base, "--config.train.batch_size=4000000"]
+    refused = json.loads(commands.llmasos(*large, home=tmp_path, status=1).stdout)
+    assert not refused["fits"] and refused["out_of_memory"]["needed"] > 16 * GIB
+    assert refused["advice"][0]["saves"] > 0
+    wrong = commands.llmasos(*base, "--config.mesh.fsdp=3", home=tmp_path, status=2)
+    assert "4" in wrong.stderr.splitlines()[-1]
