@@ -100,13 +100,13 @@ class Run:
                 *options,
                 *(one[1] if one and one[0] == index else ()),
             ]
-            with open(log, "w") as file:
+            with open(log, "w") as file, open(log.with_suffix(".out"), "w") as out:
                 self.processes.append(
                     subprocess.Popen(
                         [sys.executable, *words],
                         cwd=folder,
                         env=variables,
-                        stdout=subprocess.DEVNULL,
+                        stdout=out,
                         stderr=file,
                     )
                 )
@@ -136,6 +136,10 @@ class Run:
     def log(self, index: int) -> str:
         """What a process has said."""
         return self.logs[index].read_text()
+
+    def output(self, index: int) -> str:
+        """What a process has written to standard output."""
+        return self.logs[index].with_suffix(".out").read_text()
 
     def errors(self, index: int) -> list[str]:
         """The lines of an error that a process has said."""

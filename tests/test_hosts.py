@@ -256,13 +256,14 @@ def losses(workdir):
 
 
 def test_two_processes_train_as_one_and_one_goes_on(folder) -> None:
-    run = host_runs.Run(folder, 2, by_config=False)
+    run = host_runs.Run(folder, 2, by_config=False, options=["--json"])
     cfg = load_config(str(folder / "small.py"))
     llmasos_jax.train(cfg, folder / "one")
     assert run.wait() == [0, 0], run.log(0) + run.log(1)
     two, one = run.losses(), losses(folder / "one")
     assert list(two) == list(range(1, 7))
     np.testing.assert_allclose([*two.values()], [*one.values()], rtol=tolerances.PARITY)
+    assert json.loads(run.output(0))["step"] == 6 and run.output(1) == ""
     assert "step 6" in run.log(0) and "step" not in run.log(1)  # one process speaks for all
     shutil.rmtree(folder / "run" / "checkpoints" / "6")
     (folder / "run" / "result.json").unlink()

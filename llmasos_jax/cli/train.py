@@ -7,6 +7,11 @@ difference is an error that lists it. Ctrl-C or SIGTERM saves and stops with sta
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from llmasos_jax.cli.options import add_config, add_json, config_of, note, print_json
@@ -38,7 +43,8 @@ def run(args: argparse.Namespace) -> None:
     is_first = roll is None or roll.place.index == 0
     count = use_compile_cache()
     try:
-        result = api.train(config, args.workdir)
+        with contextlib.nullcontext() if roll is None else _strangers_on_stderr():
+            result = api.train(config, args.workdir)
     finally:
         if count.requested and is_first:
             note(str(count))
@@ -48,3 +54,18 @@ def run(args: argparse.Namespace) -> None:
         print_json(result.to_dict())
     else:
         print(result)
+
+
+@contextlib.contextmanager
+def _strangers_on_stderr() -> Iterator[None]:
+    """Sends what libraries print to standard error: gloo greets each peer on standard output."""
+    sys.stdout.flush()
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        ctypes.CDLL(None).fflush(None)  # what C has not written yet is theirs too
+        os.dup2(ours, 1)
+        os.close(ours)
