@@ -302,6 +302,20 @@ def test_loss_and_gradients_do_not_depend_on_who_has_the_tokens(model, mesh):
     assert_same(grads, expected(model)[1])
 
 
+def test_a_ring_that_is_kept_goes_round_once():
+    mesh = MeshConfig(data=1, context=4, context_exchange="ring")
+
+    def moves(**train):
+        trainer = trainer_for("alibi", mesh, **train)
+        args = (trainer.abstract_state.params, trainer.abstract_batch, jax.random.key(0))
+        return str(jax.make_jaxpr(trainer.loss_and_grad)(*args)).count("ppermute[")
+
+    # Three turns of keys and values; back with their gradients, which then go home.
+    kept = moves(remat="tags", remat_save=("q", "k", "v", "attention"))
+    assert kept == 3 * 2 + 3 * 4 + 2
+    assert moves(remat="full") == kept + 3 * 2
+
+
 def test_every_weight_has_a_gradient():
     for model in MODELS:
         for path, grad in jax.tree_util.tree_leaves_with_path(expected(model)[1]):

@@ -147,8 +147,8 @@ def attend_split(
     if manual is None or manual.context == 1:
         return attend_fn(*qkv, visible, runtime=runtime, **options)
     if manual.exchange == "ring":
-        out_btnz = ring_attention(*qkv, visible, ways=manual.context, **options)
-        return runtime.tag(out_btnz, "attention")
+        tag = "attention" if runtime.remat == "tags" else None
+        return ring_attention(*qkv, visible, ways=manual.context, tag=tag, **options)
     if options.get("slopes") is not None:
         options["slopes"] = own_heads(jnp.asarray(options["slopes"]), runtime)
     q_btnh, k_bskh, v_bskz = _by_heads(_to_heads, (_HEADS,) * 3, (_HEADS,) * 3)(*qkv)

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from llmasos_jax.nn.mask import Visibility
@@ -44,6 +45,7 @@ def ring_attention(
     soft_cap: float | None = None,
     slopes: np.ndarray | None = None,
     bias: jax.Array | None = None,
+    tag: str | None = None,
 ) -> jax.Array:
     """`kernels.dot_product` in a region that is manual over `context`.
 
@@ -57,12 +59,14 @@ def ring_attention(
       soft_cap: c in c tanh(scores / c), after the scale.
       slopes: ALiBi's slope of each query head, float32 [N]; not differentiated.
       bias: added to the scores of these queries and all keys, float32 [N, T, S].
+      tag: under which a remat policy may keep what the backward pass reads, so that keys and values
+        need not go round once more for it.
 
     Returns:
       [B, T, N, Z] in `q_btnh`'s dtype.
     """
     t = q_btnh.shape[1]
-    plan = _Plan(ways, _turns(visible, t, ways), scale, soft_cap)
+    plan = _Plan(ways, _turns(visible, t, ways), scale, soft_cap, tag)
 
     def attend(*args: Any) -> jax.Array:
         return _ring(plan, *args)
@@ -102,6 +106,7 @@ class _Plan:
     turns: tuple[int, ...]
     scale: float
     soft_cap: float | None
+    tag: str | None
 
     def move(self, tree: Any, steps: int) -> Any:
         """Each device's arrays go to the one `steps` further on."""
@@ -221,6 +226,8 @@ def _forward(
     log_bkgt = top + jnp.log(total)
     out = (out / total[..., None]).transpose(0, 3, 1, 2, 4)
     out_btnz = out.reshape(b, t, k * g, -1).astype(q_btnh.dtype)
+    if plan.tag is not None:
+        out_btnz, log_bkgt = (checkpoint_name(x, plan.tag) for x in (out_btnz, log_bkgt))
     return out_btnz, (kept, out_btnz, log_bkgt)
 
 
