@@ -97,9 +97,7 @@ class Plan:
         devices = f"{self.num_chips:,} chips"
         if self.num_devices != self.num_chips:
             devices += f", {self.num_devices:,} devices"
-        said = (
-            f"compiled by {versions}" if self.source == "compiler" else f"an estimate, {versions}"
-        )
+        said = "compiled by" if self.source == "compiler" else "an estimate, with"
         seconds = ", ".join(f"{name} {s:.0f} s" for name, s in figures.seconds.items())
         again = " (from the cache)" if self.from_cache else ""
         return [
@@ -108,7 +106,11 @@ class Plan:
             ("batch", f"{figures.tokens:,} tokens a step"),
             ("mesh", mesh or "1 device"),
             ("fits", self.verdict),
-            ("source", f"{said} {versions}{again}" + (f"; {seconds}" if seconds else "")),
+            (
+                "source",
+                f"{said} {versions}{again}"
+                + (f"; {seconds}, {figures.host_gib:.1f} GiB here" if seconds else ""),
+            ),
         ]
 
     @property
