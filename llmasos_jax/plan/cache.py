@@ -35,6 +35,7 @@ def cache_key(cfg: Config, topology: Topology) -> str:
         "config": values,
         "topology": str(topology),
         "versions": _versions(),
+        "flags": os.environ.get("LIBTPU_INIT_ARGS"),
         "source": _source_hash(),
         "parts": [hashlib.sha256(path.read_bytes()).hexdigest() for path in _own_parts(values)],
     }

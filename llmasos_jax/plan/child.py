@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -74,8 +75,10 @@ def compile_in_child(cfg: Config, topology: Topology, say: Callable[[str], None]
 def _talk(child: subprocess.Popen[str], request: str, say: Callable[[str], None]) -> None:
     if child.stdin is None or child.stdout is None:
         return
-    child.stdin.write(request)
-    child.stdin.close()
+    # Where the child is gone already, what it left behind says why.
+    with contextlib.suppress(BrokenPipeError):
+        child.stdin.write(request)
+        child.stdin.close()
     for line in child.stdout:
         say(line.strip())
 
