@@ -118,9 +118,9 @@ class Plan:
         """Whether the step fits, and by how much, in words."""
         room = f"{self.available / _GIB:.2f} GiB"
         if trouble := self.figures.out_of_memory:
+            over = (trouble.needed - trouble.available) / _GIB
             return (
-                f"NO: {trouble.what} take {trouble.needed / _GIB:.2f} of {room}, "
-                f"{(trouble.needed - trouble.available) / _GIB:.2f} too much"
+                f"NO: {trouble.needed / _GIB:.2f} of {room} for {trouble.what}, {over:.2f} too much"
             )
         memory = self.figures.memory
         if memory is None:
