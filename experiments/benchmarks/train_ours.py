@@ -114,17 +114,19 @@ def main() -> None:
     trainer = make_trainer(cfg, make_mesh(cfg.mesh, jax.devices()[:1]))
     state = trainer.init(jax.random.key(0))
     batch = trainer.put(batch_of(args))
-    times = []
+    times, cpu_times = [], []
     for _ in range(args.steps + 1):
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         state, metrics = trainer.step(state, batch)
         loss = float(metrics.loss)
         times.append(time.perf_counter() - start)
+        cpu_times.append(time.process_time() - cpu_start)
     step_s = statistics.median(times[1:])
     row = dict(
         name="llmasos_jax",
         dtype=args.dtype,
         step_s=round(step_s, 3),
+        step_cpu_s=round(statistics.median(cpu_times[1:]), 3),
         first_step_s=round(times[0], 2),
         tokens_per_s=round(args.batch * args.seq / step_s, 1),
         loss=loss,

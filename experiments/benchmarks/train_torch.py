@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seq", type=int, default=512)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--compile", action="store_true", help="torch.compile, its C++ backend")
     args = parser.parse_args()
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -41,23 +42,26 @@ def main() -> None:
     )
     model = LlamaForCausalLM(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.1)
+    run = torch.compile(model) if args.compile else model
     ids = torch.randint(0, config.vocab_size, (args.batch, args.seq))
-    times = []
+    times, cpu_times = [], []
     for _ in range(args.steps + 1):
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.dtype == "bfloat16"):
-            loss = model(input_ids=ids, labels=ids).loss
+            loss = run(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         loss = float(loss.detach())
         times.append(time.perf_counter() - start)
+        cpu_times.append(time.process_time() - cpu_start)
     step_s = statistics.median(times[1:])
     row = dict(
-        name="transformers + torch",
+        name="transformers + torch" + (".compile" if args.compile else ""),
         dtype=args.dtype,
         step_s=round(step_s, 3),
+        step_cpu_s=round(statistics.median(cpu_times[1:]), 3),
         first_step_s=round(times[0], 2),
         tokens_per_s=round(args.batch * args.seq / step_s, 1),
         loss=loss,

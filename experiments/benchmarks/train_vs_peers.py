@@ -1,14 +1,16 @@
 """Training on a CPU: this project beside transformers + torch and MaxText, in turn, in one run.
 
 The 135M LLaMA shape (SmolLM2), batch 4 x 512, AdamW, clipping at 1.0, float32 weights; bfloat16
-means bfloat16 products. Machines are noisy, so each round runs every program once and the ratio is
-taken inside the round.
+means bfloat16 products. Machines are noisy, so each round runs every program once and ratios are
+taken inside the round: to this project in the same dtype, and to the faster of its two.
 
     python experiments/benchmarks/train_vs_peers.py --rounds=3 \
         --torch-python=PYTHON_WITH_TORCH --maxtext-python=PYTHON_WITH_MAXTEXT
 
 `pip install torch==2.13.0 transformers==5.23.0`; `pip install 'maxtext[tpu]==0.2.5'` on 3.12.
-A peer whose interpreter is not given is left out. Writes train_vs_peers.json beside itself.
+A peer whose interpreter is not given is left out; torch.compile needs a C++ compiler.
+Writes train_vs_peers.json beside itself. `step_cpu_s` is of both cores together: it says more than
+tokens/s where others use them too.
 """
 
 from __future__ import annotations
@@ -24,6 +26,15 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
+OURS = "llmasos_jax"
+PROGRAMS = (
+    ("ours", "float32"),
+    ("ours", "bfloat16"),
+    ("maxtext", "float32"),
+    ("torch", "float32"),
+    ("torch", "bfloat16"),
+    ("torch.compile", "bfloat16"),
+)
 MAXTEXT_SHAPE = (
     "decoder_block=llama2 base_emb_dim=576 base_num_query_heads=9 base_num_kv_heads=3 head_dim=64 "
     "base_mlp_dim=1536 base_num_decoder_layers=30 vocab_size=49152 mlp_activations=[silu,linear] "
@@ -83,33 +94,65 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seq", type=int, default=512)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--programs", help="comma-separated program:dtype; default all")
     parser.add_argument("--torch-python")
     parser.add_argument("--maxtext-python")
+    parser.add_argument("--parts", action="store_true", help="also time parts of our step")
     args = parser.parse_args()
     result: dict = {"args": {k: v for k, v in vars(args).items() if "python" not in k}, "rows": []}
-    for dtype in args.dtypes.split(","):
-        for round_number in range(args.rounds):
-            more = ["--parts"] if not result["rows"] else []
-            rows = [run_json(sys.executable, "train_ours.py", args, dtype, *more)]
-            if args.torch_python:
-                rows.append(run_json(args.torch_python, "train_torch.py", args, dtype))
-            if args.maxtext_python:
-                rows.append(run_maxtext(args.maxtext_python, args, dtype))
-            for row in rows:
-                row["round"] = round_number
-                row["ratio"] = round(rows[0]["tokens_per_s"] / row["tokens_per_s"], 2)
-                print(json.dumps(row), flush=True)
-            result["rows"] += rows
-            # After each round: a run that is stopped half way leaves what it has.
-            (HERE / "train_vs_peers.json").write_text(json.dumps(result, indent=1) + "\n")
-    print("\n| program | dtype | tokens/s | llmasos_jax is x times as fast | peak GB |")
-    print("|---|---|---|---|---|")
-    for name, dtype in dict.fromkeys((row["name"], row["dtype"]) for row in result["rows"]):
-        rows = [r for r in result["rows"] if (r["name"], r["dtype"]) == (name, dtype)]
-        median = lambda key, rows=rows: statistics.median(row[key] for row in rows)
-        peak = max(row["peak_rss_gb"] for row in rows)
-        print(f"| {name} | {dtype} | {median('tokens_per_s')} | {median('ratio'):.2f} | {peak} |")
+    programs = PROGRAMS
+    if args.programs:
+        programs = tuple(tuple(item.split(":")) for item in args.programs.split(","))
+    for number in range(args.rounds):
+        rows = [run(program, dtype, args, number) for program, dtype in programs]
+        rows = [row for row in rows if row is not None]
+        with_ratios(rows)
+        for row in rows:
+            row["round"] = number
+            print(json.dumps(row), flush=True)
+        result["rows"] += rows
+        # After each round: a run that is stopped half way leaves what it has.
+        (HERE / "train_vs_peers.json").write_text(json.dumps(result, indent=1) + "\n")
+    print_table(result["rows"])
+
+
+def run(program: str, dtype: str, args: argparse.Namespace, number: int) -> dict | None:
+    """One program's row; None where its interpreter is not given."""
+    if program == "ours":
+        more = ["--parts"] if args.parts and not number else []
+        return run_json(sys.executable, "train_ours.py", args, dtype, *more)
+    if program == "maxtext":
+        return run_maxtext(args.maxtext_python, args, dtype) if args.maxtext_python else None
+    if not args.torch_python:
+        return None
+    more = ["--compile"] if program == "torch.compile" else []
+    return run_json(args.torch_python, "train_torch.py", args, dtype, *more)
+
+
+def with_ratios(rows: list[dict]) -> None:
+    """Adds how many times as fast this project is, in the row's dtype and in its better one."""
+    ours = {row["dtype"]: row["tokens_per_s"] for row in rows if row["name"] == OURS}
+    for row in rows:
+        if row["dtype"] in ours:
+            row["ratio"] = round(ours[row["dtype"]] / row["tokens_per_s"], 2)
+        if ours:
+            row["ratio_of_best"] = round(max(ours.values()) / row["tokens_per_s"], 2)
+
+
+def print_table(all_rows: list[dict]) -> None:
+    """Medians over the rounds, as a table of Markdown."""
+    print(
+        "\n| program | dtype | tokens/s | llmasos_jax in that dtype | its better dtype | peak GB |"
+    )
+    print("|---|---|---|---|---|---|")
+    for name, dtype in dict.fromkeys((row["name"], row["dtype"]) for row in all_rows):
+        rows = [r for r in all_rows if (r["name"], r["dtype"]) == (name, dtype)]
+        cells = [f"{statistics.median(row['tokens_per_s'] for row in rows)}"]
+        for key in ("ratio", "ratio_of_best"):
+            found = [row[key] for row in rows if key in row]
+            cells.append(f"{statistics.median(found):.2f} x" if found else "")
+        cells.append(str(max(row["peak_rss_gb"] for row in rows)))
+        print(f"| {name} | {dtype} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

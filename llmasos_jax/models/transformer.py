@@ -23,7 +23,6 @@ from llmasos_jax.nn.heads import Affine, MLMHead, Scores, pool
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.nn.weight import gathered
-from llmasos_jax.types import Tree
 
 
 @jax.tree_util.register_dataclass
@@ -179,7 +178,7 @@ class Transformer(Stack):
         score, weights = self.output_layer(runtime)
         return score(weights, x_btd)
 
-    def output_layer(self, runtime: Runtime) -> tuple[Callable[[Tree, jax.Array], jax.Array], Tree]:
+    def output_layer(self, runtime: Runtime) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
         """The output layer as a pure function, for losses that score a few tokens at a time.
 
         Args:
@@ -280,7 +279,7 @@ class Transformer(Stack):
 
 
 def _score(
-    cfg: ModelConfig, graphdef: Any, runtime: Runtime, weights: Tree, x_btd: jax.Array
+    cfg: ModelConfig, graphdef: Any, runtime: Runtime, weights: Any, x_btd: jax.Array
 ) -> jax.Array:
     """`Transformer.logits` with the output layer's weights as an argument."""
     with jax.named_scope("logits"):

@@ -60,7 +60,7 @@ def cudnn_attention(
     window = None
     if by_rule and visible.window is not None:
         window = (visible.window - 1, 0)
-    return jax.nn.dot_product_attention(
+    return jax.nn.dot_product_attention(  # pyright: ignore[reportCallIssue]
         q_btnh,
         k_bskh,
         v_bskh,

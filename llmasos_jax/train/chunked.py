@@ -67,7 +67,8 @@ def chunked_cross_entropy(
       >>> print(f"{loss:.4f} {sums.correct_sum:.0f} of {sums.weight_sum:.0f}")
       1.9398 2 of 3
     """
-    loss, sums = _loss(score, chunks, weights, (x_bmd, targets, loss_weights))
+    out: Any = _loss(score, chunks, weights, (x_bmd, targets, loss_weights))
+    loss, sums = out
     return loss, lax.stop_gradient(sums)
 
 
@@ -86,15 +87,16 @@ def _loss(
 def _forward(score: Score, chunks: Chunks, weights: Tree, tokens: Tokens) -> tuple[Any, Any]:
     if chunks.again:
         return _loss(score, chunks, weights, tokens), (weights, tokens)
-    out, *gradients = _with_gradients(score, chunks, weights, tokens, jnp.ones((), jnp.float32))
-    return out, gradients
+    one = jnp.ones((), jnp.float32)
+    out, grad_weights, grad_x = _with_gradients(score, chunks, weights, tokens, one)
+    return out, (grad_weights, grad_x)
 
 
 def _backward(score: Score, chunks: Chunks, kept: Any, cotangents: Any) -> tuple[Tree, Any]:
     scale = cotangents[0]
     if chunks.again:
-        _, *gradients = _with_gradients(score, chunks, *kept, scale)
-        grad_weights, grad_x = gradients
+        weights, tokens = kept
+        _, grad_weights, grad_x = _with_gradients(score, chunks, weights, tokens, scale)
     else:
         grad_weights, grad_x = jax.tree.map(lambda g: (g * scale).astype(g.dtype), kept)
     return grad_weights, (grad_x, None, None)
@@ -142,8 +144,8 @@ def _each(step: Callable, start: Any, tokens: Tokens, chunks: Chunks) -> tuple[A
     whole = num_tokens - num_tokens % chunks.size
 
     def cut(x: jax.Array) -> jax.Array:
-        b, *rest = x.shape[0], *x.shape[2:]
-        return x[:, :whole].reshape(b, -1, chunks.size, *rest).swapaxes(0, 1)
+        parts = x[:, :whole].reshape(x.shape[0], -1, chunks.size, *x.shape[2:])
+        return parts.swapaxes(0, 1)
 
     total, parts = start, []
     if whole:
