@@ -74,10 +74,19 @@ class Run:
       options: more of the command line, for all.
       one: (process, options) of the command line for one.
       by_config: whether addresses are in the config; else in `LLMASOS_*` variables.
+      quick: compiles fast and computes slowly.
     """
 
     def __init__(
-        self, folder, count, devices=1, workdir="run", options=(), one=None, by_config=True
+        self,
+        folder,
+        count,
+        devices=1,
+        workdir="run",
+        options=(),
+        one=None,
+        by_config=True,
+        quick=False,
     ):
         self.workdir, self.count = folder / workdir, count
         port = free_port()
@@ -85,7 +94,10 @@ class Run:
         self.processes = []
         for index, log in enumerate(self.logs):
             variables = environment(folder)
-            variables["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+            flags = [f"--xla_force_host_platform_device_count={devices}"]
+            if quick:
+                flags.append("--xla_backend_optimization_level=0")
+            variables["XLA_FLAGS"] = " ".join(flags)
             hosts = []
             if count > 1 and by_config:
                 hosts = [f"coordinator=127.0.0.1:{port}", f"count={count}", f"index={index}"]

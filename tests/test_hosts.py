@@ -19,7 +19,8 @@ from llmasos_jax.config.build import load_config
 from llmasos_jax.config.devices import HostsConfig, MeshConfig
 from llmasos_jax.data.pipeline import open_data
 from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer
-from llmasos_jax.errors import ConfigError, TrainingFailedError
+from llmasos_jax.errors import CheckpointError, ConfigError, DataError, TrainingFailedError
+from llmasos_jax.parallel import distributed
 from llmasos_jax.parallel import roll as rolls
 from llmasos_jax.parallel.environment import Place, find_place, first_node
 from llmasos_jax.parallel.mesh import make_mesh
@@ -218,6 +219,22 @@ def test_failure_is_passed_on_with_its_words(ended) -> None:
     assert ended == [(0, "process 1 (host1) failed: data.path: no such folder")]
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (jax.errors.JaxRuntimeError("UNAVAILABLE: connection reset"), True),
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), True),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), False),
+        (DataError("data.path: no such folder"), False),
+    ],
+)
+def test_broken_collectives_are_told_from_own_errors(error, expected) -> None:
+    wrapped = CheckpointError("cannot write a checkpoint")
+    wrapped.__cause__ = error
+    assert distributed._is_of_another(error) is expected
+    assert distributed._is_of_another(wrapped) is expected
+
+
 def test_missing_processes_are_named() -> None:
     hosts = HostsConfig(start_timeout_s=1)
     place = Place(3, 0, "localhost", host_runs.free_port(), "test")
@@ -275,14 +292,14 @@ def test_two_processes_train_as_one_and_one_goes_on(folder) -> None:
 
 def test_one_that_is_stopped_or_killed_takes_the_other_with_it(folder) -> None:
     options = ["--config.train.steps=1000000", "--config.checkpoint.every_steps=50"]
-    run = host_runs.Run(folder, 2, workdir="long", options=options)
+    run = host_runs.Run(folder, 2, workdir="long", options=options, quick=True)
     run.wait_for_step(3)
     run.send(1, signal.SIGTERM)
     assert run.wait() == [75, 75], run.log(0) + run.log(1)
     saved = max(run.losses())
     assert f"SIGTERM on process 1 ({socket.gethostname()}): saved at step {saved} " in run.log(0)
     assert f"llmasos: SIGTERM: saved at step {saved} " in run.log(1)
-    again = host_runs.Run(folder, 2, workdir="long", options=options)
+    again = host_runs.Run(folder, 2, workdir="long", options=options, quick=True)
     again.wait_for_step(saved + 2)
     start_s = time.monotonic()
     again.send(0, signal.SIGKILL)

@@ -163,8 +163,9 @@ def _is_of_another(error: BaseException) -> bool:
     """Whether an error may come of another process being gone: a collective that broke."""
     seen: BaseException | None = error
     while seen is not None:
+        # A collective that breaks while it is dispatched is a ValueError, told by its words alone.
         is_of_xla = type(seen).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
-        if is_of_xla and not str(seen).startswith("RESOURCE_EXHAUSTED"):
+        if (is_of_xla or "Gloo " in str(seen)) and not str(seen).startswith("RESOURCE_EXHAUSTED"):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
