@@ -39,12 +39,16 @@ def dot(spec: str, x: jax.Array, w: jax.Array, *, out_dtype: Any) -> jax.Array:
     return jnp.einsum(spec, x.astype(w.dtype), w, preferred_element_type=out_dtype)
 
 
-def dot_narrow(spec: str, x: jax.Array, w: jax.Array, *, out_dtype: Any) -> jax.Array:
-    """`dot` whose gradients are products in `w`'s dtype too, each of them summed in float32.
+def dot_narrow(
+    spec: str, x: jax.Array, w: jax.Array, *, out_dtype: Any, dtype: Any = None
+) -> jax.Array:
+    """`dot` in `dtype` whose gradients are products in it too, each of them summed in float32.
 
-    For bfloat16 weights between float32 activations, as on a CPU: there the gradient that comes
+    For bfloat16 products between float32 activations, as on a CPU: there the gradient that comes
     back is float32, and a product of mixed dtypes runs at float32's speed, half of bfloat16's.
-    What reaches the activations' gradient is not rounded. No forward-mode derivatives.
+    What reaches the activations' gradient is not rounded, nor is the weights' where they are
+    float32. The backward pass rounds `x` and `w` again: kept as they are, they are kept once for
+    all products that read them. No forward-mode derivatives. `dtype` None is `w`'s.
 
     Example:
       >>> x, w = jnp.ones((1, 2, 3)), jnp.ones((3, 4), jnp.bfloat16)
@@ -52,32 +56,34 @@ def dot_narrow(spec: str, x: jax.Array, w: jax.Array, *, out_dtype: Any) -> jax.
       >>> print(jax.grad(loss)(x)[0, 0])
       [4. 4. 4.]
     """
-    return _dot_narrow(spec, jnp.dtype(out_dtype), x, w)
+    return _dot_narrow(
+        spec, jnp.dtype(out_dtype), jnp.dtype(w.dtype if dtype is None else dtype), x, w
+    )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _dot_narrow(spec: str, out_dtype: Any, x: jax.Array, w: jax.Array) -> jax.Array:
-    return dot(spec, x, w, out_dtype=out_dtype)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _dot_narrow(spec: str, out_dtype: Any, dtype: Any, x: jax.Array, w: jax.Array) -> jax.Array:
+    return dot(spec, x, w.astype(dtype), out_dtype=out_dtype)
 
 
-def _dot_narrow_fwd(spec: str, out_dtype: Any, x: jax.Array, w: jax.Array) -> tuple[jax.Array, Any]:
-    narrow = x.astype(w.dtype)
-    like_x = jnp.zeros((0,), x.dtype)  # its dtype is all that the backward pass needs of it
-    return dot(spec, narrow, w, out_dtype=out_dtype), (narrow, w, like_x)
+def _dot_narrow_fwd(
+    spec: str, out_dtype: Any, dtype: Any, x: jax.Array, w: jax.Array
+) -> tuple[jax.Array, Any]:
+    return dot(spec, x, w.astype(dtype), out_dtype=out_dtype), (x, w)
 
 
 def _dot_narrow_bwd(
-    spec: str, out_dtype: Any, kept: Any, grad: jax.Array
+    spec: str, out_dtype: Any, dtype: Any, kept: Any, grad: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     del out_dtype
-    narrow, w, like_x = kept
+    x, w = kept
     inputs, _, output = spec.partition("->")
     x_axes, _, w_axes = inputs.partition(",")
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    grad = grad.astype(w.dtype)
-    grad_x = product(f"{output},{w_axes}->{x_axes}", grad, w)
-    grad_w = product(f"{x_axes},{output}->{w_axes}", narrow, grad)
-    return grad_x.astype(like_x.dtype), grad_w.astype(w.dtype)
+    grad = grad.astype(dtype)
+    grad_x = product(f"{output},{w_axes}->{x_axes}", grad, w.astype(dtype))
+    grad_w = product(f"{x_axes},{output}->{w_axes}", x.astype(dtype), grad)
+    return grad_x.astype(x.dtype), grad_w.astype(w.dtype)
 
 
 _dot_narrow.defvjp(_dot_narrow_fwd, _dot_narrow_bwd)
@@ -154,12 +160,11 @@ class Runtime:
         is_plain = dtype is None and out_dtype is None
         x = fence_gradient(x) if self.fences_products else x
         product = self.block_product if is_plain and self.block_product else self.product
-        return product(
-            spec,
-            x,
-            w.astype(self.dtype if dtype is None else dtype),
-            out_dtype=self.act_dtype if out_dtype is None else out_dtype,
-        )
+        dtype = self.dtype if dtype is None else dtype
+        out_dtype = self.act_dtype if out_dtype is None else out_dtype
+        if product is dot_narrow:
+            return dot_narrow(spec, x, w, out_dtype=out_dtype, dtype=dtype)
+        return product(spec, x, w.astype(dtype), out_dtype=out_dtype)
 
     @property
     def fences_products(self) -> bool:
@@ -206,10 +211,11 @@ class Runtime:
         return checkpoint_name(x, name) if self.remat == "tags" else x
 
     def gather(self, w: jax.Array, axes: tuple[str | None, ...], is_product: bool) -> jax.Array:
-        """The whole weight from its shard, already in `dtype` if it goes into products."""
+        """The whole weight from its shard, in `dtype` if products want it so."""
         if self.manual is None:
             return w
-        return self.manual.gather(w, axes, self.dtype if is_product else w.dtype)
+        is_cast = is_product and self.product is not dot_narrow  # which casts, and wants to itself
+        return self.manual.gather(w, axes, self.dtype if is_cast else w.dtype)
 
 
 def training_runtime(
