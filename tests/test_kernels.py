@@ -112,6 +112,22 @@ def test_a_row_that_sees_nothing_is_the_reference_s() -> None:
         assert [bool(jnp.any(g != 0)) for g in pull(x)] == [False, False, True]
 
 
+def test_slopes_may_be_of_this_device_alone() -> None:
+    """Where heads are swapped for tokens, a device picks its slopes when the program runs."""
+    (q, k, v), cotangent, visible, options = case("slopes")
+
+    def loss(q, slopes, attend):
+        def layer(x, _):
+            return attend(x, k, v, visible, scale=0.3, slopes=slopes), None
+
+        return jnp.sum(jax.lax.scan(layer, q, None, length=2)[0] * cotangent)
+
+    grad = jax.jit(jax.grad(loss), static_argnums=2, compiler_options=QUICK)
+    attend = functools.partial(blocked_attention, block=16)
+    found, expected = (grad(q, options["slopes"], fn) for fn in (attend, reference))
+    assert jnp.linalg.norm(found - expected) <= PARITY * jnp.linalg.norm(expected)
+
+
 def test_bfloat16_products_between_float32() -> None:
     attend = functools.partial(blocked_attention, block=16, dtype=jnp.bfloat16)
     for a, b in zip(value_and_gradients(attend, "causal"), wanted("causal"), strict=True):

@@ -22,6 +22,7 @@ from llmasos_jax.nn.scores import masked_scores
 # Queries in a block: causal attention over 512 tokens then does 5/8 of all the work.
 BLOCK = 128
 
+Given = tuple[Visibility, Any]  # who sees whom, slopes: neither has a gradient
 Arrays = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]  # queries, keys, values, bias
 
 
@@ -31,7 +32,6 @@ class _Settings:
 
     scale: float
     soft_cap: float | None
-    slopes: np.ndarray | None
     block: int
     dtype: Any  # of the factors of products
 
@@ -71,11 +71,11 @@ def blocked_attention(
       [B, T, N, Z] in `q_btnh`'s dtype.
     """
     dtype = q_btnh.dtype if dtype is None else jnp.dtype(dtype)
-    settings = _Settings(scale, soft_cap, slopes, block, dtype)
+    settings = _Settings(scale, soft_cap, block, dtype)
     (b, t, n, _), k = q_btnh.shape, k_bskh.shape[2]
     q_bkgth = q_btnh.reshape(b, t, k, n // k, -1).transpose(0, 2, 3, 1, 4)
     keys, values = k_bskh.swapaxes(1, 2), v_bskz.swapaxes(1, 2)
-    out_bkgtz = _attend(settings, visible, (q_bkgth, keys, values, bias))
+    out_bkgtz = _attend(settings, (visible, slopes), (q_bkgth, keys, values, bias))
     return out_bkgtz.transpose(0, 3, 1, 2, 4).reshape(b, t, n, -1).astype(q_btnh.dtype)
 
 
@@ -97,10 +97,10 @@ def key_range(visible: Visibility, first: int, last: int, num_queries: int, num_
     return slice(start, stop)
 
 
-def _attend(settings: _Settings, visible: Visibility, arrays: Arrays) -> jax.Array:
+def _attend(settings: _Settings, given: Given, arrays: Arrays) -> jax.Array:
     attend = jax.custom_vjp(partial(_forward, settings, is_kept=False))
     attend.defvjp(partial(_forward, settings, is_kept=True), partial(_backward, settings))
-    return attend(visible, arrays)
+    return attend(given, arrays)
 
 
 def _blocks(settings: _Settings, visible: Visibility, arrays: Arrays) -> Any:
@@ -139,22 +139,23 @@ def _cut(visible: Visibility, rows: slice, keys: slice) -> Visibility:
 
 
 def _scores(
-    settings: _Settings, q: jax.Array, k: jax.Array, visible: Visibility, bias: Any
+    settings: _Settings, q: jax.Array, k: jax.Array, given: Given, bias: Any
 ) -> tuple[jax.Array, jax.Array]:
     """Of one block, [B, K, G, T, S]: the scaled products, and the scores that softmax takes."""
     b, h, g, t, _ = q.shape
     plain = settings.product("bkmh,bksh->bkms", q.reshape(b, h, g * t, -1), k) * settings.scale
     plain = plain.reshape(b, h, g, t, -1)
-    return plain, masked_scores(plain, visible, settings.soft_cap, settings.slopes, bias)
+    return plain, masked_scores(plain, given[0], settings.soft_cap, given[1], bias)
 
 
-def _forward(settings: _Settings, visible: Visibility, arrays: Arrays, *, is_kept: bool) -> Any:
+def _forward(settings: _Settings, given: Given, arrays: Arrays, *, is_kept: bool) -> Any:
+    visible, slopes = given
     q, k, v, _ = arrays
     b, h, g = q.shape[:3]
     outs, logs = [], []
     for rows, keys, sight, bias in _blocks(settings, visible, arrays):
         queries = _after(q[:, :, :, rows], *outs[-1:])
-        _, scores = _scores(settings, queries, k[:, :, keys], sight, bias)
+        _, scores = _scores(settings, queries, k[:, :, keys], (sight, slopes), bias)
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -165,11 +166,11 @@ def _forward(settings: _Settings, visible: Visibility, arrays: Arrays, *, is_kep
     out = jnp.concatenate(outs, axis=3)
     if not is_kept:
         return out
-    return out, (visible, arrays, out, jnp.concatenate(logs, axis=3))
+    return out, (given, arrays, out, jnp.concatenate(logs, axis=3))
 
 
 def _backward(settings: _Settings, kept: Any, grad: jax.Array) -> tuple[None, Arrays]:
-    visible, arrays, out, logs = kept
+    (visible, slopes), arrays, out, logs = kept
     q, k, v, bias = arrays
     b, h, g, t, _ = q.shape
     inner = jnp.sum(grad * out, axis=-1, keepdims=True)
@@ -179,7 +180,7 @@ def _backward(settings: _Settings, kept: Any, grad: jax.Array) -> tuple[None, Ar
     done: list[jax.Array] = []
     for rows, keys, sight, cut_bias in _blocks(settings, visible, arrays):
         queries = _after(q[:, :, :, rows], *done)
-        plain, scores = _scores(settings, queries, k[:, :, keys], sight, cut_bias)
+        plain, scores = _scores(settings, queries, k[:, :, keys], (sight, slopes), cut_bias)
         weights = jnp.exp(scores - logs[:, :, :, rows])
         above = merge(grad[:, :, :, rows])
         grad_weights = settings.product("bkmz,bksz->bkms", above, v[:, :, keys])

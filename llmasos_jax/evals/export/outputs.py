@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from llmasos_jax.config.devices import KernelsConfig
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.evals.parity.probe import Probe
 from llmasos_jax.format.names import unflatten
@@ -50,7 +51,9 @@ def our_outputs(files: ModelFiles, probes: Sequence[Probe]) -> list[Outputs]:
 
     @jax.jit
     def run(params: Any, tokens_bt: Any, mask_bt: Any, types_bt: Any) -> dict[str, jax.Array]:
-        model, runtime = definition.bind(params), Runtime()
+        model = definition.bind(params)
+        # Plain products alone: other runtimes read this program.
+        runtime = Runtime(kernels=KernelsConfig(attention="reference"))
         if cfg.encoder.num_layers:
             encoded = model.encode(tokens_bt, segment_ids_bs=mask_bt, runtime=runtime)
             hidden = model.hidden(tokens_bt[:, ::-1], encoded=encoded, runtime=runtime)
