@@ -58,16 +58,30 @@ def batch() -> Batch:
     return Batch(tokens[:, :-1], tokens[:, 1:], ones.astype(np.float32), ones, positions)
 
 
-def steps_of(trainer, num: int, change=lambda state: state):
-    """The states and metrics of the first steps; `change` is made to the state before them."""
+def compiled(trainer):
     step = trainer.step.lower(trainer.abstract_state, trainer.abstract_batch)
-    step = step.compile(compiler_options=QUICK)
-    state, states, metrics = change(trainer.init(jax.random.key(1))), [], []
+    return step.compile(compiler_options=QUICK)
+
+
+def copied(tree):
+    return jax.tree.map(jnp.copy, tree)
+
+
+def steps_of(trainer, num: int, step=None):
+    """The states and metrics of the first steps."""
+    step = step or compiled(trainer)
+    state, states, metrics = trainer.init(jax.random.key(1)), [], []
     for _ in range(num):
         state, found = step(state, trainer.put(batch()))
-        states.append(jax.device_get(jax.tree.map(jnp.copy, state)))
+        states.append(jax.device_get(copied(state)))
         metrics.append(jax.device_get(found))
     return states, metrics
+
+
+@functools.cache
+def narrow_on_eight():
+    trainer = trainer_for(EIGHT, dtype="bfloat16", weights="bfloat16", moments="int8")
+    return trainer, compiled(trainer)
 
 
 # ---- float16 and its loss scale
@@ -148,10 +162,13 @@ def test_a_run_whose_scale_is_used_up_fails_in_one_line(tmp_path):
 # ---- bfloat16 weights
 
 
-@pytest.mark.parametrize(("mesh", "optim"), [(EIGHT, "adamw"), (ONE, "muon")])
-def test_weights_are_the_master_rounded(mesh, optim):
-    trainer = trainer_for(mesh, optim, dtype="bfloat16", weights="bfloat16")
-    states, metrics = steps_of(trainer, 3)
+@pytest.mark.parametrize("mesh", [EIGHT, ONE])
+def test_weights_are_the_master_rounded(mesh):
+    if mesh is EIGHT:
+        trainer, step = narrow_on_eight()
+    else:
+        trainer, step = trainer_for(ONE, "muon", dtype="bfloat16", weights="bfloat16"), None
+    states, metrics = steps_of(trainer, 3, step)
     for state in states:
         assert isinstance(state.opt_state, MasterState)
         copies = jax.tree.map(
@@ -166,19 +183,13 @@ def test_weights_are_the_master_rounded(mesh, optim):
     assert narrow == {"bfloat16"}
     assert states[-1].params["final_norm"]["scale"].dtype == np.float32
     assert metrics[-1].loss < metrics[0].loss
+    copy = states[-1].opt_state.master["head"]["w"]
+    assert (copy.astype(jnp.bfloat16) != copy).mean() > 0.9  # what the weights cannot hold
     wanted = trainer.state_shardings
     assert (
         wanted.opt_state.master["periods"]["0"]["attn"]["q"]
         == wanted.params["periods"]["0"]["attn"]["q"]
     )
-
-
-def test_masters_learn_what_bfloat16_cannot_hold():
-    """Updates of 1e-5 on weights near 0.02 are below their precision."""
-    trainer = trainer_for(dtype="bfloat16", weights="bfloat16")
-    states, _ = steps_of(trainer, 2)
-    first, second = (s.opt_state.master["head"]["w"] for s in states)
-    assert np.all(first != second) and (first.astype(jnp.bfloat16) != first).mean() > 0.9
 
 
 def test_without_a_master_small_updates_arrive_on_average():
@@ -190,9 +201,7 @@ def test_without_a_master_small_updates_arrive_on_average():
 
 
 def test_narrow_weights_go_on_are_exported_and_started_from(tmp_path):
-    trainer = trainer_for(EIGHT, dtype="bfloat16", weights="bfloat16", moments="int8")
-    step = trainer.step.lower(trainer.abstract_state, trainer.abstract_batch)
-    step = step.compile(compiler_options=QUICK)
+    trainer, step = narrow_on_eight()
     data = trainer.put(batch())
     state, _ = step(trainer.init(jax.random.key(1)), data)
     keeper = Checkpointer(tmp_path / "checkpoints")
@@ -373,7 +382,8 @@ def test_a_gpu_gets_products_of_codes():
         return jnp.sum(runtime.dot("btd,df->btf", x, w).astype(jnp.float32))
 
     x, w = jnp.ones((1, 16, 32), jnp.bfloat16), jnp.ones((32, 16))
-    lowered = jax.jit(jax.grad(loss, (0, 1))).trace(x, w).lower(lowering_platforms=("cuda",))
+    compute = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    lowered = compute.trace(x, w).lower(lowering_platforms=("cuda",))
     products = [line for line in lowered.as_text().splitlines() if "dot_general" in line]
     factors = [sorted(re.findall(r"xf8(\w+)>", line)) for line in products]
     assert sorted(factors) == [["E4M3FN"] * 2, ["E4M3FN", "E5M2"], ["E4M3FN", "E5M2"]]
