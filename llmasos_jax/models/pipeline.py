@@ -241,16 +241,16 @@ class _Stage:
 class _Rows:
     """What blocks read that depends on the rows; the rest is the same for all."""
 
-    segments: dict[int | None, tuple[jax.Array | None, ...]]
+    segments: list[tuple[jax.Array | None, ...]]  # of each window: None and 5 are no sorted keys
     rotations: dict[str, Any]
     counted_bt: jax.Array
     numbers_b: jax.Array | None
 
 
 def _rows(inputs: BlockInputs, dropout: Dropout | None) -> _Rows:
-    seen = inputs.visible.items()
+    seen = inputs.visible.values()
     return _Rows(
-        {window: (see.q_segments, see.k_segments, see.k_prefix) for window, see in seen},
+        [(see.q_segments, see.k_segments, see.k_prefix) for see in seen],
         inputs.rotations,
         inputs.counted_bt,
         None if dropout is None else dropout.rows_b,
@@ -261,8 +261,8 @@ def _with_rows(
     inputs: BlockInputs, dropout: Dropout | None, rows: _Rows
 ) -> tuple[BlockInputs, Dropout | None]:
     visible = {}
-    for window, see in inputs.visible.items():
-        q_segments, k_segments, k_prefix = rows.segments[window]
+    for (window, see), own in zip(inputs.visible.items(), rows.segments, strict=True):
+        q_segments, k_segments, k_prefix = own
         visible[window] = dataclasses.replace(
             see, q_segments=q_segments, k_segments=k_segments, k_prefix=k_prefix
         )
