@@ -33,7 +33,7 @@ TOPOLOGY = parse_topology("v5e:2x2")
 def small(**train) -> Config:
     return Config(
         model=ModelConfig(
-            512, 256, 2, num_heads=2, ffn_dim=512, context_length=256, tie_embeddings=False
+            512, 1024, 2, num_heads=8, ffn_dim=4096, context_length=256, tie_embeddings=False
         ),
         data=DataConfig(sequence_length=256),
         train=TrainConfig(**{"batch_size": 8, "remat": "none", **train}),
@@ -90,6 +90,7 @@ def own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 def test_memory_is_the_compilers(real):
     stats, memory = real[1].memory_analysis(), real[2].memory
     assert memory.argument == stats.argument_size_in_bytes
@@ -100,19 +101,22 @@ def test_memory_is_the_compilers(real):
     assert state.optimizer == 2 * state.parameters + 8  # two moments and two counters
 
 
+@pytest.mark.slow
 def test_products_are_the_closed_form_where_nothing_is_computed_again(real):
     cfg, _, figures = real
     tokens = cfg.train.batch_size * cfg.data.sequence_length
     assert figures.tokens == tokens
+    # The rotation of queries and keys is a product too on a TPU: one per cent at this width.
     wanted = 6 * count_matmul_parameters(cfg.model) * tokens / 4
     np.testing.assert_allclose(figures.work.flops, wanted, rtol=0.02)
     # Scores and sums over values: 2 products forward, 3 and 4 backward, of half the places.
     pairs = cfg.data.sequence_length * (cfg.data.sequence_length + 1) / 2
-    attention = 2 * 9 * pairs * 2 * 128 * 2 * 2
+    attention = 2 * 9 * pairs * 2 * 128 * 8 * 2
     np.testing.assert_allclose(figures.work.kernel_flops, attention, rtol=1e-6)
     assert figures.work.opaque == () and figures.work.doubts == ()
 
 
+@pytest.mark.slow
 def test_traffic_is_named_by_mesh_axis(real):
     sent = {(t.kind, t.axes): t for t in real[2].traffic}
     assert ("all-gather", ("fsdp_0",)) in sent and ("reduce-scatter", ("fsdp_1",)) in sent
@@ -120,6 +124,7 @@ def test_traffic_is_named_by_mesh_axis(real):
     assert {axis for t in sent.values() for axis in t.torus} == {0, 1}
 
 
+@pytest.mark.slow
 def test_figures_survive_json(real):
     assert from_json(json.loads(json.dumps(dataclasses.asdict(real[2])))) == real[2]
     with pytest.raises(TypeError):
@@ -226,8 +231,23 @@ def test_an_interrupted_search_keeps_what_it_found(own_cache):
 
     found = search(small(remat="full"), "v5e:2x2", compile_one=stops)
     assert len(found.ranked) == 2 and not found.is_complete and "not all" in str(found)
-    few = search(small(), "v5e:4x4", compile_one=answers, tries=3)
+    few = search(small(remat="full", seed=1), "v5e:2x2", compile_one=answers, tries=3)
     assert not few.is_complete
+
+
+def test_the_command_searches_and_writes_the_best(own_cache, tmp_path, capsys):
+    from llmasos_jax.cli.main import main
+
+    found = search(load_config("tiny"), "v5e:2x2", compile_one=answers, tries=50)
+    words = ["plan", "--config=tiny", "--topology=v5e:2x2", "--search", f"--out={tmp_path}"]
+    assert main(words) == 0  # from the cache: nothing is compiled
+    assert f"the best: {found.best.text}" in capsys.readouterr().out
+    assert load_config(str(tmp_path / "best.py")) == found.best.config
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["ranked"][0]["candidate"] == found.best.text and told["best"]["fits"]
+    assert main(["plan", f"--config={tmp_path}/best.py", "--topology=v5e:2x2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["memory"] == told["best"]["memory"]
 
 
 def test_pictures():
