@@ -63,7 +63,7 @@ def kept_bytes(cfg: Config, tag: str, rows: int, tensor: int, context: int) -> i
 
     Example:
       >>> from llmasos_jax.config.model import ModelConfig
-      >>> cfg = Config(ModelConfig(256, 64, 2), train=TrainConfig(batch_size=1))
+      >>> cfg = Config(ModelConfig(256, 64, 2))
       >>> kept_bytes(cfg, "block", rows=1, tensor=1, context=1)  # 2 layers x 256 x 64 x 4 bytes
       131072
     """
