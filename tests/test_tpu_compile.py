@@ -13,15 +13,19 @@ import numpy as np
 import pytest
 from tolerances import PARITY
 
+from llmasos_jax.config.devices import KernelsConfig
 from llmasos_jax.config.experts import Experts
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.precision import PrecisionConfig
 from llmasos_jax.config.schema import Config, DataConfig, MeshConfig, TrainConfig
+from llmasos_jax.errors import ConfigError
 from llmasos_jax.models.definition import file_def
+from llmasos_jax.nn.fences import gated
 from llmasos_jax.nn.kernels import dot_product, reference
 from llmasos_jax.nn.mask import Visibility
+from llmasos_jax.nn.rope import rotate, rotate_by_product, rotations
 from llmasos_jax.nn.runtime import Runtime
-from llmasos_jax.nn.splash import splash_attention, splash_fits
+from llmasos_jax.nn.splash import block_sizes, splash_attention, splash_fits
 from llmasos_jax.parallel.mesh import make_mesh, platform
 from llmasos_jax.parallel.place import shardings
 from llmasos_jax.parallel.rules import serving_rules
@@ -68,6 +72,38 @@ def test_splash_equals_the_reference(head_width, soft_cap, options):
     wanted = value_and_gradients(reference, q, k, v)
     for a, b in zip(found, wanted, strict=True):
         assert jnp.linalg.norm(a - b) <= PARITY * jnp.linalg.norm(b)
+
+
+def test_sizes_of_blocks():
+    sizes = block_sizes(2048, KernelsConfig(block_kv=1024, block_q_backward=256))
+    assert (sizes.block_q, sizes.block_kv, sizes.block_kv_compute) == (512, 1024, 512)
+    assert (sizes.block_q_dkv, sizes.block_q_dq, sizes.block_kv_dq) == (256, 256, 512)
+    message = r"kernels.block_q=512 does not divide a sequence of 640 tokens; take one of 128, 640"
+    with pytest.raises(ConfigError, match=message):
+        block_sizes(640, KernelsConfig(block_q=512))
+
+
+def test_rope_by_product_is_rope():
+    rng = np.random.default_rng(2)
+    cfg = ModelConfig(8, 64, 1, num_heads=2, rope_fraction=0.75)
+    rotation = rotations(cfg, jnp.asarray(rng.integers(0, 5000, (B, 8))))["global"]
+    assert rotation.sin.shape[-1] == 12  # of 16 pairs: the rest of a head stays
+    x, cotangent = (jnp.asarray(rng.normal(size=(B, 8, 2, 32)), jnp.bfloat16) for _ in range(2))
+    found, pull = jax.vjp(lambda x: rotate_by_product(x, rotation), x)
+    wanted, pull_wanted = jax.vjp(lambda x: rotate(x.astype(jnp.float32), rotation), x)
+    np.testing.assert_array_equal(found, wanted.astype(jnp.bfloat16))
+    back = pull_wanted(cotangent.astype(jnp.float32))[0]
+    np.testing.assert_allclose(pull(cotangent)[0], back, rtol=2**-7, atol=2**-7)
+
+
+def test_gated_product_has_its_gradients():
+    rng = np.random.default_rng(3)
+    pair = tuple(jnp.asarray(rng.normal(size=(4, 8)), jnp.float32) for _ in range(2))
+    for act in (jax.nn.silu, jax.nn.gelu):
+        wanted = jax.grad(lambda g, u, act=act: jnp.sum(jnp.sin(act(g) * u)), (0, 1))(*pair)
+        found = jax.grad(lambda g, u, act=act: jnp.sum(jnp.sin(gated(act, g, u))), (0, 1))(*pair)
+        for a, b in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(a, b, rtol=PARITY, atol=PARITY)
 
 
 def test_which_shapes_the_kernel_takes():
