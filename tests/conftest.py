@@ -10,9 +10,12 @@ CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax-tests"
 
 # Eight fake devices: sharding is tested on every machine, never skipped because it is a CPU.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-).strip()
+# On busy cores a device may wait long for the others: XLA would abort the process after 40 s.
+_FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+)
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
 # A silent broadcast over a new axis is how a [B, T] mask meets a [T, T] score; say it or fail.
 # (Strict dtype promotion is not for us: optax's bias correction multiplies a float by an int32.)
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
