@@ -16,8 +16,8 @@ from llmasos_jax.config.variants import variant_of
 from llmasos_jax.models import zoo
 
 VARIANTS = {
-    "v5p:4x4x4": dict(fsdp=(4, 4, 4), tensor=1, batch=128, parts=1),
-    "v5e:16x16": dict(fsdp=(16, 4), tensor=4, batch=256, parts=2),
+    "v5p:4x4x4": dict(fsdp=(4, 4, 4), tensor=1, batch=128, parts=1, moments="float32"),
+    "v5e:16x16": dict(fsdp=(16, 4), tensor=4, batch=256, parts=4, moments="int8"),
 }
 
 
@@ -40,6 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.remat = "full"
     config.train.eval_every_steps = 2000
     config.precision.dtype = "bfloat16"
+    config.precision.moments = pod["moments"]
     config.optim.learning_rate = 6e-5
     config.optim.warmup_steps = 375_000_000 // (2048 * pod["batch"])
     config.checkpoint.every_steps = 500

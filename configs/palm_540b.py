@@ -14,7 +14,7 @@ from llmasos_jax.config.build import default_config
 from llmasos_jax.config.variants import variant_of
 from llmasos_jax.models import zoo
 
-VARIANTS = {"v4:8x16x16": dict(fsdp=(16, 16), tensor=8, batch=2048)}
+VARIANTS = {"v4:8x16x16": dict(fsdp=(8, 16, 16), tensor=1, batch=2048)}
 
 
 def get_config(variant: str = "") -> ConfigDict:
