@@ -145,7 +145,25 @@ def test_jobset_is_what_kubernetes_takes(tmp_path) -> None:
 
 def test_restarts_may_include_lost_hosts(tmp_path) -> None:
     _, files = launched("slurm", tmp_path, restart_lost=True)
-    assert "status == 75 || status == 3" in files["train.sbatch"]
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in {"srun": "exit $ENDS", "scontrol": "echo $@"}.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    # A killed process has 128 + 9, the others 3; srun gives the highest. A bad loss does not go on
+    # for ever, and what is wrong input is wrong again.
+    again = {"75": True, "3": True, "137": True, "0": False, "1": False, "2": False}
+    for starts, bounded in (("0", False), ("10", True)):
+        for status, expected in again.items():
+            variables = {"PATH": f"{folder}:/bin:/usr/bin", "ENDS": status, "SLURM_JOB_ID": "12"}
+            done = subprocess.run(
+                ["bash", tmp_path / "slurm" / "train.sbatch"],
+                env=variables | {"SLURM_RESTART_COUNT": starts},
+                capture_output=True,
+                text=True,
+            )
+            expected = expected and (not bounded or status == "75")
+            assert (done.returncode, bool(done.stdout)) == (int(status), expected), files
     _, files = launched("xpk", tmp_path, restart_lost=True)
     assert "--restart-on-exit-codes=75,3" in files["launch.sh"]
     command = shlex.split(files["launch.sh"].split("--command=")[1])[0]
@@ -175,6 +193,10 @@ def test_machines_of_a_slice(topology, hosts, chips_per_host, name) -> None:
         ("gke", {"topology": "v5e:3x3"}, "has 9 chips; machines have 1, 4, 8"),
         ("gke", {"workdir": "/run"}, "has to be a folder in /data"),
         ("gke", {"partition": "gpu"}, "has no use for --partition"),
+        ("slurm", {"workdir": "runs/x"}, "--workdir=runs/x is not a whole path"),
+        ("tpu-vm", {"workdir": "~/x"}, "--workdir=~/x is not a whole path"),
+        ("tpu-vm", {"restart_lost": True}, "has no use for --restart-lost"),
+        ("slurm", {"max_restarts": 3}, "has no use for --max-restarts"),
         ("slurm", {"slices": 2}, "has no use for --slices=2"),
         ("slurm", {"nodes": 0}, "--nodes=0 must be at least 1"),
         ("slurm", {"partitoin": "gpu"}, 'did you mean "partition"'),
@@ -194,6 +216,8 @@ def test_config_has_to_mean_the_same_there(tmp_path) -> None:
     config.mesh.fsdp = (64,)
     with pytest.raises(ConfigError, match=r"1 x 64 = 64 devices, v5e:4x8 has 32"):
         llmasos_jax.launch(config, "gke", tmp_path / "x", **NEEDED["gke"])
+    with pytest.raises(ConfigError, match=r"64 devices, --nodes x --gpus-per-node has 32; change"):
+        llmasos_jax.launch(config, "slurm", tmp_path / "x", **NEEDED["slurm"], gpus_per_node=8)
     config = read_config("quickstart")
     config.data.source, config.data.path = "text", "my/text"
     with pytest.raises(ConfigError, match=r"data.path: 'my/text' is not a whole path"):

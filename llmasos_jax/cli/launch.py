@@ -30,7 +30,7 @@ _TEXTS = {
 _NUMBERS = {
     "nodes": "machines, with one process each (slurm)",
     "gpus-per-node": "GPUs of each (slurm)",
-    "max-restarts": "how often a run starts again by itself (gke, xpk; 10)",
+    "max-restarts": "how often a run starts again (gke, xpk; slurm with --restart-lost; 10)",
 }
 
 
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--restart-lost",
         action="store_true",
-        help="status 3 (a lost host, a loss that is not finite) starts it again too",
+        help="status 3 (a lost host, a loss that is not finite) starts it again (not tpu-vm)",
     )
     add_json(parser)
 

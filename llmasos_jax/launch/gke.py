@@ -12,6 +12,10 @@ from llmasos_jax.launch.yamltext import to_yaml
 from llmasos_jax.parallel.environment import DEFAULT_PORT
 
 _DATA, _CONFIG, _CONTAINER = "/data", "/etc/llmasos", "train"
+_LOST = {
+    False: "so does a machine that fails, since\n# the others end with 3 (--restart-lost: not).",
+    True: "a lost machine (3 on the others)\n# does not, nor does a loss that is not finite.",
+}
 _SAVE_S = 600  # between SIGTERM and the end, for a step and a checkpoint
 
 
@@ -45,10 +49,13 @@ def jobset(name: str, config: str, made: Slice, slices: int, options: LaunchOpti
         f"# llmasos train on {slices} x {made.accelerator_type} ({made.topology}): "
         f"{made.hosts} hosts of {made.chips_per_host} chips each.\n"
         f"#   kubectl apply -f jobset.yaml\n"
-        f"# Status 75 (preempted and saved) and machines that fail start the run again, "
-        f"{options.max_restarts} times at most;\n"
-        f"# it goes on from its newest checkpoint. Status "
-        f"{', '.join(map(str, options.fatal_statuses))} ends it.\n"
+        f"#   kubectl logs -f job/{name}-slice-0 -n {options.namespace}\n"
+        f"#   kubectl delete -f jobset.yaml      (before it is applied once more)\n"
+        f"# The cluster has the JobSet controller and the add-on GcsFuseCsiDriver, the pods'\n"
+        f"# service account may write to gs://{options.bucket}, and each slice is a node pool.\n"
+        f"# Status 75 (preempted and saved) starts the run again, {options.max_restarts} times at "
+        f"most; it goes on\n# from its newest checkpoint. Status "
+        f"{', '.join(map(str, options.fatal_statuses))} ends it: {_LOST[options.restart_lost]}\n"
     )
     return f"{head}{to_yaml(config_map)}---\n{to_yaml(_jobset(metadata, made, slices, options))}"
 

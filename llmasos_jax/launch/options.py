@@ -80,9 +80,10 @@ REQUIRED = {
     "tpu-vm": ("topology", "workdir", "tpu", "project", "zone"),
 }
 OPTIONAL = {
-    "gke": ("slices", "namespace", "service_account", "queue", "setup", "max_restarts"),
-    "xpk": ("slices", "setup", "max_restarts"),
-    "slurm": ("gpus_per_node", "account", "setup"),
+    "gke": ("slices", "namespace", "service_account", "queue", "setup")
+    + ("max_restarts", "restart_lost"),
+    "xpk": ("slices", "setup", "max_restarts", "restart_lost"),
+    "slurm": ("gpus_per_node", "account", "setup", "max_restarts", "restart_lost"),
     "tpu-vm": ("setup",),
 }
 
@@ -101,13 +102,20 @@ def check_options(on: str, options: LaunchOptions, topology: str | None, slices:
             f"--on={on} needs {' '.join(lacking)}; nothing was written, since a file with gaps "
             "would start nothing"
         )
-    known = {*REQUIRED[on], *OPTIONAL[on], "restart_lost"}
+    known = {*REQUIRED[on], *OPTIONAL[on]}
+    if on == "slurm" and not options.restart_lost:
+        known -= {"max_restarts"}  # status 75 goes back into the queue as often as it comes
     defaults = dataclasses.asdict(LaunchOptions()) | {"topology": None}
     extra = [flag(n) for n, v in values.items() if n not in known and v != defaults[n]]
     if slices > 1 and "slices" not in known:
         extra.append(f"--slices={slices}")
     if extra:
         raise ConfigError(f"--on={on} has no use for {' '.join(extra)}; leave it out")
+    if not str(options.workdir).startswith("/"):
+        raise ConfigError(
+            f"--workdir={options.workdir} is not a whole path, and hosts start in another folder; "
+            "give it as all of them see it: --workdir=/..."
+        )
 
 
 def object_name(name: str) -> str:

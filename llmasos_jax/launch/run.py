@@ -17,7 +17,7 @@ from llmasos_jax.launch import scripts
 from llmasos_jax.launch.gke import jobset
 from llmasos_jax.launch.machines import slice_of
 from llmasos_jax.launch.options import REQUIRED, LaunchOptions, check_options, object_name
-from llmasos_jax.plan.chips import Topology, parse_topology
+from llmasos_jax.plan.chips import parse_topology
 
 TARGETS = tuple(REQUIRED)
 
@@ -74,11 +74,15 @@ def write_launch(
     name = object_name(config.name)
     out = out.absolute()
     if topology is None:
+        if options.gpus_per_node is not None:
+            gpus = (options.nodes or 1) * options.gpus_per_node
+            _check_mesh(config, gpus, f"--nodes x --gpus-per-node has {gpus}", "--nodes")
         script = scripts.slurm(name, str(out / "config.json"), options)
         files = {"config.json": text, "train.sbatch": script}
         return _write(on, out, files, f"sbatch {out / 'train.sbatch'}", options.nodes or 1, None)
     pod = parse_topology(topology, slices)
-    _check_mesh(config, pod)
+    told = f"{pod} has {pod.num_devices}"
+    _check_mesh(config, pod.num_devices, told, "the topology (`llmasos plan` says what fits)")
     made = slice_of(pod)
     if on == "gke":
         files = {"jobset.yaml": jobset(name, text, made, slices, options)}
@@ -110,18 +114,18 @@ def _check_paths(config: Config) -> None:
         )
 
 
-def _check_mesh(config: Config, pod: Topology) -> None:
-    """Refuses sizes that do not make the pod's devices; presets are resolved on the pod."""
+def _check_mesh(config: Config, devices: int, told: str, other: str) -> None:
+    """Refuses sizes that do not make the devices; presets are resolved when the run starts."""
     mesh = config.mesh
     if mesh.preset is not None:
         return
     sizes = (*mesh.fsdp, mesh.tensor, mesh.context, mesh.expert, mesh.pipeline)
-    rest, devices = math.prod(sizes), pod.num_devices
+    rest = math.prod(sizes)
     data = mesh.data if mesh.data is not None else max(1, devices // rest)
     if data * rest != devices:
         raise ConfigError(
-            f"the config's mesh is {data} x {rest} = {data * rest} devices, {pod} has {devices}; "
-            "change config.mesh, or the topology (`llmasos plan` says what fits)"
+            f"the config's mesh is {data} x {rest} = {data * rest} devices, {told}; "
+            f"change config.mesh, or {other}"
         )
 
 

@@ -59,19 +59,24 @@ def slurm(name: str, config_path: str, options: LaunchOptions) -> str:
         "open-mode": "append",
     }
     rows = [f"#SBATCH --{key}={value}\n" for key, value in settings.items() if value is not None]
-    again = [_AGAIN, 3] if options.restart_lost else [_AGAIN]
-    test = " || ".join(f"status == {number}" for number in again)
+    test, why = f"status == {_AGAIN}", ""
+    if options.restart_lost:
+        # srun gives the highest status: above 128, that of the process that a signal killed.
+        count = f"${{SLURM_RESTART_COUNT:-0}} < {options.max_restarts}"
+        test = f"{test} || ((status == 3 || status > 128) && {count})"
+        why = " A lost process: the same, in the first starts alone."
     setup = f"{options.setup}\n" if options.setup else ""
     return (
         f"{_HEAD}{''.join(rows)}#SBATCH --exclusive\n#SBATCH --requeue\n"
         f"# llmasos train on {options.nodes} nodes, one process on each:  sbatch train.sbatch\n"
+        f"# All of them have to see {config_path} and {options.workdir}.\n"
         f"\n{setup}"
         "# A process that ends is noticed by the others, which end in good order: srun must not.\n"
         "srun --kill-on-bad-exit=0 --label llmasos train \\\n"
         f"  --config={shlex.quote(config_path)} \\\n"
         f"  --workdir={shlex.quote(str(options.workdir))}\n"
         "status=$?\n"
-        "# Stopped and saved: back into the queue, to go on from the newest checkpoint.\n"
+        f"# Stopped and saved: back into the queue, to go on from the newest checkpoint.{why}\n"
         f"if (( {test} )); then\n"
         '  scontrol requeue "$SLURM_JOB_ID"\n'
         "fi\n"
