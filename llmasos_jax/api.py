@@ -184,7 +184,7 @@ def plan(
     topology: str,
     *,
     slices: int | None = None,
-    tokens: float | None = None,
+    tokens: float | str | None = None,
 ) -> Plan:
     """Says what a run would need and take on a TPU pod, with its real compiler and without a pod.
 
@@ -195,20 +195,22 @@ def plan(
       config: as in `train`; its mesh has to be one of the pod's devices.
       topology: chips and their torus: "v5e:16x16", "v5p:4x4x4"; of v4, v5e, v5p, v6e, tpu7x.
       slices: such topologies, joined by a network; None takes `mesh.slices`.
-      tokens: to be read in all; None takes the steps of the run.
+      tokens: to be read in all, 2e12 or "2T"; None takes the steps of the run.
 
     Returns:
       Memory of a device, what a step does, a lower bound of its time, and where it does not fit
       (`plan.fits`) what to change (`plan.advice`). A notebook shows it with a picture.
 
     Raises:
-      ConfigError: the config is wrong, there is no such topology, or the mesh is not one of it.
+      ConfigError: the config is wrong, there is no such topology, the mesh is not one of it, or
+        `tokens` is no number above 0.
       MissingExtraError: the TPU compiler is not installed (the extra `tpu`).
       PlanFailedError: the compiler crashed.
     """
-    from llmasos_jax.plan.run import make_plan
+    from llmasos_jax.plan.run import make_plan, parse_tokens
 
-    return make_plan(load_config(config), topology, slices, tokens)
+    number = None if tokens is None else parse_tokens(str(tokens))
+    return make_plan(load_config(config), topology, slices, number)
 
 
 def launch(

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+import llmasos_jax
 from llmasos_jax.config.build import load_config
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.precision import PrecisionConfig
@@ -263,6 +264,8 @@ def test_pictures():
 
 
 def test_numbers_of_tokens():
+    with pytest.raises(ConfigError, match="write 300B"):
+        llmasos_jax.plan("quickstart", "v5e:2x2", tokens=-1)
     assert run.parse_tokens("300B") == 3e11 and run.parse_tokens("1e6") == 1e6
     for wrong in ("many", "0", "-1T", "nan", ""):
         with pytest.raises(ConfigError, match="--tokens"):
