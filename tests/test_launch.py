@@ -29,8 +29,15 @@ NEEDED = {
 }
 
 
+def quickstart():
+    """With rows for each of 64 chips."""
+    config = read_config("quickstart")
+    config.train.batch_size = 64
+    return config
+
+
 def launched(on, folder, **more):
-    made = llmasos_jax.launch("quickstart", on, folder / on, **NEEDED[on] | more)
+    made = llmasos_jax.launch(quickstart(), on, folder / on, **NEEDED[on] | more)
     return made, {file.name: file.read_text() for file in made.files}
 
 
@@ -38,7 +45,7 @@ def test_every_kind_lists_all_that_lacks(tmp_path) -> None:
     assert set(NEEDED) == set(TARGETS)
     for on in TARGETS:
         with pytest.raises(ConfigError) as caught:
-            llmasos_jax.launch("quickstart", on, tmp_path / on)
+            llmasos_jax.launch(quickstart(), on, tmp_path / on)
         flags = " ".join(f"--{name}" for name in REQUIRED[on])
         assert f"--on={on} needs {flags};" in str(caught.value)
         assert not (tmp_path / on).exists()
@@ -46,7 +53,7 @@ def test_every_kind_lists_all_that_lacks(tmp_path) -> None:
 
 @pytest.mark.parametrize("on", TARGETS)
 def test_files_hold_the_whole_config_and_no_gaps(on, tmp_path) -> None:
-    config = read_config("quickstart")
+    config = quickstart()
     config.train.steps = 77
     config.hosts.coordinator, config.hosts.count, config.hosts.index = "here:1", 2, 1
     made = llmasos_jax.launch(config, on, tmp_path, **NEEDED[on])
@@ -207,18 +214,20 @@ def test_machines_of_a_slice(topology, hosts, chips_per_host, name) -> None:
 )
 def test_what_cannot_start_is_refused(on, changes, words, tmp_path) -> None:
     with pytest.raises(ConfigError, match=words):
-        llmasos_jax.launch("quickstart", on, tmp_path / "x", **NEEDED.get(on, {}) | changes)
+        llmasos_jax.launch(quickstart(), on, tmp_path / "x", **NEEDED.get(on, {}) | changes)
     assert not (tmp_path / "x").exists()
 
 
 def test_config_has_to_mean_the_same_there(tmp_path) -> None:
-    config = read_config("quickstart")
+    config = quickstart()
     config.mesh.fsdp = (64,)
     with pytest.raises(ConfigError, match=r"1 x 64 = 64 devices, v5e:4x8 has 32"):
         llmasos_jax.launch(config, "gke", tmp_path / "x", **NEEDED["gke"])
+    with pytest.raises(ConfigError, match=r"batch_size=8 is not divisible by 32, .*size=32$"):
+        llmasos_jax.launch("quickstart", "xpk", tmp_path / "x", **NEEDED["xpk"])
     with pytest.raises(ConfigError, match=r"64 devices, --nodes x --gpus-per-node has 32; change"):
         llmasos_jax.launch(config, "slurm", tmp_path / "x", **NEEDED["slurm"], gpus_per_node=8)
-    config = read_config("quickstart")
+    config = quickstart()
     config.data.source, config.data.path = "text", "my/text"
     with pytest.raises(ConfigError, match=r"data.path: 'my/text' is not a whole path"):
         llmasos_jax.launch(config, "slurm", tmp_path / "x", **NEEDED["slurm"])

@@ -81,9 +81,9 @@ def write_launch(
         files = {"config.json": text, "train.sbatch": script}
         return _write(on, out, files, f"sbatch {out / 'train.sbatch'}", options.nodes or 1, None)
     pod = parse_topology(topology, slices)
+    made = slice_of(pod)
     told = f"{pod} has {pod.num_devices}"
     _check_mesh(config, pod.num_devices, told, "the topology (`llmasos plan` says what fits)")
-    made = slice_of(pod)
     if on == "gke":
         files = {"jobset.yaml": jobset(name, text, made, slices, options)}
         start = f"kubectl apply -f {out / 'jobset.yaml'}"
@@ -115,7 +115,7 @@ def _check_paths(config: Config) -> None:
 
 
 def _check_mesh(config: Config, devices: int, told: str, other: str) -> None:
-    """Refuses sizes that do not make the devices; presets are resolved when the run starts."""
+    """Refuses sizes that do not make the devices or cut the batch; presets are resolved there."""
     mesh = config.mesh
     if mesh.preset is not None:
         return
@@ -126,6 +126,14 @@ def _check_mesh(config: Config, devices: int, told: str, other: str) -> None:
         raise ConfigError(
             f"the config's mesh is {data} x {rest} = {data * rest} devices, {told}; "
             f"change config.mesh, or {other}"
+        )
+    rows, ways = config.train.batch_size, devices // (mesh.tensor * mesh.context)
+    parts = ways * config.train.accumulate_steps
+    if rows % parts:
+        raise ConfigError(
+            f"train.batch_size={rows} is not divisible by {parts}, the devices that split the "
+            f"batch ({ways}) x train.accumulate_steps ({config.train.accumulate_steps}); make it a "
+            f"multiple of {parts}: --config.train.batch_size={-(-rows // parts) * parts}"
         )
 
 
