@@ -91,6 +91,9 @@ def test_a_field_that_has_moved_is_read_from_an_earlier_resolved_config():
     del earlier["precision"]
     assert build.from_dict(earlier).precision.dtype == "bfloat16"
     assert earlier["train"]["dtype"] == "bfloat16"  # what was given is left as it was
+    both = earlier | {"precision": {"dtype": "float32"}}
+    assert 'it is "precision.dtype" now' in message(build.from_dict, both)
+    assert "precision" in message(build.from_dict, earlier | {"precision": None})
     # Written by hand it is an error, with the new name.
     assert 'it is "precision.dtype" now' in message(build.build, earlier)
 

@@ -271,6 +271,11 @@ def test_wrong_token_fields_are_named(fields, words):
             {"kernels": KernelsConfig("reference")},
             'kernels.attention="reference" names a kernel',
         ),
+        (
+            {"context": 2, "context_exchange": "ring"},
+            {"kernels": KernelsConfig(block_q=256)},
+            "has no kernel whose blocks",
+        ),
     ],
 )
 def test_what_is_not_computed_over_split_tokens_is_refused(mesh, changes, words):

@@ -433,3 +433,8 @@ def test_a_tpu_multiplies_codes(kind, topology, codes, monkeypatch):
 def test_a_scale_below_one_is_refused():
     with pytest.raises(ConfigError, match=r"precision.loss_scale=0.5 must be at least 1"):
         PrecisionConfig("float16", loss_scale=0.5)
+
+
+def test_no_copy_of_float32_weights_to_leave_out():
+    with pytest.raises(ConfigError, match=r"precision.master=False is of bfloat16 weights"):
+        PrecisionConfig(master=False)

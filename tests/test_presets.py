@@ -1,5 +1,6 @@
 """Meshes by name, on devices of any kind and number; slices of a pod."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -107,6 +108,11 @@ def test_a_preset_of_ones_own(monkeypatch):
     }
     with pytest.raises(ConfigError, match="gives 3; it has to be a Preset, or a function"):
         mesh_config(named("wrong"), range(8))
+    own.make = lambda cfg, devices: MeshConfig(context=8, context_exchange="ring")
+    with pytest.raises(ConfigError, match="'ring', which is not for a preset to say; set mesh"):
+        mesh_config(named("make"), range(8))
+    asked = dataclasses.replace(named("make"), context_exchange="ring")
+    assert mesh_config(asked, range(8)).context == 8
 
 
 @pytest.mark.parametrize(
@@ -116,6 +122,7 @@ def test_a_preset_of_ones_own(monkeypatch):
         ({"preset": "fsdp", "fsdp": (8,)}, "and mesh.fsdp=(8,) sets them; leave out one"),
         ({"preset": "fsdp", "tensor": 2}, 'mesh.tensor=2 is not for mesh.preset="fsdp" to use'),
         ({"preset": "fsdp_ep", "context": 2}, 'take one that has it: "fsdp_cp", "fsdp_tp_cp"'),
+        ({"preset": "fsdp", "microbatches": 4}, 'of stages, and mesh.preset="fsdp" has none'),
         ({"slices": 3}, "slices have [3, 3, 2] devices; make the number of devices (8) a multiple"),
         ({"slices": 2, "fsdp": (8,)}, "are joined by mesh.data=1, which is not divisible"),
         ({"slices": 4, "fsdp": (2,), "tensor": 4, "slice_axis": "fsdp"}, "mesh.fsdp=2, which is"),

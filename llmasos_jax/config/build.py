@@ -117,8 +117,11 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     """
     values = {name: _copied(group) for name, group in values.items()}
     for (group, old), (new_group, new) in _MOVED.items():
-        if isinstance(values.get(group), dict) and old in values[group]:
-            values.setdefault(new_group, {}).setdefault(new, values[group].pop(old))
+        there = values.setdefault(new_group, {})
+        is_earlier = isinstance(there, dict) and new not in there
+        # One that has the field in both places was written by nobody: an unknown key, like others.
+        if is_earlier and isinstance(values.get(group), dict) and old in values[group]:
+            there[new] = values[group].pop(old)
     return build(values)
 
 

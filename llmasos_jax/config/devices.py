@@ -32,8 +32,8 @@ class MeshConfig:
       expert: ways in which experts are split; tokens go to them by all-to-all. It splits the batch
         too.
       pipeline: stages that the layers are split into; it splits the batch too.
-      microbatches: parts of a device's batch that go through the stages one after the other; None
-        takes as many as there are stages.
+      microbatches: parts of the rows that the stages have together, which go through them one after
+        the other; a multiple of the stages. None takes as many as there are stages.
       pipeline_repeats: times that a part goes round the stages: each holds so many runs of layers
         apart from each other, and less time is idle (Narayanan et al., 2021, arXiv 2104.04473).
       slices: slices of a pod that are joined by a slower network.
@@ -75,7 +75,8 @@ class KernelsConfig:
       attention: "auto" takes the first of `nn.kernels.TABLE` for the kind of device that can do
         what the model asks; else its name, which then has to be able to.
       block_q, block_kv: tokens in a block of queries, and of keys and values, forward; None takes
-        what was measured to be good.
+        what was measured to be good. "splash" reads all four sizes, "blocked" has `block_q` alone,
+        other kernels have none.
       block_q_backward, block_kv_backward: the same in the backward pass.
     """
 

@@ -58,6 +58,11 @@ class PrecisionConfig:
                 f"precision.loss_scale={self.loss_scale} must be at least 1; it is to lift small "
                 "gradients into float16's range"
             )
+        if not self.master and self.weights == "float32":
+            raise ConfigError(
+                'precision.master=False is of bfloat16 weights, and precision.weights="float32"; '
+                'leave it True, or set precision.weights="bfloat16"'
+            )
         if self.dtype == "float16" and self.weights == "bfloat16":
             raise ConfigError(
                 'precision.weights="bfloat16" with precision.dtype="float16" rounds twice; set '

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from llmasos_jax.config.devices import KernelsConfig
 from llmasos_jax.config.schema import Config
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.nn.mask import Visibility
@@ -74,6 +75,11 @@ def check_context(cfg: Config, manual: Manual) -> None:
         f'mesh.context_exchange="ring" computes attention itself, and kernels.attention='
         f'"{cfg.kernels.attention}" names a kernel for whole sequences; set it to "auto", or '
         'mesh.context_exchange="all_to_all"',
+    )
+    _require(
+        cfg.kernels == KernelsConfig(),
+        f'mesh.context_exchange="ring" has no kernel whose blocks {cfg.kernels} could be; leave '
+        'them None, or set mesh.context_exchange="all_to_all"',
     )
 
 

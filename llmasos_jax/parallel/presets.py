@@ -17,6 +17,8 @@ from llmasos_jax.parallel.slices import count_slices, split_slices
 _DEFAULT = MeshConfig()
 # Those that stand nearest on the torus first.
 _AXES = ("tensor", "context", "expert", "fsdp", "pipeline", "data")
+# How axes are used, not how large they are: read from the config itself.
+_OF_THE_CONFIG = ("context_exchange", "microbatches", "pipeline_repeats")
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,12 @@ def mesh_config(cfg: MeshConfig, devices: Sequence[Any]) -> MeshConfig:
             f'mesh.preset="{cfg.preset}" gives {made!r}; it has to be a Preset, or a function '
             "(MeshConfig, devices) to a MeshConfig whose preset is None"
         )
+    for name in _OF_THE_CONFIG:
+        if getattr(made, name) not in (getattr(_DEFAULT, name), getattr(cfg, name)):
+            raise ConfigError(
+                f'mesh.preset="{cfg.preset}" gives {name}={getattr(made, name)!r}, which is not '
+                f"for a preset to say; set mesh.{name} in the config"
+            )
     return made
 
 
@@ -132,6 +140,13 @@ def _check_sizes(cfg: MeshConfig, preset: Preset) -> None:
         raise ConfigError(
             f'mesh.{axis}={size} is not for mesh.preset="{cfg.preset}" to use; leave it out, set '
             f"all sizes and no preset, or take one that has it: {', '.join(rows) or 'none'}"
+        )
+    has_stages = "pipeline" in (preset.rest, cfg.slice_axis, *preset.at_most)
+    if not has_stages and (cfg.microbatches is not None or cfg.pipeline_repeats > 1):
+        raise ConfigError(
+            f"mesh.microbatches={cfg.microbatches} and mesh.pipeline_repeats="
+            f'{cfg.pipeline_repeats} are of stages, and mesh.preset="{cfg.preset}" has none; leave '
+            'them None and 1, or take "pp", "pp_fsdp" or "pp_fsdp_tp"'
         )
 
 
