@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from tolerances import PARITY
 
 from llmasos_jax.config.devices import MeshConfig
-from llmasos_jax.nn import alibi
+from llmasos_jax.nn import alibi, ring
 from llmasos_jax.nn.context import attend_split, over_sequence, own_heads
 from llmasos_jax.nn.kernels import dot_product, reference
 from llmasos_jax.nn.mask import Visibility
@@ -109,6 +109,41 @@ def test_attention_over_split_tokens_equals_the_reference(exchange, name):
     for a, b in zip(found, expected_attention(name), strict=True):
         if b is not None:
             assert np.linalg.norm(a - b) <= PARITY * np.linalg.norm(b)
+
+
+def test_a_ring_reads_keys_in_chunks(monkeypatch):
+    """Two devices, two chunks of 128 keys on each; documents, a window, a cap and a bias."""
+    monkeypatch.setattr(ring, "CHUNK", 128)
+    t, here = 512, manual("ring", context=2)
+    rng = np.random.default_rng(0)
+    q, k, v, bias = (
+        rng.normal(size=shape).astype(np.float32)
+        for shape in ((1, t, 2, 4), (1, t, 1, 4), (1, t, 1, 4), (2, t, t))
+    )
+    segments = np.sort(rng.integers(0, 4, (1, t)), axis=1).astype(np.int32)
+
+    def attend(q, k, v, bias, segments):
+        runtime = Runtime(manual=here if q.shape[1] < t else None)
+        index = jnp.arange(q.shape[1], dtype=jnp.int32)[None]
+        visible = Visibility(index, index, segments, segments, window=200)
+        visible, options = over_sequence(visible, runtime), {"scale": 0.4, "soft_cap": 5.0}
+        if runtime.manual is None:
+            return reference(q, k, v, visible, bias=bias, **options)
+        bias = here.own_tokens(bias)
+        return attend_split(dot_product, (q, k, v), visible, runtime, bias=bias, **options)
+
+    tokens = here.spec("batch", "sequence")
+    split = here.shard_map(attend, (tokens, tokens, tokens, PartitionSpec(), tokens), tokens)
+
+    def gradients(attend):
+        def loss(*args):
+            return jnp.sum(attend(*args, segments) * q)
+
+        run = jax.value_and_grad(loss, argnums=(0, 1, 2, 3))
+        return jax.tree.leaves(jax.jit(run, compiler_options=QUICK)(q, k, v, bias))
+
+    for a, b in zip(gradients(split), gradients(attend), strict=True):
+        assert np.linalg.norm(a - b) <= PARITY * np.linalg.norm(b)
 
 
 def test_an_attention_of_your_own_sees_whole_sequences():
