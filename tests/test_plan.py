@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import math
+import subprocess
+import sys
 from xml.etree import ElementTree
 
 import commands
@@ -261,6 +263,22 @@ def test_pictures():
     assert plan._repr_html_().count("<svg") == 1
     pytest.importorskip("PIL", reason="needs the extra `plot`")
     assert to_png(drawing).startswith(b"\x89PNG")
+
+
+def test_a_worker_leaves_with_the_one_that_asked(tmp_path):
+    folder = tmp_path / "work"
+    folder.mkdir()
+    inside = "import pathlib, time; from llmasos_jax.plan.worker import leave_with_parent as f; "
+    inside += f"f(pathlib.Path({str(folder)!r})); print(flush=True); time.sleep(60)"
+    outside = "import subprocess, sys, time; "
+    outside += f"subprocess.Popen([sys.executable, '-c', {inside!r}]); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", outside], stdout=subprocess.PIPE) as parent:
+        parent.stdout.readline()  # the worker watches
+        assert folder.exists()
+        parent.terminate()
+        # The end of the pipe, which the worker holds open too, is the end of both.
+        assert parent.communicate(timeout=20) == (b"", None)
+    assert not folder.exists()
 
 
 def test_numbers_of_tokens():

@@ -7,7 +7,11 @@ process of its own. OUT becomes a JSON object, with "figures" or an "error".
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from llmasos_jax.errors import LLMasOSError
 
 def main() -> None:
     """Answers one request."""
+    leave_with_parent(Path(sys.argv[1]).parent)
     request = json.load(sys.stdin)
     out = Path(sys.argv[1])
     try:
@@ -25,6 +30,22 @@ def main() -> None:
     part = out.with_suffix(".part")
     part.write_text(json.dumps(answer), encoding="utf-8")
     part.replace(out)
+
+
+def leave_with_parent(folder: Path) -> None:
+    """Ends this process, and takes its folder away, when the one that asked is gone.
+
+    Nobody would read the answer, and compiling takes gigabytes for minutes more.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _figures(request: dict[str, Any]) -> dict[str, Any]:
