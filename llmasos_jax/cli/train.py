@@ -1,7 +1,8 @@
 """Trains a config, or goes on where its folder stopped.
 
-Going on may change train.steps, logging, evaluation, checkpoints, sampling and the mesh; any other
-difference is an error that lists it. Ctrl-C or SIGTERM saves and stops with status 75.
+Going on may change train.steps, logging, evaluation, checkpoints, sampling, the mesh and the
+hosts; any other difference is an error that lists it. Ctrl-C or SIGTERM saves and stops with
+status 75.
 """
 
 from __future__ import annotations

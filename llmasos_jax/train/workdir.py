@@ -81,8 +81,8 @@ def check_same_run(before: Config, now: Config) -> None:
         lines = "".join(f"\n  {line}" for line in found)
         raise ConfigError(
             "the config differs from the run in this workdir in what may not change; undo this, or "
-            "take another --workdir (steps, logging, evaluation, sampling, checkpoint policy and "
-            f"mesh may change):{lines}"
+            "take another --workdir (steps, logging, evaluation, sampling, checkpoint policy, "
+            f"mesh and hosts may change):{lines}"
         )
 
 
