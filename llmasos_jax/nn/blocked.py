@@ -162,11 +162,12 @@ def _forward(settings: _Settings, given: Given, arrays: Arrays, *, is_kept: bool
         flat = weights.reshape(b, h, -1, weights.shape[-1])
         out = settings.product("bkms,bksz->bkmz", flat, v[:, :, keys])
         outs.append(out.reshape(b, h, g, -1, v.shape[-1]) / total)
-        logs.append(largest + jnp.log(total))
+        # Apart: added to what a row has that sees nothing, the logarithm would be rounded away.
+        logs.append((largest, jnp.log(total)))
     out = jnp.concatenate(outs, axis=3)
     if not is_kept:
         return out
-    return out, (given, arrays, out, jnp.concatenate(logs, axis=3))
+    return out, (given, arrays, out, [jnp.concatenate(x, axis=3) for x in zip(*logs, strict=True)])
 
 
 def _backward(settings: _Settings, kept: Any, grad: jax.Array) -> tuple[None, Arrays]:
@@ -181,7 +182,7 @@ def _backward(settings: _Settings, kept: Any, grad: jax.Array) -> tuple[None, Ar
     for rows, keys, sight, cut_bias in _blocks(settings, visible, arrays):
         queries = _after(q[:, :, :, rows], *done)
         plain, scores = _scores(settings, queries, k[:, :, keys], (sight, slopes), cut_bias)
-        weights = jnp.exp(scores - logs[:, :, :, rows])
+        weights = jnp.exp(scores - logs[0][:, :, :, rows] - logs[1][:, :, :, rows])
         above = merge(grad[:, :, :, rows])
         grad_weights = settings.product("bkmz,bksz->bkms", above, v[:, :, keys])
         grad_scores = weights * (grad_weights.reshape(weights.shape) - inner[:, :, :, rows])
