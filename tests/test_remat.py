@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tolerances import PARITY
 
+from llmasos_jax.config.experts import Experts
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import REMAT_TAGS, Config, DataConfig, MeshConfig, TrainConfig
 from llmasos_jax.data.batch import Batch
@@ -120,3 +121,13 @@ def test_a_tag_that_the_model_has_not_is_refused():
     train = TrainConfig(remat="tags", remat_save=("up", "gate"))
     with pytest.raises(ConfigError, match='has no "gate"'):
         check_remat(Config(plain, data=DataConfig(sequence_length=T), train=train))
+
+
+def test_a_shared_expert_has_the_tags_of_an_mlp():
+    train = TrainConfig(remat="tags", remat_save=("up", "gate"))
+    data = DataConfig(sequence_length=T)
+    experts = Experts(count=2, per_token=1)
+    with pytest.raises(ConfigError, match='has no "(up|gate)", all its layers have experts'):
+        check_remat(Config(MODEL.replace(experts=experts), data=data, train=train))
+    shared = dataclasses.replace(experts, shared_ffn_dim=16)
+    check_remat(Config(MODEL.replace(experts=shared), data=data, train=train))

@@ -36,7 +36,10 @@ def check_remat(cfg: Config) -> None:
     """
     model = cfg.model
     missing = set() if model.is_gated else {"gate"}
-    if all(model.has_experts(layer) for layer in range(model.num_layers)):
+    has_mlp = model.experts.shared_ffn_dim or not all(
+        map(model.has_experts, range(model.num_layers))
+    )
+    if not has_mlp:
         missing |= {"gate", "up"}
     for tag in (*cfg.train.remat_save, *cfg.train.remat_offload):
         if tag in missing:
