@@ -98,6 +98,13 @@ def exchange(
     with jax.named_scope("from_experts"):
         y_jsd = _all_to_all(y_ad.reshape(num_devices, places, -1))
 
+    return _added(y_jsd, there_ak, place_aj)
+
+
+def _added(y_jsd: jax.Array, there_ak: jax.Array, place_aj: jax.Array) -> jax.Array:
+    """Each token's results, [A, D], added up over the devices that it went to."""
+    num_devices, places, _ = y_jsd.shape
+    k = there_ak.shape[1]
     # Where a token went to a device for several experts, the sum came back once.
     place_ak = jnp.take_along_axis(place_aj, jnp.minimum(there_ak, num_devices - 1), axis=1)
     is_again_ak = jnp.any(
