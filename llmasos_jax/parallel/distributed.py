@@ -62,12 +62,13 @@ def join(hosts: HostsConfig) -> Roll | None:
     if place is None:
         return None
     name = hostname()
+    # Before the wait for the others, which may be minutes.
+    print(f"llmasos: {place} ({name})", file=sys.stderr, flush=True)
     roll = answer(place, name, hosts)
     _initialize(roll, hosts)
     # Before the handler that JAX has registered: this one runs first.
     atexit.register(_leave)
     _OWN.roll = roll
-    print(f"llmasos: {place} ({name})", file=sys.stderr, flush=True)
     return roll
 
 
