@@ -189,7 +189,7 @@ def test_the_first_kernel_that_can_do_it_is_chosen(monkeypatch) -> None:
         ("tpu", "splash", {"bias": 1}, "without slopes, bias or prefix"),
         ("gpu", "cudnn", {"soft_cap": 1.0}, "does not know soft_cap"),
         ("gpu", "cudnn", {}, "not float32"),
-        ("gpu", "triton", {}, "no kernel for gpu"),
+        ("gpu", "splash", {}, "no kernel for gpu"),
     ],
 )
 def test_a_named_kernel_that_cannot_do_it_says_why(platform, name, options, says) -> None:

@@ -9,7 +9,7 @@ from llmasos_jax.errors import ConfigError
 
 EXCHANGES = ("all_to_all", "ring")
 SLICE_AXES = ("data", "fsdp", "pipeline")
-ATTENTION_KERNELS = ("auto", "reference", "blocked", "splash", "cudnn", "triton")
+ATTENTION_KERNELS = ("auto", "reference", "blocked", "splash", "cudnn")
 
 
 @dataclass(frozen=True)

@@ -147,9 +147,10 @@ class TrainConfig:
         "attention" (what it gives), "attention_out", "gate", "up", "mlp_out" (after their
         products), "block" (what goes into each block).
       remat_offload: with "tags", what is kept in the host's memory.
-      loss_chunk: tokens of each sequence that are scored at once, so that logits [B, T, V] are
-        never there as a whole. None takes what was measured to be good: 128 on a CPU, all elsewhere
-        (and so does a number that no sequence exceeds).
+      loss_chunk: tokens of each sequence (of a device's part of it, with `mesh.context`; of its
+        predicted places, where only these are scored) whose scores are made at once, so that logits
+        [B, T, V] are never there as a whole. None takes what was measured to be good: 128 on a CPU,
+        all elsewhere (and so does a number that no sequence exceeds).
       dropout_rate: after the embedding and on each sub-layer's output.
       start_from: a training folder whose newest weights a new run starts with, in place of random
         ones; only the sequence length, the objective and how it is trained may differ.

@@ -115,20 +115,32 @@ def choose(ask: Ask) -> Kernel:
     Raises:
       ConfigError: the kernel that is asked for by name cannot do this, or is for other devices.
     """
-    platform, name = ask.runtime.platform, ask.runtime.kernels.attention
-    kernels = TABLE.get(platform, (REFERENCE,))
+    name = ask.runtime.kernels.attention
+    kernels = kernels_for(ask.runtime.platform, name)
     if name == "auto":
         return next(k for k in kernels if k.refuses(ask) is None and k.is_worth(ask))
-    named = {kernel.name: kernel for kernel in kernels}
-    if name not in named:
-        raise ConfigError(
-            f'kernels.attention="{name}" is no kernel for {platform}; it has '
-            f'{", ".join(named)}; name one of them, or "auto"'
-        )
-    reason = named[name].refuses(ask)
+    reason = kernels[0].refuses(ask)
     if reason is not None:
         raise ConfigError(f'kernels.attention="{name}": {reason}; set another one, or "auto"')
-    return named[name]
+    return kernels[0]
+
+
+def kernels_for(platform: str, name: str) -> tuple[Kernel, ...]:
+    """The kernels that `kernels.attention` leaves for a kind of device, best first.
+
+    Raises:
+      ConfigError: the one that is named is for other devices.
+    """
+    kernels = TABLE.get(platform, (REFERENCE,))
+    if name == "auto":
+        return kernels
+    found = tuple(kernel for kernel in kernels if kernel.name == name)
+    if not found:
+        raise ConfigError(
+            f'kernels.attention="{name}" is no kernel for {platform}; it has '
+            f'{", ".join(kernel.name for kernel in kernels)}; name one of them, or "auto"'
+        )
+    return found
 
 
 def _splash_refuses(ask: Ask) -> str | None:

@@ -58,7 +58,9 @@ def meshes(cfg: Config, topology: Topology) -> Iterator[Change]:
 def _mesh(fsdp: tuple[int, ...], **axes: int) -> Change:
     fsdp = tuple(n for n in fsdp if n > 1) or (1,)
     sizes = {"data": None, "tensor": 1, "context": 1, "expert": 1, "pipeline": 1} | axes
-    return {"mesh.preset": None, "mesh.fsdp": fsdp} | {f"mesh.{n}": s for n, s in sizes.items()}
+    # Without stages the settings of stages are refused.
+    others = {"mesh.preset": None, "mesh.microbatches": None, "mesh.pipeline_repeats": 1}
+    return others | {"mesh.fsdp": fsdp} | {f"mesh.{n}": s for n, s in sizes.items()}
 
 
 def remats(cfg: Config) -> Iterator[Change]:

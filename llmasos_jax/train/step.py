@@ -25,6 +25,7 @@ from llmasos_jax.models.pipeline import stage_schedule
 from llmasos_jax.models.remat import check_remat
 from llmasos_jax.nn.context import check_context
 from llmasos_jax.nn.dropout import Dropout
+from llmasos_jax.nn.kernels import kernels_for
 from llmasos_jax.nn.runtime import Runtime, training_runtime
 from llmasos_jax.parallel.manual import Manual
 from llmasos_jax.parallel.mesh import platform
@@ -54,6 +55,7 @@ def make_trainer(cfg: Config, mesh: Mesh, vocabulary: Vocabulary | None = None) 
         where that is not computed.
     """
     manual = Manual(mesh, training_rules(mesh, cfg.model.kv_heads), cfg.mesh.context_exchange)
+    kernels_for(platform(mesh), cfg.kernels.attention)
     check_context(cfg, manual)
     parts = manual.ways * cfg.train.accumulate_steps
     if cfg.train.batch_size % parts:
