@@ -95,6 +95,18 @@ def test_group_forms():
     assert routes("source_target_pairs={{0,4},{4,0}}, channel_id=2") == ((0, 4), (4, 0))
 
 
+def test_what_has_no_estimate_of_cycles_is_said_and_not_added():
+    config = 'backend_config={"estimated_cycles":"%d"}'
+    program = read_program(
+        f"""ENTRY %main (x: f32[8]) -> f32[8] {{
+  %x = f32[8] parameter(0)
+  %a = f32[8] negate(%x), {config % 7}
+  ROOT %b = f32[8] negate(%a), {config % (2**64 - 1)}
+}}"""
+    )
+    assert (program.cycles, program.uncosted) == (7, ("b",))
+
+
 def test_of_a_conditional_the_heaviest_branch_counts():
     branch = """
 %{0} (a: f32[4,4]) -> f32[4,{1}] {{

@@ -49,6 +49,7 @@ class Program:
       kernel_calls: the kernels again, with their shapes.
       branches: conditionals; counted with the branch that multiplies most.
       unread: groups of devices in a form that is not known; taken to be all devices.
+      uncosted: what the compiler has no estimate of cycles for.
     """
 
     collectives: tuple[Collective, ...]
@@ -61,6 +62,7 @@ class Program:
     kernel_calls: tuple[Kernel, ...] = ()
     branches: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    uncosted: tuple[str, ...] = ()
 
     def of(self, kind: str) -> tuple[Collective, ...]:
         """The collectives of one kind."""
@@ -101,7 +103,12 @@ def read_program(text: str, devices: Devices | None = None) -> Program:
         tuple(found.calls),
         tuple(found.branches),
         tuple(dict.fromkeys(found.unread)),
+        tuple(dict.fromkeys(found.uncosted)),
     )
+
+
+# What the compiler writes where it has no estimate is the largest number of 64 bits.
+_UNKNOWN = 2**63
 
 
 @dataclass
@@ -118,9 +125,10 @@ class _Found:
     endless: list[str] = field(default_factory=list)
     branches: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
+    uncosted: list[str] = field(default_factory=list)
 
     def add(self, other: _Found) -> None:
-        for name in ("collectives", "calls", "endless", "branches", "unread"):
+        for name in ("collectives", "calls", "endless", "branches", "unread", "uncosted"):
             getattr(self, name).extend(getattr(other, name))
         self.kernels.update(other.kernels)
         for name in ("cycles", "flops", "narrow_flops", "hbm_bytes"):
@@ -153,7 +161,10 @@ class _Reader:
         lines = {line.name: line for line in body}
         for line in body:
             if estimate := re.search(r'estimated_cycles":"(\d+)"', line.rest):
-                found.cycles += runs * int(estimate[1])
+                if int(estimate[1]) < _UNKNOWN:
+                    found.cycles += runs * int(estimate[1])
+                else:
+                    found.uncosted.append(line.name)
             if top:
                 found.hbm_bytes += runs * hbm_bytes(line, lines, self.computations)
             if line.op in ("dot", "convolution"):
