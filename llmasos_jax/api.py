@@ -189,7 +189,8 @@ def plan(
     """Says what a run would need and take on a TPU pod, with its real compiler and without a pod.
 
     The training step is compiled for the pod's chips, in a process of its own; this takes minutes
-    for a large model. The same call again is answered from a cache.
+    for a large model. The same call again is answered from a cache. Where the compiler is not
+    installed (the extra `tpu`) it is an estimate in closed form, and says so (`plan.source`).
 
     Args:
       config: as in `train`; its mesh has to be one of the pod's devices.
@@ -204,7 +205,8 @@ def plan(
     Raises:
       ConfigError: the config is wrong, there is no such topology, the mesh is not one of it, or
         `tokens` is no number above 0.
-      MissingExtraError: the TPU compiler is not installed (the extra `tpu`).
+      MissingExtraError: the TPU compiler is not installed, and there is no estimate in closed form
+        for the model (an encoder-decoder).
       PlanFailedError: the compiler crashed.
     """
     from llmasos_jax.plan.run import make_plan, parse_tokens

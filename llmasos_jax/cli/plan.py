@@ -1,7 +1,8 @@
 """Says what a run would need and take on a TPU pod, with its real compiler and without a pod.
 
-Memory of a chip, products, collectives by mesh axis, and a lower bound of the step's time. Needs
-the extra `tpu`. Exit status 1 if the step does not fit; it then says what to change.
+Memory of a chip, products, collectives by mesh axis, and a lower bound of the step's time. The
+compiler comes with the extra `tpu`; without it this is an estimate in closed form, and says so.
+Exit status 1 if the step does not fit; it then says what to change.
 """
 
 from __future__ import annotations

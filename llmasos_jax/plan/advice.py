@@ -13,7 +13,7 @@ from llmasos_jax.config.schema import Config
 from llmasos_jax.plan.figures import Figures
 
 _GIB = 1 << 30
-_KEPT = {
+KEPT = {
     "full": ("block",),
     "dots": ("block", "q", "k", "v", "attention_out", "gate", "up", "mlp_out"),
 }
@@ -114,7 +114,7 @@ def _remat(cfg: Config, figures: Figures) -> list[Advice]:
         return [Advice(change, saves, f"computes {names} again")] if saves else []
     if train.remat == "full":
         return []
-    saves = sum(size(tag) for tag in _KEPT["dots"] if tag != "block")
+    saves = sum(size(tag) for tag in KEPT["dots"] if tag != "block")
     if train.remat == "none":
         saves += size("attention") + size("gate") + size("block")  # beside products, also these
     text = "computes each block again in the backward pass (a third more products)"

@@ -74,8 +74,18 @@ def compile_figures(
     return read_compiled(figures, trainer, compiled, compile_s)
 
 
-def known_before(trainer: Trainer, seconds: dict[str, float]) -> Figures:
-    """What is known before compiling; `seconds` of the stages so far are kept with it."""
+def known_before(
+    trainer: Trainer,
+    seconds: dict[str, float],
+    packages: Sequence[str] = ("jax", "jaxlib", "libtpu"),
+) -> Figures:
+    """What is known before compiling.
+
+    Args:
+      trainer: of the step.
+      seconds: of the stages so far, to be kept with it.
+      packages: whose versions are told.
+    """
     cfg, batch = trainer.cfg, trainer.abstract_batch
     length = batch.tokens.shape[1]
     encoder = batch.extra.get("encoder_tokens")
@@ -84,7 +94,7 @@ def known_before(trainer: Trainer, seconds: dict[str, float]) -> Figures:
     state = trainer.abstract_state
     parts = [_device_bytes(part) for part in (state.params, state.opt_state, batch, state)]
     return Figures(
-        versions={n: importlib.metadata.version(n) for n in ("jax", "jaxlib", "libtpu")},
+        versions={name: importlib.metadata.version(name) for name in packages},
         mesh={str(name): int(size) for name, size in trainer.mesh.shape.items()},
         num_parameters=count_parameters(cfg.model),
         tokens=cfg.train.batch_size * (length + encoder_length),
@@ -128,7 +138,7 @@ def read_compiled(figures: Figures, trainer: Trainer, compiled: Any, compile_s: 
             opaque=opaque,
             doubts=_doubts(program),
         ),
-        traffic=_traffic(program.collectives, mesh),
+        traffic=traffic_of(program.collectives, mesh),
         seconds=figures.seconds
         | {"compile": compile_s, "read": round(time.monotonic() - start, 2)},
         host_gib=_host_gib(),
@@ -140,11 +150,13 @@ def _doubts(program: Program) -> tuple[str, ...]:
         "a loop of unknown length, counted once": program.endless,
         "a conditional, counted by its heaviest branch": program.branches,
         "a collective among unknown devices, taken to be all": program.unread,
+        "the compiler has no cycles for it, none are counted": program.uncosted,
     }
     return tuple(f"{text}: {name}" for text, names in named.items() for name in names)
 
 
-def _traffic(collectives: Sequence[Collective], mesh: Any) -> tuple[Traffic, ...]:
+def traffic_of(collectives: Sequence[Collective], mesh: Any) -> tuple[Traffic, ...]:
+    """Collectives added up by kind and axes of the mesh, the most bytes first."""
     groups: dict[tuple[str, tuple[str, ...]], list[Collective]] = {}
     for one in collectives:
         groups.setdefault((one.kind, one.axes), []).append(one)

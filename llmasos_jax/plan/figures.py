@@ -79,7 +79,7 @@ class Work:
       narrow_flops: those of them between numbers of 8 bits.
       kernel_flops: of Pallas kernels, in closed form by kernel.
       hbm_bytes: operands and results of what runs, where in HBM: an estimate.
-      cycles: the compiler's estimates added up, without kernels and collectives.
+      cycles: the compiler's estimates added up, without kernels and collectives; None without it.
       kernels: name -> times that a step runs it.
       opaque: kernels among them whose operations are not known, and are not counted.
       doubts: what the reader could not tell: loops without a known number of turns (counted once),
@@ -90,7 +90,7 @@ class Work:
     narrow_flops: int
     kernel_flops: float
     hbm_bytes: int
-    cycles: int
+    cycles: int | None
     kernels: dict[str, int]
     opaque: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
@@ -134,12 +134,12 @@ class Figures:
       state: what the step is given.
       seconds: "trace", "compile" and "read".
       host_gib: largest memory of the process that compiled.
-      memory: None where the step does not fit.
+      memory: None where the compiler says that the step does not fit.
       out_of_memory: None where it fits.
       buffers: the largest at the fullest moment, by the schedule of the compiled program.
       live_bytes: of all at that moment, by the schedule: to be compared with `memory.peak`.
-      work: None where the step does not fit.
-      traffic: empty where the step does not fit.
+      work: None where the compiler says that it does not fit.
+      traffic: empty where it says so.
     """
 
     versions: dict[str, str]

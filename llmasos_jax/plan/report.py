@@ -13,6 +13,10 @@ from llmasos_jax.plan.figures import Figures, to_json
 from llmasos_jax.plan.roofline import Budget, Roofline
 
 _GIB = 1 << 30
+_ESTIMATE = (
+    "no TPU compiler here: an estimate in closed form; pip install 'llmasos-jax[tpu]' for the real "
+    "one"
+)
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,12 @@ class Plan:
         devices = f"{self.num_chips:,} chips"
         if self.num_devices != self.num_chips:
             devices += f", {self.num_devices:,} devices"
-        said = "compiled by" if self.source == "compiler" else "an estimate, with"
+        said = "closed form, with" if self._is_estimate else "compiled by"
         seconds = ", ".join(f"{name} {s:.0f} s" for name, s in figures.seconds.items())
         again = " (from the cache)" if self.from_cache else ""
+        first = [("", _ESTIMATE)] if self._is_estimate else []
         return [
+            *first,
             ("plan", f"{self.name} on {self.topology}, {devices}"),
             ("model", f"{figures.num_parameters:,} parameters"),
             ("batch", f"{figures.tokens:,} tokens a step"),
@@ -114,6 +120,10 @@ class Plan:
         ]
 
     @property
+    def _is_estimate(self) -> bool:
+        return self.source == "closed form"
+
+    @property
     def verdict(self) -> str:
         """Whether the step fits, and by how much, in words."""
         room = f"{self.available / _GIB:.2f} GiB"
@@ -125,7 +135,10 @@ class Plan:
         memory = self.figures.memory
         if memory is None:
             return "not known"
-        return f"{'yes' if self.fits else 'NO'}: {memory.peak / _GIB:.2f} of {room}"
+        answer = "yes" if self.fits else "NO"
+        if self._is_estimate:
+            answer += ", by an estimate"
+        return f"{answer}: {memory.peak / _GIB:.2f} of {room}"
 
     def _memory(self) -> list[tuple[str, str]]:
         state, memory = self.figures.state, self.figures.memory
@@ -166,17 +179,19 @@ class Plan:
             return []
         model = figures.model_flops / self.num_devices
         done = work.flops + work.kernel_flops
+        how = "in closed form" if self._is_estimate else "read off the compiled program"
         rows = [
             ("model FLOPs", f"{_si(model)}  forward and backward, nothing twice"),
             ("executed", f"{_si(done)}  {done / model:.2f} x the model's"),
-            ("  products", f"{_si(work.flops)}  read off the compiled program"),
+            ("  products", f"{_si(work.flops)}  {how}"),
             ("  kernels", f"{_si(work.kernel_flops)}  in closed form: "
              + (", ".join(f"{n} {_kernel(k)}" for k, n in work.kernels.items()) or "none")),
             ("HBM traffic", f"{_si(work.hbm_bytes)}B  operands and results: an "
              "estimate"),
-            ("cycles", f"{_si(work.cycles)}  the compiler's estimate, without "
-             "kernels and collectives"),
         ]  # fmt: skip
+        if work.cycles is not None:
+            text = f"{_si(work.cycles)}  the compiler's estimate, without kernels and collectives"
+            rows.append(("cycles", text))
         if work.opaque:
             rows.append(("not counted", f"kernels {', '.join(work.opaque)}"))
         return rows + [("note", doubt) for doubt in work.doubts[:5]]

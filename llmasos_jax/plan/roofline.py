@@ -20,7 +20,7 @@ class Roofline:
       network_s: what goes to other slices; 0 with one slice.
       cycles_s: the compiler's estimated cycles at the clock, kernels and collectives left out. Not
         in the bound: the compiler's estimates are careful ones, and a chip has been seen to be
-        faster. None where the clock is not published.
+        faster. None where the clock is not published, or nothing was compiled.
     """
 
     compute_s: float
@@ -74,7 +74,9 @@ def roofline(figures: Figures, topology: Topology) -> Roofline | None:
         network_s=chip.devices
         * sum(traffic.network_bytes for traffic in figures.traffic)
         / chip.network_bytes_per_s,
-        cycles_s=work.cycles / chip.clock_hz if chip.clock_hz else None,
+        cycles_s=None
+        if work.cycles is None or chip.clock_hz is None
+        else work.cycles / chip.clock_hz,
     )
 
 

@@ -1,4 +1,4 @@
-"""One plan: from a config and a topology to a `Plan`, compiled or from the cache."""
+"""One plan: from a config and a topology to a `Plan`: compiled, from the cache, or estimated."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from llmasos_jax.plan.advice import advise
 from llmasos_jax.plan.cache import cache_key, load_figures, save_figures
 from llmasos_jax.plan.child import Stage, compile_in_child
 from llmasos_jax.plan.chips import Topology, parse_topology
+from llmasos_jax.plan.estimate import estimate_figures
 from llmasos_jax.plan.figures import Figures
 from llmasos_jax.plan.report import Plan
 from llmasos_jax.plan.roofline import budget, roofline
@@ -22,7 +23,7 @@ _UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 def make_plan(
     cfg: Config, topology_text: str, slices: int | None = None, tokens: float | None = None
 ) -> Plan:
-    """Plans a run; see `llmasos_jax.plan`.
+    """Plans a run; see `llmasos_jax.plan`. An estimate, without the compiler, is not cached.
 
     Args:
       cfg: the run.
@@ -38,6 +39,9 @@ def make_plan(
         stage = Stage(f"{cfg.name} on {topology}")
         try:
             figures = compile_or_say(cfg, topology, stage)
+        except MissingExtraError:
+            figures = estimate_figures(cfg, topology)
+            return plan_of(cfg, topology, figures, tokens, source="closed form")
         finally:
             stage.close()
         save_figures(key, figures)

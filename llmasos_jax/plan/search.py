@@ -135,7 +135,7 @@ def ranking_s(plan: Plan) -> float:
     line, work = plan.roofline, plan.figures.work
     if line is None or work is None:
         return float("inf")
-    cycles_s = line.cycles_s if line.cycles_s is not None else work.cycles / 1.75e9
+    cycles_s = line.cycles_s if line.cycles_s is not None else (work.cycles or 0) / 1.75e9
     return max(
         line.link_s, line.network_s, line.memory_s, cycles_s + work.kernel_flops / plan.peak_flops
     )
@@ -270,7 +270,7 @@ def _row(tried: Tried) -> tuple[str, ...]:
         f"{plan.roofline.bound_s * per_k:.4f}",
         f"{(memory.peak if memory else 0) / 2**30:.2f}",
         f"{sum(t.link_bytes for t in figures.traffic) / 1e9:.2f}",
-        f"{work.cycles / 1e9:.3f}",
+        f"{(work.cycles or 0) / 1e9:.3f}",
         f"{(work.flops + work.kernel_flops) / 1e12:.1f}",
         tried.text,
     )
