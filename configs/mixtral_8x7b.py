@@ -29,8 +29,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.mesh.expert = pod["expert"]
     config.train.batch_size = pod["batch"]
     config.train.steps = 1_000_000_000_000 // (4096 * pod["batch"])
-    # Twice its even share of a row's tokens: what more an expert would get is dropped.
-    config.train.expert_capacity = 2.0
+    # A quarter more than its even share of a row's tokens; what an expert would get beyond, at the
+    # end of the row, is dropped.
+    config.train.expert_capacity = 1.25
     config.train.remat = "full"
     config.train.eval_every_steps = 2000
     config.precision.dtype = "bfloat16"

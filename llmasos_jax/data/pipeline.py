@@ -238,7 +238,8 @@ class _OwnBatches:
 
     def __getitem__(self, index: int) -> Batch:
         start = index * self._batch_size
-        return stack([self._rows[start + row] for row in self._own])
+        rows: list[Any] = [self._rows[start + row] for row in self._own]  # none is left out
+        return stack(rows)
 
 
 def _train_rows(rows: Sequence[Any], seed: int, prepare: Prepare) -> grain.MapDataset:

@@ -180,7 +180,7 @@ def attend(
             return attend_cache(attend_fn, q_btnh, cache, visible, runtime, **options), cache
         tagged = zip((q_btnh, k_bskh, v_bskz), "qkv", strict=True)
         q_btnh, k_bskh, v_bskz = (runtime.tag(x, name) for x, name in tagged)
-        qkv = (q_btnh, *(_for_each_device(x, runtime) for x in (k_bskh, v_bskz)))
+        qkv = (q_btnh, _for_each_device(k_bskh, runtime), _for_each_device(v_bskz, runtime))
         out_btnz = attend_split(attend_fn, qkv, visible, runtime, **options)
         if attend_fn is not dot_product:  # that one tags what it gives, as each kernel wants it
             out_btnz = runtime.tag(out_btnz, "attention")

@@ -78,8 +78,9 @@ def dot_rounded(
 
     Example:
       >>> x, w = jnp.array([[1.0, -3.0]]), jnp.array([[1.0], [2.0]])
-      >>> print(dot_rounded(Rounding("int8"), "td,df->tf", x, w, out_dtype=jnp.float32))
-      [[-5.0039062]]
+      >>> y = dot_rounded(Rounding("int8"), "td,df->tf", x, w, out_dtype=jnp.float32)
+      >>> print(f"{y[0, 0]:.3f}")  # (42 * 64 - 127 * 127) * 3 / 127 * 2 / 127
+      -5.000
     """
     return _dot(rounding, spec, jnp.dtype(out_dtype), x, w)
 
