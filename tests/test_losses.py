@@ -9,6 +9,7 @@ from tolerances import PARITY, SIMPLE
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config, ObjectiveConfig
 from llmasos_jax.errors import ConfigError
+from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.train.losses import cross_entropy
 from llmasos_jax.train.objective import LossSum, Objective, build_objective
 
@@ -123,7 +124,7 @@ def test_causal_objective_adds_the_z_loss(key):
             "segment_ids": None,
         },
     )
-    sums = build_objective(config(z_loss=0.5)).loss(Model(), batch, None, None)
+    sums = build_objective(config(z_loss=0.5)).loss(Model(), batch, Runtime(), None)
     nll, z, correct, weight = reference(logits, targets, weights)
     np.testing.assert_allclose(sums.loss_sum, nll + 0.5 * z, rtol=PARITY)
     np.testing.assert_allclose(sums.nll_sum, nll, rtol=PARITY)

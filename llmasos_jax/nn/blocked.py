@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from llmasos_jax.nn.mask import Visibility
-from llmasos_jax.nn.scores import masked_scores
+from llmasos_jax.nn.scores import MASKED, masked_scores
 
 # Queries in a block: causal attention over 512 tokens then does 5/8 of all the work.
 BLOCK = 128
@@ -162,8 +162,10 @@ def _forward(settings: _Settings, given: Given, arrays: Arrays, *, is_kept: bool
         flat = weights.reshape(b, h, -1, weights.shape[-1])
         out = settings.product("bkms,bksz->bkmz", flat, v[:, :, keys])
         outs.append(out.reshape(b, h, g, -1, v.shape[-1]) / total)
-        # Apart: added to what a row has that sees nothing, the logarithm would be rounded away.
-        logs.append((largest, jnp.log(total)))
+        # Of a row that sees nothing the logarithm is rounded away in the sum: its weights come out
+        # as ones in the backward pass, and its gradient is divided by their number instead.
+        share = jnp.where(largest > MASKED, 1.0, 1.0 / total)
+        logs.append((largest + jnp.log(total), share))
     out = jnp.concatenate(outs, axis=3)
     if not is_kept:
         return out
@@ -171,7 +173,7 @@ def _forward(settings: _Settings, given: Given, arrays: Arrays, *, is_kept: bool
 
 
 def _backward(settings: _Settings, kept: Any, grad: jax.Array) -> tuple[None, Arrays]:
-    (visible, slopes), arrays, out, logs = kept
+    (visible, slopes), arrays, out, (logs, shares) = kept
     q, k, v, bias = arrays
     b, h, g, t, _ = q.shape
     inner = jnp.sum(grad * out, axis=-1, keepdims=True)
@@ -182,8 +184,8 @@ def _backward(settings: _Settings, kept: Any, grad: jax.Array) -> tuple[None, Ar
     for rows, keys, sight, cut_bias in _blocks(settings, visible, arrays):
         queries = _after(q[:, :, :, rows], *done)
         plain, scores = _scores(settings, queries, k[:, :, keys], (sight, slopes), cut_bias)
-        weights = jnp.exp(scores - logs[0][:, :, :, rows] - logs[1][:, :, :, rows])
-        above = merge(grad[:, :, :, rows])
+        weights = jnp.exp(scores - logs[:, :, :, rows])
+        above = merge(_after(grad[:, :, :, rows] * shares[:, :, :, rows], *done))
         grad_weights = settings.product("bkmz,bksz->bkms", above, v[:, :, keys])
         grad_scores = weights * (grad_weights.reshape(weights.shape) - inner[:, :, :, rows])
         # A row that sees nothing has even weights, and no gradient.
