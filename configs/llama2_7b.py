@@ -5,6 +5,9 @@ Paper:    Touvron et al., 2023, arXiv 2307.09288, section 2.2: AdamW (0.9, 0.95,
           Rows of 2048 tokens here, half of the paper's; on 256 chips half of its batch.
 Data:     your own documents, a JSON object with a "text" each; tokenizer.path: LLaMA's own.
 Plan:     llmasos plan --config=llama2_7b:v5e:16x16 --topology=v5e:16x16     (and v5e:2x4)
+Planned:  v5e:16x16: 10.0 of 16 GiB, at least 2.1 s a step of 2,097,152 tokens, MFU at most 83%;
+          v5e:2x4: 15.2 of 16 GiB, at least 552 ms a step of 16,384 tokens, MFU at most 78%. (jax
+          0.10.2, libtpu 0.0.42.1; experiments/acceptance/compile_pods.json)
 """
 
 from ml_collections import ConfigDict

@@ -138,7 +138,7 @@ def test_bfloat16_products_between_float32() -> None:
 
 
 def test_blocked_never_holds_all_scores() -> None:
-    """At 2048 tokens, forward and backward: less than one array [B, N, T, S]."""
+    """At 2048 tokens, forward and backward: less than half of one array [B, N, T, S]."""
     b, t, n = 1, 2048, 4
     index = jnp.arange(t, dtype=jnp.int32)[None]
     shape = jax.ShapeDtypeStruct((b, t, n, 16), jnp.float32)
@@ -155,7 +155,7 @@ def test_blocked_never_holds_all_scores() -> None:
         if attend is blocked_attention:
             assert f"{t},{t}]" not in compiled.as_text()
     assert temporary[reference] > b * n * t * t * 4
-    assert temporary[blocked_attention] < 0.7 * b * n * t * t * 4
+    assert temporary[blocked_attention] < 0.5 * b * n * t * t * 4
 
 
 def ask(platform: str, name: str = "auto", *, t: int = 256, dtype=jnp.float32, **options) -> Ask:
