@@ -26,12 +26,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from llmasos_jax.nn.mask import Visibility
+from llmasos_jax.nn.scores import MASKED
 
 AXIS = "context"
 # Keys whose scores are there at a time, float32 [B, N, T, CHUNK].
 CHUNK = 1024
-# As in `kernels.reference`: finite, so that a row that sees nothing gives numbers.
-_MASKED = -1e30
 
 
 def ring_attention(
@@ -133,7 +132,7 @@ class _Plan:
             scores = scores - slopes_kg[None, :, :, None, None] * distance
         if bias_kgts is not None:
             scores = scores + bias_kgts[None]
-        return jnp.where(visible.mask()[:, None, None], scores, _MASKED)
+        return jnp.where(visible.mask()[:, None, None], scores, MASKED)
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ def _forward(
     b, t, k, g, _ = by_key.q_btkgh.shape
     row = (b, k, g, t)
     state = (
-        jnp.full(row, _MASKED, jnp.float32),
+        jnp.full(row, MASKED, jnp.float32),
         jnp.zeros(row, jnp.float32),
         jnp.zeros((*row, v_bskz.shape[-1]), jnp.float32),
     )
