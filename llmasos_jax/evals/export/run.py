@@ -26,7 +26,8 @@ from llmasos_jax.format import folder as folders
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.format.write import write_file
 from llmasos_jax.hub.open import open_model
-from llmasos_jax.interop.hf.write import Written, write_huggingface
+from llmasos_jax.interop.hf.write import write_huggingface
+from llmasos_jax.interop.written import Written
 from llmasos_jax.progress import Progress
 
 TARGETS = ("hf", "gguf", "onnx", "stablehlo")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +19,11 @@ from llmasos_jax.interop.hf.sentence import MODULES
 from llmasos_jax.interop.hf.tokenizer import CONFIG as TOKENIZER_CONFIG
 from llmasos_jax.interop.hf.tokenizer import folder_tokenizer_files
 from llmasos_jax.interop.tables import unbind
+from llmasos_jax.interop.written import Written
 
 _POOLING = "1_Pooling"
 _UNKNOWN = ("<unk>", "[UNK]")
 _PROBES = ("Hello, world! 123", "  two  spaces\nand a line", "Über naïve 世界 🙂", "")
-
-
-@dataclass(frozen=True)
-class Written:
-    """What was written.
-
-    Attributes:
-      saved_class: the class of transformers that opens it.
-      num_tensors: tensors written.
-      num_bytes: of them.
-      notes: what the folder does not have and why, one line each.
-    """
-
-    saved_class: str
-    num_tensors: int
-    num_bytes: int
-    notes: tuple[str, ...]
 
 
 def write_huggingface(
