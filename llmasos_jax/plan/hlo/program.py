@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llmasos_jax.plan.hlo.collectives import COLLECTIVES, Collective, read_collective
@@ -16,6 +16,7 @@ from llmasos_jax.plan.hlo.groups import Devices
 from llmasos_jax.plan.hlo.products import product_flops
 from llmasos_jax.plan.hlo.text import Line, bits, parse
 from llmasos_jax.plan.hlo.traffic import hbm_bytes
+from llmasos_jax.plan.hlo.turns import Scope, turns
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,15 @@ class _Reader:
         self.computations, self.devices = computations, devices
         self.num_devices = max(num_devices, math.prod(devices.axes.values()))
 
-    def walk(self, name: str, runs: int, *, top: bool, scatters: bool = False) -> _Found:
+    def walk(
+        self,
+        name: str,
+        runs: int,
+        *,
+        top: bool,
+        scatters: bool = False,
+        scope: Scope | None = None,
+    ) -> _Found:
         """Adds up a computation that runs so many times.
 
         Args:
@@ -155,10 +164,12 @@ class _Reader:
           runs: times that it runs.
           top: whether its instructions read and write memory; inside of a fusion they do not.
           scatters: whether an all-reduce in it is half of a reduce-scatter.
+          scope: what is known of the tuple that it is given; nothing by default.
         """
         found, body = _Found(), self.computations.get(name, [])
         repeats = _repeats_a_collective(name, body)
-        lines = {line.name: line for line in body}
+        scope = scope or Scope({line.name: line for line in body})
+        lines = scope.lines
         for line in body:
             if estimate := re.search(r'estimated_cycles":"(\d+)"', line.rest):
                 if int(estimate[1]) < _UNKNOWN:
@@ -177,9 +188,12 @@ class _Reader:
                 found.kernels[kernel.name] += runs
                 found.calls.append(kernel)
             elif line.op == "while":
-                turns = self._turns(line, found)
+                count, inside = turns(line, scope, self.computations)
+                if count is None:
+                    found.endless.append(line.name)
+                times = runs * (1 if count is None else count)
                 for inner in line.called("body"):
-                    found.add(self.walk(inner, runs * turns, top=top))
+                    found.add(self.walk(inner, times, top=top, scope=inside))
             elif line.op == "conditional":
                 names = line.called("branch_computations", "true_computation", "false_computation")
                 found.branches.append(line.name)
@@ -193,14 +207,14 @@ class _Reader:
                     found.add(self.walk(inner, runs, top=whole, scatters=is_half))
         return found
 
-    def _product(self, found: _Found, line: Line, lines: dict[str, Line], runs: int) -> None:
+    def _product(self, found: _Found, line: Line, lines: Mapping[str, Line], runs: int) -> None:
         flops = runs * product_flops(line, lines)
         found.flops += flops
         if all(bits(lines[name].arrays[0].dtype) <= 8 for name in line.operands[:2]):
             found.narrow_flops += flops
 
     def _collective(
-        self, found: _Found, line: Line, lines: dict[str, Line], runs: int, scatters: bool
+        self, found: _Found, line: Line, lines: Mapping[str, Line], runs: int, scatters: bool
     ) -> None:
         one, unread = read_collective(line, lines, runs, self.devices, self.num_devices)
         if unread:
@@ -211,19 +225,8 @@ class _Reader:
                 Collective(kind, one.num_bytes, one.ways, runs, one.source, one.axes, one.slices)
             )
 
-    def _turns(self, line: Line, found: _Found) -> int:
-        known = re.search(r'known_trip_count":\{"n":"(\d+)"', line.rest)
-        if known:
-            return int(known[1])
-        for condition in line.called("condition"):
-            bound = _bound(self.computations.get(condition, []))
-            if bound is not None:
-                return bound
-        found.endless.append(line.name)
-        return 1
 
-
-def _operands(line: Line, lines: dict[str, Line]) -> tuple[tuple[int, ...], ...]:
+def _operands(line: Line, lines: Mapping[str, Line]) -> tuple[tuple[int, ...], ...]:
     return tuple(
         array.shape for name in line.operands if name in lines for array in lines[name].arrays[:1]
     )
@@ -233,16 +236,3 @@ def _repeats_a_collective(name: str, lines: Sequence[Line]) -> bool:
     """An asynchronous collective stands in its start, beside other work, and in its end."""
     done = any('"AsyncCollectiveDone"' in line.rest for line in lines if line.is_root)
     return done or name.startswith("async_collective_fusion")
-
-
-def _bound(condition: Sequence[Line]) -> int | None:
-    """Turns of `for (i = 0; i < n; i++)`, which is how JAX writes a scan."""
-    constants = {
-        line.name: int(line.arguments)
-        for line in condition
-        if line.op == "constant" and re.fullmatch(r"\d+", line.arguments)
-    }
-    for line in condition:
-        if line.is_root and line.op == "compare" and "direction=LT" in line.rest:
-            return next((n for name, n in constants.items() if name in line.operands), None)
-    return None
