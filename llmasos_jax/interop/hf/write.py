@@ -45,14 +45,14 @@ def write_huggingface(
     cfg, found = files.manifest.parameters, express(files.manifest)
     tensors = unbind(found.family.table(cfg), cfg, files.tensors)
     tokenizer = None if files.tokenizer is None else files.tokenizer.load()
-    notes = _write_tokenizer(files, tokenizer, out)
+    notes = write_tokenizer(files, tokenizer, out)
     has_tokenizer = (out / TOKENIZER).is_file()
-    config = _with_ids(found, files, tokenizer if has_tokenizer else None)
+    config = config_with_ids(found, files, tokenizer if has_tokenizer else None)
     dtypes = {tensor.dtype for tensor in tensors.values()}
     if len(dtypes) == 1:
         config["dtype"] = dtypes.pop()
     _write_json(out / CONFIG, config)
-    _write_generation(files, out)
+    write_generation(files, out)
     if cfg.pooling != "mean":
         _write_pooling(cfg.pooling, cfg.embedding_dim, out)
     write_weights(out, tensors, on_tensor=on_tensor, kind="pt")
@@ -70,7 +70,9 @@ def _may_have_pooler(found: Expressed, files: ModelFiles) -> bool:
     return "pooler.w" in names and not cfg.pooler
 
 
-def _with_ids(found: Expressed, files: ModelFiles, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def config_with_ids(
+    found: Expressed, files: ModelFiles, tokenizer: Tokenizer | None
+) -> dict[str, Any]:
     """The config with the ids of special tokens; null goes before the defaults of a class."""
     cfg, generation = files.manifest.parameters, files.manifest.generation
     ends = list(generation.eos_ids)
@@ -90,7 +92,8 @@ def _with_ids(found: Expressed, files: ModelFiles, tokenizer: Tokenizer | None) 
     return {**ids, **found.config}
 
 
-def _write_generation(files: ModelFiles, out: Path) -> None:
+def write_generation(files: ModelFiles, out: Path) -> None:
+    """Writes what ends a text, and the chat template."""
     generation = files.manifest.generation
     said: dict[str, Any] = {}
     if generation.eos_ids:
@@ -123,7 +126,7 @@ def _write_pooling(pooling: str, width: int, out: Path) -> None:
     _write_json(out / _POOLING / "config.json", said)
 
 
-def _write_tokenizer(files: ModelFiles, tokenizer: Tokenizer | None, out: Path) -> list[str]:
+def write_tokenizer(files: ModelFiles, tokenizer: Tokenizer | None, out: Path) -> list[str]:
     """Writes a tokenizer that gives the same ids there; else nothing, and why in one line."""
     if files.tokenizer is None or tokenizer is None:
         return ["the model has no tokenizer, so the folder has none"]
