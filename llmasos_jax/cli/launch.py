@@ -23,13 +23,14 @@ _TEXTS = {
     "zone": ("ZONE", "Google Cloud zone (xpk, tpu-vm)"),
     "tpu": ("NAME", "the TPU VM (tpu-vm)"),
     "partition": ("NAME", "partition (slurm)"),
-    "time": ("HH:MM:SS", "time limit of a job (slurm)"),
+    "time": ("TIME", "time limit of a job, HH:MM:SS or D-HH:MM:SS (slurm)"),
     "account": ("NAME", "whom to charge (slurm)"),
     "setup": ("CMD", "shell command that comes first on each host"),
 }
 _NUMBERS = {
     "nodes": "machines, with one process each (slurm)",
     "gpus-per-node": "GPUs of each (slurm)",
+    "save-s": "seconds from SIGTERM to the end, to save (gke, xpk: 600; slurm: 120)",
     "max-restarts": "how often a run starts again (gke, xpk; slurm with --restart-lost; 10)",
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.launch.machines import Slice
-from llmasos_jax.launch.options import LaunchOptions
+from llmasos_jax.launch.options import SAVE_S, LaunchOptions
 from llmasos_jax.launch.yamltext import to_yaml
 from llmasos_jax.parallel.environment import DEFAULT_PORT
 
@@ -16,7 +16,6 @@ _LOST = {
     False: "so does a machine that fails, since\n# the others end with 3 (--restart-lost: not).",
     True: "a lost machine (3 on the others)\n# does not, nor does a loss that is not finite.",
 }
-_SAVE_S = 600  # between SIGTERM and the end, for a step and a checkpoint
 
 
 def jobset(name: str, config: str, made: Slice, slices: int, options: LaunchOptions) -> str:
@@ -134,7 +133,7 @@ def _pod(name: str, made: Slice, options: LaunchOptions) -> dict[str, Any]:
     return {
         **account,
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": _SAVE_S,
+        "terminationGracePeriodSeconds": options.save_s or SAVE_S["gke"],
         "nodeSelector": {
             "cloud.google.com/gke-tpu-accelerator": made.machine.gke,
             "cloud.google.com/gke-tpu-topology": made.topology,

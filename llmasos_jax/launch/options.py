@@ -26,7 +26,9 @@ class LaunchOptions:
       partition: of Slurm.
       nodes: of Slurm; each runs one process with all its GPUs.
       gpus_per_node: of Slurm; None for machines without GPUs.
-      time: limit of a Slurm job, "24:00:00".
+      time: limit of a Slurm job, "24:00:00" or "3-12:00:00".
+      save_s: seconds between SIGTERM and the end of a process, to finish a step and save it; None
+        takes `SAVE_S`.
       account: that Slurm charges; None takes the user's own.
       setup: a shell command that comes first on each host, such as one that activates an
         environment.
@@ -49,6 +51,7 @@ class LaunchOptions:
     nodes: int | None = None
     gpus_per_node: int | None = None
     time: str | None = None
+    save_s: int | None = None
     account: str | None = None
     setup: str | None = None
     max_restarts: int = 10
@@ -61,6 +64,8 @@ class LaunchOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{flag(name)}={value} must be at least 1")
+        if self.save_s is not None and not 30 <= self.save_s <= 65535:
+            raise ConfigError(f"--save-s={self.save_s} must be from 30 to 65535 seconds")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, str) and (not value.strip() or "\n" in value):
@@ -72,6 +77,9 @@ class LaunchOptions:
         return [1, 2] if self.restart_lost else [1, 2, 3]
 
 
+# Slurm takes these seconds off the job's time, Kubernetes only waits so long for a slow end.
+SAVE_S = {"gke": 600, "xpk": 600, "slurm": 120}
+
 # What each needs, and what else it reads.
 REQUIRED = {
     "gke": ("topology", "workdir", "image", "bucket"),
@@ -81,9 +89,9 @@ REQUIRED = {
 }
 OPTIONAL = {
     "gke": ("slices", "namespace", "service_account", "queue", "setup")
-    + ("max_restarts", "restart_lost"),
-    "xpk": ("slices", "setup", "max_restarts", "restart_lost"),
-    "slurm": ("gpus_per_node", "account", "setup", "max_restarts", "restart_lost"),
+    + ("save_s", "max_restarts", "restart_lost"),
+    "xpk": ("slices", "setup", "save_s", "max_restarts", "restart_lost"),
+    "slurm": ("gpus_per_node", "account", "setup", "save_s", "max_restarts", "restart_lost"),
     "tpu-vm": ("setup",),
 }
 
@@ -115,6 +123,45 @@ def check_options(on: str, options: LaunchOptions, topology: str | None, slices:
         raise ConfigError(
             f"--workdir={options.workdir} is not a whole path, and hosts start in another folder; "
             "give it as all of them see it: --workdir=/..."
+        )
+    if on == "slurm":
+        _check_time(str(options.time), options.save_s or SAVE_S[on])
+
+
+def slurm_seconds(time: str) -> int | None:
+    """Seconds of a time limit as Slurm reads it; None if it does not.
+
+    Its forms are M, M:S, H:M:S, D-H, D-H:M and D-H:M:S. UNLIMITED, which it takes too, is not among
+    them: such a job is never asked to save.
+
+    Example:
+      >>> slurm_seconds("90"), slurm_seconds("24:00:00"), slurm_seconds("2-12"), slurm_seconds("1h")
+      (5400, 86400, 216000, None)
+    """
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time, flags=re.ASCII)
+    if found is None:
+        return None
+    days, *parts = (None if part is None else int(part) for part in found.groups())
+    given = [part for part in parts if part is not None]
+    if days is None and len(given) < 3:
+        given = [0, *given]  # the first is minutes
+    hours, minutes, seconds = [*given, 0, 0][:3]
+    return ((24 * (days or 0) + hours) * 60 + minutes) * 60 + seconds
+
+
+def _check_time(time: str, save_s: int) -> None:
+    """Refuses a limit that Slurm does not read, or that is over before it has begun."""
+    seconds = slurm_seconds(time)
+    if seconds is None:
+        raise ConfigError(
+            f"--time={time} is not a time limit of Slurm; write HH:MM:SS, D-HH:MM:SS or minutes: "
+            "--time=24:00:00"
+        )
+    # It may send the signal up to a minute earlier.
+    if seconds < save_s + 180:
+        raise ConfigError(
+            f"--time={time} is {seconds} seconds, and --save-s={save_s} before the end the run is "
+            f"told to stop; give at least {-(-(save_s + 180) // 60)} minutes"
         )
 
 

@@ -81,7 +81,7 @@ def write_launch(
         files = {"config.json": text, "train.sbatch": script}
         return _write(on, out, files, f"sbatch {out / 'train.sbatch'}", options.nodes or 1, None)
     pod = parse_topology(topology, slices)
-    made = slice_of(pod)
+    made = slice_of(pod, on)
     told = f"{pod} has {pod.num_devices}"
     _check_mesh(config, pod.num_devices, told, "the topology (`llmasos plan` says what fits)")
     if on == "gke":

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import shlex
+import string
 
 from llmasos_jax.errors import PreemptedError
 from llmasos_jax.launch.machines import Slice
-from llmasos_jax.launch.options import LaunchOptions
+from llmasos_jax.launch.options import SAVE_S, LaunchOptions
 
 _AGAIN = PreemptedError.exit_status
-_SAVE_S = 600  # between SIGTERM and the end, for a step and a checkpoint
 
 _HEAD = "#!/bin/bash\n"
 
@@ -32,13 +32,17 @@ def xpk(name: str, config: str, made: Slice, slices: int, options: LaunchOptions
         "docker-image": options.image,
         "max-restarts": options.max_restarts,
         "restart-on-exit-codes": ",".join(map(str, again)),
-        "termination-grace-period-seconds": _SAVE_S,
+        "termination-grace-period-seconds": options.save_s or SAVE_S["xpk"],
         "command": inside,
     }
-    lines = " \\\n".join(f"  --{key}={shlex.quote(str(value))}" for key, value in words.items())
+    quoted = (f"  --{key}={shlex.quote(str(value))}" for key, value in words.items())
+    lines = " \\\n".join(quoted)
     return (
         f"{_HEAD}# llmasos train on {slices} x {made.accelerator_type} ({made.topology}).\n"
-        f"# Every host has to see {options.workdir}: `xpk storage attach` mounts a bucket.\n"
+        f"# Its options are those of XPK 1.16, which starts the run again on status "
+        f"{', '.join(map(str, again))},\n# 42 and 127 to 255 (a process that a signal killed).\n"
+        f"# Every host has to see {options.workdir}: a bucket is mounted by\n"
+        "# `xpk storage attach --auto-mount=true`.\n"
         f"set -euo pipefail\n\nxpk workload create \\\n{lines}\n"
     )
 
@@ -53,8 +57,8 @@ def slurm(name: str, config_path: str, options: LaunchOptions) -> str:
         "ntasks-per-node": 1,
         "gpus-per-node": options.gpus_per_node,
         "time": options.time,
-        # SIGTERM to the processes two minutes before the time is over.
-        "signal": "TERM@120",
+        # SIGTERM to the processes before the time is over.
+        "signal": f"TERM@{options.save_s or SAVE_S['slurm']}",
         "output": f"{name}-%j.log",
         "open-mode": "append",
     }
@@ -85,32 +89,73 @@ def slurm(name: str, config_path: str, options: LaunchOptions) -> str:
 
 
 def tpu_vm(name: str, config: str, made: Slice, options: LaunchOptions) -> str:
-    """Starts a run on all workers of a TPU VM over ssh, and shows the log of the first."""
-    workdir = shlex.quote(str(options.workdir))
-    folder = f"llmasos-{name}"
-    # The loop runs on each worker: all of them leave the run, and meet again.
-    run = (
-        f"{_setup(options)}"
-        f"while true; do llmasos train --config=config.json --workdir={workdir}; status=$?; "
-        f"[ $status -eq {_AGAIN} ] || break; sleep 10; done; echo ended with status $status"
-    )
-    remote = (
-        f"mkdir -p ~/{folder} && cd ~/{folder} && echo {_packed(config)} | base64 -d > config.json "
-        f"&& nohup bash -c {shlex.quote(run)} > train.log 2>&1 < /dev/null & sleep 1"
-    )
-    tail = f"tail -n +1 -F ~/{folder}/train.log"
-    ssh = "gcloud compute tpus tpu-vm ssh"
+    """Starts a run on all workers of a TPU VM over ssh, shows the first one's log, or stops it."""
     where = f"--project={shlex.quote(str(options.project))} --zone={shlex.quote(str(options.zone))}"
-    target = shlex.quote(str(options.tpu))
+    ssh = f"gcloud compute tpus tpu-vm ssh {shlex.quote(str(options.tpu))} {where}"
+    words = {
+        "folder": f"llmasos-{name}",
+        "config": _packed(config),
+        "again": _AGAIN,
+        "setup": f"  {options.setup} || return\n" if options.setup else "",
+        "workdir": shlex.quote(str(options.workdir)),
+    }
     return (
         f"{_HEAD}# llmasos train on the TPU VM {options.tpu} ({made.accelerator_type}, "
-        f"{made.hosts} workers).\n"
+        f"{made.hosts} workers):\n"
+        "#   bash launch.sh         starts it on all workers, then shows the log of the first\n"
+        "#   bash launch.sh log     shows it once more (Ctrl-C leaves the run alone)\n"
+        "#   bash launch.sh stop    lets it save and end; started again, it goes on from there\n"
         f"# Every worker has llmasos with the extra tpu, and sees {options.workdir}.\n"
-        f"set -euo pipefail\n\n"
-        f"{ssh} {target} {where} --worker=all \\\n  --command={shlex.quote(remote)}\n\n"
-        "# The run goes on when this is left with Ctrl-C.\n"
-        f"{ssh} {target} {where} --worker=0 \\\n  --command={shlex.quote(tail)}\n"
+        f"set -euo pipefail\n\nstart=$(cat <<'END'\n{_START.substitute(words)}END\n)\n"
+        f"stop=$(cat <<'END'\n{_STOP.substitute(words)}END\n)\n"
+        f"log='tail -n +1 -F ~/{words['folder']}/train.log'\n\n"
+        'verb="${1:-start}"\ncase "$verb" in\n'
+        f'  start) {ssh} --worker=all --command="$start" ;;\n'
+        f'  stop) {ssh} --worker=all --command="$stop" ;;\n'
+        "  log) ;;\n"
+        '  *) echo "launch.sh knows start, log and stop, not $verb" >&2; exit 2 ;;\nesac\n'
+        f'if [ "$verb" != stop ]; then\n  {ssh} --worker=0 --command="$log"\nfi\n'
     )
+
+
+# On each worker. The lock is held as long as the run lives: a second start finds it. The loop is on
+# each as well: all of them leave the run, and meet again.
+_START = string.Template(
+    """\
+mkdir -p ~/$folder && cd ~/$folder || exit 1
+exec 9>> ~/.llmasos-run
+if ! flock -n 9; then
+  echo "$$(hostname): a run is on this worker already ($$(cat ~/.llmasos-run)); look at it" \\
+    "(launch.sh log) or end it first (launch.sh stop)" >&2
+  exit 1
+fi
+echo $folder > ~/.llmasos-run
+rm -f stop
+echo $config | base64 -d > config.json
+run() {
+$setup  while true; do
+    llmasos train --config=config.json --workdir=$workdir &
+    echo $$! > pid
+    wait $$!
+    status=$$?
+    [ $$status -eq $again ] && [ ! -e stop ] || break
+    sleep 10
+    [ ! -e stop ] || break
+  done
+}
+( trap '' HUP; status=1; run; rm -f pid; echo "ended with status $$status" ) \\
+  >> train.log 2>&1 < /dev/null &
+"""
+)
+_STOP = string.Template(
+    """\
+if flock -n ~/.llmasos-run true || [ "$$(cat ~/.llmasos-run)" != $folder ]; then
+  echo "$$(hostname): no run of $folder is on this worker" >&2
+else
+  cd ~/$folder && touch stop && kill -TERM "$$(cat pid)" 2> /dev/null || true
+fi
+"""
+)
 
 
 def _packed(config: str) -> str:
