@@ -54,8 +54,9 @@ def test_an_outlier_spoils_its_own_row_alone(key):
     assert codes[0, 0] == 127 and scale.shape == (4, 1)
 
 
+@pytest.mark.parity
 def test_as_near_as_qwix(key):
-    qwix = pytest.importorskip("qwix")
+    qwix = pytest.importorskip("qwix", reason="needs the extra `parity`")
     x, w = jax.random.normal(key, (32, 64)), jax.random.normal(jax.random.key(1), (64, 32))
     q = functools.partial(qwix.quantize, qtype=jnp.int8)
     theirs = qwix.dot_general(
