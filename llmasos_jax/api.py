@@ -116,6 +116,7 @@ def export(
     to: str = "hf",
     out: str | os.PathLike[str] | None = None,
     *,
+    dtype: str | None = None,
     step: int | None = None,
     allow_code: bool = False,
     revision: str | None = None,
@@ -125,14 +126,16 @@ def export(
 ) -> ExportResult:
     """Writes a model in another program's format, and proves it there before it is kept.
 
-    What was written is opened by that program and run on random ids of several lengths with
-    padding. Only if every output is that of the model does the folder get its name;
-    `parity.json` in it says what was compared.
+    What was written is opened by that program and run on a fixed text and on random ids of several
+    lengths with padding, and through its cache. Only if every output is that of the model with the
+    weights as they were written does the folder get its name; `parity.json` in it says what was
+    compared, and what rounding the weights did.
 
     Args:
       source: what `load_model` reads.
       to: "hf", a Hugging Face folder, opened with transformers and torch (the extra `parity`).
       out: a new or empty folder; None is the model's name and the target, here.
+      dtype: of the weights, as that format calls it; None keeps the model's own.
       step: which checkpoint of a training folder; None takes the newest.
       allow_code: as in `load_model`.
       revision: a branch, tag or commit of a name on the hub.
@@ -170,6 +173,7 @@ def export(
         source,
         folder,
         to=to,
+        dtype=dtype,
         step=step,
         allow_code=allow_code,
         revision=revision,

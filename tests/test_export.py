@@ -14,7 +14,8 @@ from llmasos_jax.cli.main import main
 from llmasos_jax.config.heads import Classifier
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.errors import ExportError, FormatError, MissingExtraError
-from llmasos_jax.evals.export import run as export_run
+from llmasos_jax.evals.export import huggingface as export_hf
+from llmasos_jax.format.cast import cast
 from llmasos_jax.format.manifest import Generation, Manifest
 from llmasos_jax.format.names import expected
 from llmasos_jax.format.read import ModelFiles
@@ -141,13 +142,38 @@ def test_another_model_is_kept_nowhere(
         changed = ModelFiles(files.path, files.manifest, tensors, files.tokenizer)
         return write_huggingface(changed, out, **options)
 
-    monkeypatch.setattr(export_run, "write_huggingface", spoilt)
-    with pytest.raises(ExportError, match="what was written is not the model: BertForPreTraining"):
+    monkeypatch.setattr(export_hf, "write_huggingface", spoilt)
+    with pytest.raises(
+        ExportError, match="is not the model: layers.1.mlp.down is .* away.*they part at layer 1"
+    ):
         llmasos_jax.export(source, "hf", tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
     assert main(["export", str(source), "--to=hf", f"--out={tmp_path / 'out'}"]) == 1
     assert "nothing was kept" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore:::(torch|transformers)")
+def test_rounded_weights_are_proven_as_they_are(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="needs the extra `parity`")
+    source = written(tmp_path / "in", CONFIGS["llama"])
+    result = llmasos_jax.export(source, "hf", tmp_path / "out", dtype="bfloat16")
+    assert result.proof is not None
+    # What the program computes is exact; what rounding did is said apart.
+    assert result.proof.difference < 2e-5
+    assert 2.0**-11 < result.proof.rounded.worst < 2.0**-8
+    assert 1e-4 < max(c.difference for c in result.proof.effect) < 0.1
+    assert result.proof.greedy == 32
+    assert json.loads((tmp_path / "out" / "config.json").read_bytes())["dtype"] == "bfloat16"
+    back = open_hf(tmp_path / "out").tensors
+    assert {tensor.dtype for tensor in back.values()} == {"bfloat16"}
+    with pytest.raises(
+        FormatError, match=r"holds 1e\+05, and float16 ends at 65504; take bfloat16"
+    ):
+        cast(
+            ModelFiles(source, of(BERT), {"x": stored(np.float32([1e5]))}, None), "float16"
+        ).tensors["x"].read()
 
 
 def test_without_transformers_it_has_to_be_said(
@@ -167,10 +193,10 @@ def test_without_transformers_it_has_to_be_said(
 
 def test_other_targets_and_places_are_refused(tmp_path: Path) -> None:
     source = written(tmp_path / "in", CONFIGS["bert"])
-    with pytest.raises(FormatError, match='to="gguf" is not in this version'):
-        llmasos_jax.export(source, "gguf", tmp_path / "out")
-    with pytest.raises(FormatError, match='no target "onxx"; did you mean "onnx"'):
-        llmasos_jax.export(source, "onxx", tmp_path / "out")
+    with pytest.raises(FormatError, match='no target "hff"; did you mean "hf"'):
+        llmasos_jax.export(source, "hff", tmp_path / "out")
+    with pytest.raises(FormatError, match='not written as "bfloat15"; did you mean "bfloat16"'):
+        llmasos_jax.export(source, "hf", tmp_path / "out", dtype="bfloat15")
     with pytest.raises(FormatError, match="not empty; name a new or empty folder"):
         llmasos_jax.export(source, "hf", tmp_path / "in")
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
@@ -240,7 +266,7 @@ def test_a_failing_export_leaves_no_folder(folders: str, tmp_path: Path) -> None
         raise ExportError("planted")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_run, "write_huggingface", fails)
+        patch.setattr(export_hf, "write_huggingface", fails)
         with pytest.raises(ExportError, match="planted"):
             llmasos_jax.export(source, "hf", tmp_path / folders, unproven=True)
     assert sorted(p.name for p in tmp_path.rglob("*") if p.parent != source) == [

@@ -14,7 +14,7 @@ import llmasos_jax
 from llmasos_jax.data.tokenizers.tokenizer import encode_input
 from llmasos_jax.data.tokenizers.wordpiece import bert_tokenizer, vocabulary_file
 from llmasos_jax.errors import ExportError
-from llmasos_jax.evals.export import run as export_run
+from llmasos_jax.evals.export import huggingface as export_hf
 from llmasos_jax.interop.hf import open_hf
 from llmasos_jax.interop.hf.write import write_huggingface
 
@@ -169,7 +169,7 @@ class TestParity:
             (out / file).write_text(json.dumps({**found, key: value}))
             return result
 
-        monkeypatch.setattr(export_run, "write_huggingface", spoilt)
+        monkeypatch.setattr(export_hf, "write_huggingface", spoilt)
         with pytest.raises(ExportError, match=message) as caught:
             llmasos_jax.export(source, "hf", tmp_path / "out")
         assert "\n" not in str(caught.value)

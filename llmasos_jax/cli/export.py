@@ -12,10 +12,20 @@ from llmasos_jax.cli.options import add_allow_code, add_json, add_source, print_
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `llmasos export`."""
     parser.add_argument("source", metavar="MODEL", help="what `llmasos convert` reads")
-    parser.add_argument("--to", required=True, metavar="FORMAT", help="hf: a Hugging Face folder")
     parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="a new or empty folder"
+        "--to",
+        required=True,
+        metavar="FORMAT[,...]",
+        help="hf (a Hugging Face folder), gguf (llama.cpp), onnx, stablehlo",
     )
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="a new or empty folder; of several formats each gets a folder in it",
+    )
+    parser.add_argument("--dtype", metavar="TYPE", help="of the weights; default the model's own")
     parser.add_argument(
         "--step", type=int, metavar="N", help="which checkpoint; default the newest"
     )
@@ -31,21 +41,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Exports, then says what was written and how far it is from the model."""
+    """Exports to one format after the other, and says how far each is from the model."""
     from llmasos_jax import api
 
-    result = api.export(
-        args.source,
-        args.to,
-        args.out,
-        step=args.step,
-        allow_code=args.allow_code,
-        revision=args.revision,
-        ignore=args.ignore,
-        unproven=args.unproven,
-        seed=args.seed,
-    )
+    names = args.to.split(",")
+    found = {}
+    for name in names:
+        result = api.export(
+            args.source,
+            name,
+            args.out / name if len(names) > 1 else args.out,
+            dtype=args.dtype,
+            step=args.step,
+            allow_code=args.allow_code,
+            revision=args.revision,
+            ignore=args.ignore,
+            unproven=args.unproven,
+            seed=args.seed,
+        )
+        more = {"proven": result.proven, "difference": result.difference}
+        found[name] = {**asdict(result), **more}
+        if not args.json:
+            print(result)
     if args.json:
-        print_json(asdict(result))
-    else:
-        print(result)
+        print_json(found if len(names) > 1 else found[names[0]])

@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.evals.export.outputs import Outputs
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
+from llmasos_jax.evals.export.ours import Outputs
 from llmasos_jax.evals.parity.probe import Probe
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.interop.written import Written
 
+Tick = Callable[[str, int], None]
+
 
 class Opened(Protocol):
-    """A written model, opened by the program that it is for."""
+    """A written model, opened by the program that it is for.
+
+    Attributes:
+      pad_id: what it takes for no token wherever it stands; None if it goes by a mask.
+    """
+
+    pad_id: int | None
 
     def outputs(self, probes: Sequence[Probe]) -> list[Outputs]:
-        """What the program gives for each probe, float32, by the names of `outputs.py`."""
+        """What the program gives for each probe, float32, by the names of `ours.py`."""
         ...
 
     def greedy(self, prompt_ids: Sequence[int], count: int) -> list[int]:
         """Ids of the `count` likeliest next tokens, one by one through the program's own cache."""
         ...
 
-    def encode(self, text: str) -> list[int] | None:
-        """Ids that the program's own tokenizer gives; None where the folder has none."""
+    def check_texts(self, tokenizer: Tokenizer, cfg: ModelConfig) -> int:
+        """Compares the program's own tokenizer with the model's.
+
+        Returns:
+          How many texts were compared; 0 where the folder has no tokenizer.
+
+        Raises:
+          ExportError: it gives other ids.
+        """
         ...
 
 
@@ -36,11 +52,13 @@ class Target(Protocol):
 
     Attributes:
       name: as `--to` says it.
+      opens: the program that it is for, as messages call it.
       packages: whose versions the receipt names.
-      dtypes: that `--dtype` may say; the first is not changed from the model's own.
+      dtypes: that `--dtype` may say.
     """
 
     name: str
+    opens: str
     packages: tuple[str, ...]
     dtypes: tuple[str, ...]
 
@@ -56,18 +74,22 @@ class Target(Protocol):
         """Raises MissingExtraError where the program is not installed."""
         ...
 
-    def write(
-        self,
-        files: ModelFiles,
-        out: Path,
-        dtype: str | None,
-        on_tensor: Callable[[str, int], None],
-    ) -> Written:
-        """Writes into an empty folder, one tensor at a time."""
+    def write(self, files: ModelFiles, out: Path, dtype: str | None, on_tensor: Tick) -> Written:
+        """Writes into an empty folder, one tensor at a time.
+
+        Args:
+          files: the model.
+          out: an empty folder.
+          dtype: of the weights, one of `dtypes`; None keeps the model's own.
+          on_tensor: called with the name and the bytes of each tensor written.
+        """
         ...
 
     def bound(self, dtype: str | None) -> float:
-        """The largest difference, as a share of an output's largest number, that is a match."""
+        """The largest difference, as a share of an output's largest number, that is a match.
+
+        Both programs have the weights as they were written: rounding them is no part of it.
+        """
         ...
 
     def open(self, folder: Path, written: Written, cfg: ModelConfig) -> Opened:
@@ -78,6 +100,10 @@ class Target(Protocol):
         """
         ...
 
-    def stored(self, folder: Path) -> dict[str, np.ndarray] | None:
-        """Weights as the format holds them, widened to float32, by our names; None if it cannot."""
+    def stored(self, folder: Path) -> Mapping[str, np.ndarray]:
+        """The weights read back from what was written, by our names, read when asked for."""
+        ...
+
+    def source(self, folder: Path) -> str | None:
+        """What `llmasos parity` reads to say where it parts from the model; None if nothing."""
         ...

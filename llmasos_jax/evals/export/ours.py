@@ -1,4 +1,4 @@
-"""What a model of ours gives for some ids, by the names under which an export is compared."""
+"""What a model of ours gives for some ids: what an export is compared with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from llmasos_jax.config.devices import KernelsConfig
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.evals.parity.probe import Probe
 from llmasos_jax.format.names import unflatten
-from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.models.definition import file_def
 from llmasos_jax.nn.runtime import Runtime
 
@@ -39,35 +38,77 @@ class Compared:
     numbers: int
 
 
-def our_outputs(files: ModelFiles, probes: Sequence[Probe]) -> list[Outputs]:
-    """Everything that a model answers, float32, for each probe.
+class OurModel:
+    """A model of ours with plain float32 weights, as the reference of an export.
 
-    The decoder of an encoder-decoder reads each row backwards, all of it.
+    Args:
+      cfg: the model.
+      tensors: its weights by their names.
+      start_id: that the decoder of an encoder-decoder begins with.
     """
-    cfg = files.manifest.parameters
-    definition = file_def(cfg)
-    named = {n: np.asarray(t.read()).astype(np.float32) for n, t in files.tensors.items()}
-    params = unflatten(named)
 
-    @jax.jit
-    def run(params: Any, tokens_bt: Any, mask_bt: Any, types_bt: Any) -> dict[str, jax.Array]:
-        model = definition.bind(params)
+    def __init__(
+        self, cfg: ModelConfig, tensors: Mapping[str, np.ndarray], start_id: int | None = None
+    ) -> None:
+        self._cfg, self._start_id = cfg, start_id
+        named = {name: np.asarray(x).astype(np.float32) for name, x in tensors.items()}
+        self._params = jax.device_put(unflatten(named))
+        self._run = jax.jit(self._forward)
+
+    def outputs(self, probes: Sequence[Probe]) -> list[Outputs]:
+        """Everything that the model answers, float32, for each probe.
+
+        The decoder of an encoder-decoder reads each row backwards, all of it.
+        """
+        found = []
+        for probe in probes:
+            reads = probe.tokens_bt[:, ::-1] if self._cfg.encoder.num_layers else None
+            found.append(self._numbers(probe.tokens_bt, probe.mask_bt, probe.types_bt, reads))
+        return found
+
+    def scores(self, prompt_ids: Sequence[int], next_ids: Sequence[int], like: Probe) -> np.ndarray:
+        """Logits float32 [N, V] from which each of the N next ids was drawn.
+
+        Args:
+          prompt_ids: that the model read.
+          next_ids: that it went on with.
+          like: a probe with room for them: its shape is compiled already.
+        """
+        shape = like.tokens_bt.shape
+        if self._cfg.encoder.num_layers:
+            read, reads_bt = prompt_ids, _rows([self._start_id or 0, *next_ids[:-1]], shape)
+            first = 0
+        else:
+            read, reads_bt, first = [*prompt_ids, *next_ids[:-1]], None, len(prompt_ids) - 1
+        mask_bt = _rows([1] * len(read), shape)
+        logits_btv = self._numbers(_rows(read, shape), mask_bt, None, reads_bt)[LOGITS]
+        return logits_btv[0, first : first + len(next_ids)]
+
+    def _numbers(self, *args: Any) -> Outputs:
+        with jax.default_matmul_precision("highest"):
+            out = self._run(self._params, *args)
+        return {name: np.asarray(x) for name, x in out.items()}
+
+    def _forward(
+        self, params: Any, tokens_bt: Any, mask_bt: Any, types_bt: Any, reads_bt: Any
+    ) -> dict[str, jax.Array]:
+        model = file_def(self._cfg).bind(params)
         # Plain products alone: other runtimes read this program.
         runtime = Runtime(kernels=KernelsConfig(attention="reference"))
-        if cfg.encoder.num_layers:
+        if self._cfg.encoder.num_layers:
             encoded = model.encode(tokens_bt, segment_ids_bs=mask_bt, runtime=runtime)
-            hidden = model.hidden(tokens_bt[:, ::-1], encoded=encoded, runtime=runtime)
+            hidden = model.hidden(reads_bt, encoded=encoded, runtime=runtime)
             return {LOGITS: model.logits(hidden.x_btd, runtime)}
         kinds = {} if types_bt is None else {"token_types_bt": types_bt}
         x_btd = model.hidden(tokens_bt, segment_ids_bt=mask_bt, runtime=runtime, **kinds).x_btd
-        return _answers(cfg, model, x_btd, mask_bt, runtime)
+        return _answers(self._cfg, model, x_btd, mask_bt, runtime)
 
-    found = []
-    with jax.default_matmul_precision("highest"):
-        for probe in probes:
-            out = run(params, probe.tokens_bt, probe.mask_bt, probe.types_bt)
-            found.append({name: np.asarray(x) for name, x in out.items()})
-    return found
+
+def _rows(ids: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
+    """The same ids in each row, int32 [B, T], zeros after them."""
+    row = np.zeros(shape[1], np.int32)
+    row[: len(ids)] = ids
+    return np.broadcast_to(row, shape)
 
 
 def _answers(

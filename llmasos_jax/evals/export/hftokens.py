@@ -7,11 +7,27 @@ from typing import Any
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer, encode_input
-from llmasos_jax.errors import ExportError
-from llmasos_jax.evals.export.theirs import import_both
+from llmasos_jax.errors import ExportError, MissingExtraError
 
 FIRST, SECOND = "It rained all day.", "The street was wet."
 TEXTS = ("Hello, world! 123", "  two  spaces\nand a line", "Über naïve 世界 🙂", "", FIRST)
+
+
+def import_both() -> tuple[Any, Any]:
+    """Torch and transformers.
+
+    Raises:
+      MissingExtraError: one of them is not installed.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError(
+            f"an export to Hugging Face is opened with transformers and torch to prove it ({error})"
+            "; pip install 'llmasos-jax[parity]', or say --unproven (unproven=True)"
+        ) from error
+    return torch, transformers
 
 
 def compare_tokenizer(folder: Path, tokenizer: Tokenizer, cfg: ModelConfig) -> int:
