@@ -18,6 +18,7 @@ from llmasos_jax.hub.resolve import resolve
 _HF_CONFIG = "config.json"
 _GGUF = b"GGUF"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
+_ONNX, _ONNX_DATA = ("model.onnx", "encoder_model.onnx", "decoder_model.onnx"), "model.onnx.data"
 
 
 def open_model(
@@ -32,8 +33,8 @@ def open_model(
 
     Args:
       source: a `model.json` or its folder; a training folder, its `checkpoints`, or a step folder;
-        a Hugging Face folder; a .gguf file, or a folder with one; a name in the library, or
-        "org/name" on the Hugging Face hub, which is downloaded once.
+        a Hugging Face folder; a .gguf file, or a folder with one; an export to ONNX of ours; a name
+        in the library, or "org/name" on the Hugging Face hub, which is downloaded once.
       step: of a training run; None takes the newest.
       allow_code: whether parts may be called "package.module:name", which imports that module. Off
         by default: opening a model runs no code.
@@ -60,6 +61,10 @@ def open_model(
         from llmasos_jax.interop.gguf import open_gguf
 
         return _called(source, open_gguf(_gguf_file(path), ignore=ignore))
+    if kind == "onnx":
+        from llmasos_jax.interop.onnx import open_onnx
+
+        return open_onnx(path)
     return read_model(path, allow_code=allow_code)
 
 
@@ -74,8 +79,12 @@ def check_ignore(source: str | os.PathLike[str], kind: str, ignore: Sequence[str
     Raises:
       FormatError: something may, of an LLMasOS model or training run.
     """
-    if ignore and kind in ("llmasos", "training"):
-        what = "an LLMasOS model" if kind == "llmasos" else "a training run of LLMasOS"
+    own = {
+        "llmasos": "an LLMasOS model",
+        "training": "a training run of LLMasOS",
+        "onnx": "an export of LLMasOS to ONNX",
+    }
+    if ignore and (what := own.get(kind)):
         raise FormatError(
             f'ignore={list(ignore)!r} is for what other programs wrote; "{source}" is {what}, of '
             "which everything is read; leave it out"
@@ -94,7 +103,7 @@ _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
 
 def kind_of(path: Path) -> str:
-    """What stands at a path: "llmasos", "training", "huggingface" or "gguf".
+    """What stands at a path: "llmasos", "training", "huggingface", "gguf" or "onnx".
 
     Raises:
       FormatError: none of these; the message names what is there.
@@ -105,6 +114,8 @@ def kind_of(path: Path) -> str:
         return "gguf"
     if path.name == _HF_CONFIG and not (path.parent / MANIFEST).exists():
         return "huggingface"
+    if path.name in _ONNX:
+        return "onnx"
     if path.suffix in _WEIGHTS:
         raise FormatError(f'"{path}" is a file of weights; give the folder that it is in')
     return "llmasos"
@@ -120,13 +131,17 @@ def _kind_of_folder(path: Path) -> str:
         return "huggingface"
     if _is_training(path):
         return "training"
+    # With a config.json too, for programs that go by it.
+    if any((path / name).is_file() for name in _ONNX) and (path / _ONNX_DATA).is_file():
+        return "onnx"
     if has_config:
         return "huggingface"
     if len(_ggufs(path)) == 1:
         return "gguf"
     raise FormatError(
         f'"{path}" holds no model: expected a {MANIFEST}, a {_HF_CONFIG} with safetensors, one '
-        f'.gguf file, or the "{steps.FOLDER}" folder of a training run; {_found(path)}'
+        f'.gguf file, {_ONNX_DATA} with its graph, or the "{steps.FOLDER}" folder of a training '
+        f"run; {_found(path)}"
     )
 
 

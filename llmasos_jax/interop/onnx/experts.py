@@ -12,7 +12,7 @@ _EPS = 1e-20  # as nn.moe adds it
 
 
 def mixture(g: Graph, cfg: ModelConfig, x: str, name: str) -> str:
-    """sum over the chosen experts of weight * expert(x), plus the shared expert; [B, T, D]."""
+    """The weighted sum of the chosen experts, plus the shared expert; [B, T, D]."""
     experts, d = cfg.experts, cfg.embedding_dim
     x_ad = g.op("Reshape", x, g.ints(-1, d))
     weights, chosen = _route(g, cfg, x_ad, name)
@@ -74,7 +74,7 @@ def _as_int(g: Graph, x: str) -> str:
 
 
 def _each_expert(g: Graph, cfg: ModelConfig, x: str, weights: str, chosen: str, name: str) -> str:
-    """The weighted sum of the chosen experts' results [A, D]; an expert without tokens is unread."""
+    """The chosen experts' weighted sum [A, D]; an expert without tokens is not read."""
     d = cfg.embedding_dim
     stem = g.op("Identity", x)  # a name of its own for what stands inside
     body, then, other = g.inside(), g.inside(), g.inside()
