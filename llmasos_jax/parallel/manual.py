@@ -60,6 +60,8 @@ class Manual:
         # XLA for CPU aborts on a bfloat16 reduce-scatter, the transpose of this gather: cast after
         # it, at twice the bytes.
         early = platform(self.mesh) != "cpu"
+        if early and w.dtype == jnp.float32 and dtype == jnp.bfloat16:
+            w = _rounded(w)
         w = w.astype(dtype if early else jnp.float32)
 
         def along_each_axis(w: jax.Array) -> jax.Array:
@@ -152,6 +154,19 @@ class Manual:
     def _left(self, *axes: str | None) -> PartitionSpec:
         """As `spec`, with only the mesh axes that are left to the compiler."""
         return PartitionSpec(*(_keep(entry, self._left_names) for entry in self.rules.spec(*axes)))
+
+
+@jax.custom_vjp
+def _rounded(w: jax.Array) -> jax.Array:
+    """`w` with bfloat16's bits in float32; its gradient passes as it is.
+
+    The compiler moves a plain cast of a layer's weights out of the loop over layers, and then holds
+    all weights of the model in both types; this it leaves where it is.
+    """
+    return lax.reduce_precision(w, exponent_bits=8, mantissa_bits=7)
+
+
+_rounded.defvjp(lambda w: (_rounded(w), None), lambda _, grad: (grad,))
 
 
 def _names(entry: MeshAxes) -> tuple[str, ...]:
