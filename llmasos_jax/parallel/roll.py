@@ -245,16 +245,21 @@ def answer(place: Place, name: str, hosts: HostsConfig) -> Roll:
 
 
 def _listen(place: Place) -> socket.socket:
+    with _bind(place, place.port + 1):
+        pass  # JAX's service takes it later, and would end with a stack trace
+    return _bind(place, place.port)
+
+
+def _bind(place: Place, port: int) -> socket.socket:
     try:
         if socket.has_dualstack_ipv6():
-            return socket.create_server(
-                ("", place.port), family=socket.AF_INET6, dualstack_ipv6=True
-            )
-        return socket.create_server(("", place.port))
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        return socket.create_server(("", port))
     except OSError as error:
         raise ConfigError(
-            f"process 0 cannot listen at port {place.port} ({error.strerror}); another program or "
-            "run has it: end that, or give another port in hosts.coordinator"
+            f"process 0 cannot listen at port {port} ({os.strerror(error.errno or 0)}); another program or run "
+            f"has it, and {place.port} and {place.port + 1} are needed: end that, or give another "
+            f"port ({'LLMASOS_COORDINATOR' if 'LLMASOS' in place.source else 'hosts.coordinator'})"
         ) from error
 
 
@@ -278,7 +283,14 @@ def _connect(place: Place, hosts: HostsConfig, until_s: float) -> Line:
 def _names(place: Place, line: Line, hosts: HostsConfig, until_s: float) -> list[str] | None:
     """The hosts of all, when all are there; None if the connection broke before."""
     while time.monotonic() < until_s:
-        messages = line.receive()
+        try:
+            messages = line.receive()
+        except ValueError as error:
+            raise ConfigError(
+                f"process {place.index} of {place.count}: another program answers at {place.host}:"
+                f"{place.port}, not process 0 of this run ({place.source}); give a port that is "
+                "free on that host"
+            ) from error
         if messages is None:
             return None
         for message in messages:
@@ -298,8 +310,10 @@ def _missing(place: Place, message: Message, hosts: HostsConfig) -> str:
     missing = [str(number) for number in message["missing"]]
     more = f" and {len(missing) - 12} more" if len(missing) > 12 else ""
     here = [f"{number} ({name})" for number, name in list(message["here"].items())[:12]]
+    refused = [f"{who} was not let in: {why}" for who, why in message["turned_away"].items()][:4]
     return (
         f"after {hosts.start_timeout_s} s {len(message['here'])} of {place.count} processes are "
-        f"there; missing: {', '.join(missing[:12])}{more}; there: {', '.join(here)}. Look at the "
+        f"there; missing: {', '.join(missing[:12])}{more}; there: {', '.join(here)}"
+        f"{''.join(f'; {line}' for line in refused)}. Look at the "
         "logs of those that are missing, then start all again (hosts.start_timeout_s waits longer)"
     )

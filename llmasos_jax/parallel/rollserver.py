@@ -34,6 +34,7 @@ class RollServer:
         self._names: dict[int, str] = {}
         self._number: dict[Line, int] = {}
         self._gone: set[int] = set()  # those that said goodbye
+        self._refused: dict[str, str] = {}  # who was not let in, and why
         self._gathered: dict[str, dict[int, Any]] = {}
         self._stop: Message | None = None
         self._begun: dict[int, int] = {}
@@ -93,12 +94,14 @@ class RollServer:
             self._lost(number, "it is no longer running (its connection closed)")
 
     def _hello(self, line: Line, message: Message) -> None:
-        number, count = message["hello"], message["count"]
+        number, count, why = message["hello"], message["count"], None
         if count != self._count:
-            line.send({"refused": f"it counts {count} processes, process 0 {self._count}"})
+            why = f"it counts {count} processes, process 0 {self._count}"
         elif number in self._lines or self._started:
-            other = self._names.get(number, "?")
-            line.send({"refused": f"{other} has come as process {number} already"})
+            why = f"{self._names.get(number, '?')} has come as process {number} already"
+        if why is not None:
+            line.send({"refused": why})
+            self._refused[f"{number} ({message['name']})"] = why
         else:
             self._lines[number], self._number[line] = line, number
             self._names[number] = message["name"]
@@ -112,7 +115,7 @@ class RollServer:
             if now_s > self._deadline_s:
                 missing = [n for n in range(self._count) if n not in self._lines]
                 here = {str(n): self._names[n] for n in sorted(self._lines)}
-                self._tell({"missing": missing, "here": here})
+                self._tell({"missing": missing, "here": here, "turned_away": self._refused})
                 self._over = True
             return
         if now_s - self._beat_s >= self.tick_s:
