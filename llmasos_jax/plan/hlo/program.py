@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llmasos_jax.plan.hlo.collectives import COLLECTIVES, Collective, read_collective
+from llmasos_jax.plan.hlo.fused import is_later_part
 from llmasos_jax.plan.hlo.groups import Devices
 from llmasos_jax.plan.hlo.products import product_flops
 from llmasos_jax.plan.hlo.text import Line, bits, parse
@@ -109,7 +110,7 @@ def read_program(text: str, devices: Devices | None = None) -> Program:
 
 
 # What the compiler writes where it has no estimate is the largest number of 64 bits.
-_UNKNOWN = 2**63
+_UNKNOWN = 2**63 - 1
 
 
 @dataclass
@@ -167,7 +168,7 @@ class _Reader:
           scope: what is known of the tuple that it is given; nothing by default.
         """
         found, body = _Found(), self.computations.get(name, [])
-        repeats = _repeats_a_collective(name, body)
+        repeats = is_later_part(name, body)
         scope = scope or Scope({line.name: line for line in body})
         lines = scope.lines
         for line in body:
@@ -200,7 +201,7 @@ class _Reader:
                 ways = [self.walk(inner, runs, top=top) for inner in names]
                 found.add(max(ways, key=lambda way: way.weight, default=_Found()))
             else:
-                whole = top and line.op in ("call", "async-start")
+                whole = top and line.op in ("call", "async-start", "call-start")
                 for inner in line.called("calls", "called_computations", "to_apply"):
                     # A TPU writes some reduce-scatters as a fusion around an all-reduce.
                     is_half = inner.startswith("all-reduce-scatter")
@@ -230,9 +231,3 @@ def _operands(line: Line, lines: Mapping[str, Line]) -> tuple[tuple[int, ...], .
     return tuple(
         array.shape for name in line.operands if name in lines for array in lines[name].arrays[:1]
     )
-
-
-def _repeats_a_collective(name: str, lines: Sequence[Line]) -> bool:
-    """An asynchronous collective stands in its start, beside other work, and in its end."""
-    done = any('"AsyncCollectiveDone"' in line.rest for line in lines if line.is_root)
-    return done or name.startswith("async_collective_fusion")

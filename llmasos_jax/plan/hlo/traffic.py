@@ -1,25 +1,32 @@
 """Bytes that an instruction reads from HBM and writes to it: its operands and its results.
 
-An estimate, and of each instruction a lower bound: a kernel may read an operand again. What is on
-the chip already (another memory space than 0) is not counted, and of an operand that is only sliced
-only the slices are.
+An estimate, and of each instruction a lower bound: a kernel may read an operand again, and padding
+is left out. What is on the chip already (another memory space than 0) is not counted; a slice
+reads what it gives, an update in place writes its slot, a gather reads its rows.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
-from llmasos_jax.plan.hlo.text import Array, Line
+from llmasos_jax.plan.hlo.fused import SLICES, adds, fusion_bytes, in_hbm
+from llmasos_jax.plan.hlo.text import Line
 
 # They give names to what is there, or are counted where their work is.
 FREE = frozenset(
     (
         "parameter constant tuple get-tuple-element bitcast while conditional call after-all "
-        "partition-id replica-id optimization-barrier domain opt-barrier add-dependency iota"
+        "partition-id replica-id optimization-barrier domain opt-barrier add-dependency iota "
+        "async-start call-start async-update"
     ).split()
 )
-_SLICES = ("dynamic-slice", "slice", "gather")
-_RENAMES = ("bitcast", "get-tuple-element", "tuple", "copy")
+_FREE_CALLS = frozenset(
+    (
+        "AllocateBuffer ConcatBitcast AssumeGatherIndicesInBound AsyncCollectiveStart "
+        "AsyncCollectiveDone PrepareAsyncCallStart PrepareAsyncCallDone"
+    ).split()
+)
 
 
 def hbm_bytes(
@@ -34,58 +41,32 @@ def hbm_bytes(
     """
     if line.op in FREE or line.op.endswith("-done"):
         return 0
-    operands = [lines[name].arrays for name in line.operands if name in lines]
-    if line.op == "dynamic-update-slice":
-        return 2 * _in_hbm(operands[1]) if len(operands) > 1 else 0
-    if line.op in _SLICES:
-        return 2 * _in_hbm(line.arrays)
-    if line.op.endswith("-start"):
+    operands = [lines[name].arrays if name in lines else () for name in line.operands]
+    if line.op == "fusion" and line.called("calls"):
+        return fusion_bytes(line, operands, computations)
+    if line.op == "custom-call":
+        target = re.search(r'custom_call_target="([^"]*)"', line.attributes)
+        if target and target[1] in _FREE_CALLS:
+            return 0
+    read, given = [in_hbm(arrays) for arrays in operands], in_hbm(line.arrays)
+    if line.op in SLICES or line.op == "gather":
+        rows = sum(array.num_bytes for array in line.arrays)
+        return (rows if read[0] else 0) + sum(read[1:]) + given
+    if line.op in ("dynamic-update-slice", "scatter"):
+        place = 1 if line.op == "dynamic-update-slice" else len(operands) - 1
+        slot = sum(array.num_bytes for array in operands[place])
+        times = 2 if adds(line, computations) else 1
+        return sum(read[1:]) + (times * slot if given else 0)
+    if line.op in ("slice-start", "dynamic-slice-start"):
+        return _slice_start(line, read)
+    if line.op.endswith("-start") and line.op != "all-reduce-start":
         # Its type repeats what it takes.
-        read, given = sum(map(_in_hbm, operands)), _in_hbm(line.arrays)
-        return read + max(0, given - read)
-    inner = line.called("calls")
-    if line.op != "fusion" or not inner:
-        return sum(map(_in_hbm, operands)) + _in_hbm(line.arrays)
-    return _of_fusion(line, operands, computations.get(inner[0], ()))
+        return sum(read) + max(0, given - sum(read))
+    return sum(read) + given
 
 
-def _of_fusion(line: Line, operands: Sequence[Sequence[Array]], body: Sequence[Line]) -> int:
-    users: dict[str, list[Line]] = {}
-    for inner in body:
-        for name in inner.operands:
-            users.setdefault(name, []).append(inner)
-    parameters = {int(p.arguments): p.name for p in body if p.op == "parameter"}
-    named = {inner.name: inner for inner in body}
-    total = 0
-    for index, arrays in enumerate(operands):
-        whole = _in_hbm(arrays)
-        if whole and index in parameters:
-            whole = min(whole, _read(parameters[index], users))
-        total += whole
-    # Slots of a larger array that is updated in place: only they are written.
-    updates = [inner for inner in body if inner.op == "dynamic-update-slice"]
-    written = _in_hbm(line.arrays)
-    for update in updates:
-        slot = named.get(update.operands[1])
-        if slot is not None and update.arrays[0].num_bytes <= written:
-            written += slot.arrays[0].num_bytes - update.arrays[0].num_bytes
-    return total + max(0, written)
-
-
-def _read(name: str, users: Mapping[str, Sequence[Line]]) -> int:
-    """Bytes read of a fusion's parameter: its slices, if it is only sliced; else no bound."""
-    total = 0
-    for user in users.get(name, ()):
-        if user.op in _SLICES and user.operands[0] == name:
-            total += sum(array.num_bytes for array in user.arrays)
-        elif user.op == "dynamic-update-slice" and user.operands[0] == name:
-            continue
-        elif user.op in _RENAMES:
-            total += _read(user.name, users) if user.name in users else 1 << 62
-        else:
-            return 1 << 62
-    return total
-
-
-def _in_hbm(arrays: Sequence[Array]) -> int:
-    return sum(array.num_bytes for array in arrays if array.space == 0)
+def _slice_start(line: Line, read: Sequence[int]) -> int:
+    """Of a slice that is fetched while other work goes on: its type is (whole), slice, flag."""
+    slices = [array for array in line.arrays[1:] if array.shape][:1]
+    part = sum(array.num_bytes for array in slices)
+    return (part if read[0] else 0) + sum(read[1:]) + in_hbm(slices)
