@@ -104,6 +104,16 @@ def test_a_product_added_to_one_matrix_of_a_stack_reads_and_writes_that_matrix()
             ),
             16 * LAYER + 15 * LAYER,
         ),
+        # The same where it has another name on the way.
+        (
+            (
+                "%b = f32[1,64,32]{2,1,0} broadcast(%i), dimensions={}",
+                "%n = f32[16,64,32]{2,1,0} fusion(%a), calls=%copy, "
+                "output_to_operand_aliasing={{}: (0, {})}",
+                "%c = f32[16,64,32]{2,1,0} dynamic-update-slice(%n, %b, %i)",
+            ),
+            LAYER,
+        ),
         # Only given on, as an asynchronous collective's buffer is: neither read nor written.
         (
             (

@@ -8,6 +8,7 @@ a slot, in its own place, is neither read nor written beyond the slot.
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -207,6 +208,10 @@ class _Body:
             return self._slots(line.operands[0], space)
         if self.passes and line.op in COLLECTIVES:
             return []
+        if line.op == "fusion":
+            # Another name for its operand, such as the same memory in other tiles.
+            same = re.search(r"output_to_operand_aliasing=\{\{\}: \((\d+), \{\}\)\}", line.rest)
+            return self._slots(line.operands[int(same[1])], space) if same else None
         if line.op in ("dynamic-update-slice", "scatter"):
             before = self._slots(line.operands[0], space)
             return None if before is None else [*before, line]
