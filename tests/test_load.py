@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from small_model import SMALL, ids_of, small_model
-from tolerances import WHOLE_MODEL
+from tolerances import SIMPLE, WHOLE_MODEL
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import MeshConfig
@@ -92,6 +92,23 @@ def test_a_mesh_changes_nothing_but_the_place(model, folder, mesh_config):
     assert ids_of(sharded, prompts, 8, temperature=0.0) == ids_of(
         model, prompts, 8, temperature=0.0
     )
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2])
+def test_key_heads_that_are_fewer_than_devices_are_on_each(num_kv_heads, tmp_path):
+    model = small_model(SMALL.replace(num_kv_heads=num_kv_heads))
+    mesh = make_mesh(MeshConfig(data=1, tensor=4), jax.devices()[:4])
+    sharded = load_model(model.save(tmp_path / "model"), mesh=mesh)
+    weights = sharded._weights
+    attention = weights.params["prefix"]["0"]["attn"]
+    heads = {name: attention[name].addressable_shards[0].data.shape[1] for name in "qkv"}
+    assert heads == {"q": 1, "k": num_kv_heads, "v": num_kv_heads}
+    assert weights.cache_sharding.is_fully_replicated
+    np.testing.assert_allclose(sharded.logits(TOKENS), model.logits(TOKENS), atol=SIMPLE)
+    prompts, options = ["Hello", "ab", "a long one"], {"temperature": 0.0}
+    found = ids_of(sharded, prompts, 12, **options)
+    assert found == ids_of(model, prompts, 12, **options)
+    assert len(set(map(tuple, found))) == 3
 
 
 def test_a_mesh_that_does_not_divide_is_refused(folder):

@@ -69,6 +69,15 @@ def test_serving_rules_keep_a_replica_whole_along_its_width():
     rules = serving_rules(mesh_of(2, (2,), 2))
     assert rules.spec("embed", "ffn") == P(None, "tensor")
     assert rules.spec("batch") == P(("data", "fsdp"))
+    assert rules.kv_heads == "tensor"
+
+
+@pytest.mark.parametrize("rules_of", [training_rules, serving_rules])
+def test_key_heads_are_whole_where_tensor_is_a_multiple(rules_of):
+    mesh = mesh_of(1, (2,), 4)
+    placed = {num: rules_of(mesh, num).kv_heads for num in (1, 2, 3, 4, 8)}
+    # Three are then refused: four devices do not cut them into equal parts.
+    assert placed == {1: None, 2: None, 3: "tensor", 4: "tensor", 8: "tensor"}
 
 
 def test_without_rules_everything_is_replicated():

@@ -59,7 +59,9 @@ class Placing:
     @property
     def rules(self) -> Rules:
         """Where each logical axis goes."""
-        return Rules() if self.mesh is None else serving_rules(self.mesh)
+        if self.mesh is None:
+            return Rules()
+        return serving_rules(self.mesh, self.definition.cfg.kv_heads)
 
     def turns(self) -> dict[str, Any]:
         """By each weight's name in files, how it becomes what products read (`back`: again)."""
@@ -92,7 +94,7 @@ class Weights:
 
     @property
     def cache_sharding(self) -> NamedSharding | None:
-        """Where the heads of a cache live; None on one device."""
+        """Where a cache's heads live: with those of the weights; None on one device."""
         mesh = self.placing.mesh
         if mesh is None:
             return None

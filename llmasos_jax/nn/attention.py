@@ -189,11 +189,11 @@ def attend(
 
 def _for_each_device(x_bskh: jax.Array, runtime: Runtime) -> jax.Array:
     """Key heads that `tensor` does not split, repeated until each of its devices has one."""
-    manual = runtime.manual
-    tensor = 1 if manual is None else ways(manual.mesh, "tensor")
-    if manual is None or manual.rules.kv_heads is not None or tensor == 1:
+    mesh = runtime.mesh if runtime.manual is None else runtime.manual.mesh
+    tensor, heads = 1 if mesh is None else ways(mesh, "tensor"), x_bskh.shape[2]
+    if heads % tensor == 0:
         return x_bskh
-    times = tensor // x_bskh.shape[2]
+    times = tensor // heads
     return runtime.place(jnp.repeat(x_bskh, times, axis=2), None, None, "heads", None)
 
 

@@ -98,9 +98,13 @@ def training_rules(mesh: Mesh, num_kv_heads: int | None = None) -> Rules:
     )
 
 
-def serving_rules(mesh: Mesh) -> Rules:
-    """As in training, but each replica holds its weights whole along D: no gathers at a token."""
-    return dataclasses.replace(training_rules(mesh), embed=None, expert_embed=None)
+def serving_rules(mesh: Mesh, num_kv_heads: int | None = None) -> Rules:
+    """As in training, but each replica holds its weights whole along D: no gathers at a token.
+
+    Key heads that are not split have their cache whole on each device of `tensor`.
+    """
+    rules = training_rules(mesh, num_kv_heads)
+    return dataclasses.replace(rules, embed=None, expert_embed=None)
 
 
 def _one(names: tuple[str, ...]) -> MeshAxes:
