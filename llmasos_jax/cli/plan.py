@@ -8,6 +8,8 @@ Exit status 1 if the step does not fit; it then says what to change.
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tries", type=int, metavar="N", help="programs that --search compiles at most (16)"
     )
     parser.add_argument(
+        "--minutes", type=float, metavar="M", help="of compiling that --search may take (no end)"
+    )
+    parser.add_argument(
+        "--memory",
+        type=float,
+        metavar="GIB",
+        help="of a device that what --search finds may take (all that the chip has)",
+    )
+    parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
@@ -54,14 +65,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Plans, prints, and says by its status whether the step fits."""
     config = config_of(args)
+    if "jax" not in sys.modules:
+        # Nothing runs here; where JAX looks for TPUs that are not there, libtpu says so at length.
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
     from llmasos_jax.plan.run import make_plan, parse_tokens
 
     tokens = parse_tokens(args.tokens) if args.tokens is not None else None
     if args.search:
         return _search(args, config, tokens)
-    if args.tries is not None:
-        raise ConfigError("--tries goes with --search; add it, or leave --tries out")
+    for name in ("tries", "minutes", "memory"):
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name} goes with --search; add it, or leave --{name} out")
     plan = make_plan(config, args.topology, args.slices, tokens)
     if args.out is not None:
         _write_pictures(plan, args.out)
@@ -75,14 +90,17 @@ def run(args: argparse.Namespace) -> int:
 def _search(args: argparse.Namespace, config: Config, tokens: float | None) -> int:
     from llmasos_jax.plan.best import write_best
     from llmasos_jax.plan.child import Stage
-    from llmasos_jax.plan.search import search
+    from llmasos_jax.plan.search import Limits, search
 
-    tries = 16 if args.tries is None else args.tries
-    if tries < 1:
-        raise ConfigError(f"--tries={tries} must be at least 1")
+    for name in ("tries", "minutes", "memory"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"--{name}={value} must be above 0")
+    tries = Limits.tries if args.tries is None else args.tries
+    limits = Limits(tries, args.minutes, args.memory)
     stage = Stage("search", lines=True)
     try:
-        found = search(config, args.topology, args.slices, tokens=tokens, tries=tries, say=stage)
+        found = search(config, args.topology, args.slices, tokens=tokens, limits=limits, say=stage)
     finally:
         stage.close()
     best = found.best

@@ -81,8 +81,13 @@ def kept_bytes(cfg: Config, tag: str, rows: int, tensor: int, context: int) -> i
     return model.num_layers * tokens * width * size
 
 
-def _sizes(cfg: Config, figures: Figures) -> tuple[int, int, int]:
-    """Rows of a device in one part of a batch, and the ways of tensor and context."""
+def row_sizes(cfg: Config, figures: Figures) -> tuple[int, int, int]:
+    """Rows of a device in one part of a batch, and the ways of tensor and context.
+
+    Args:
+      cfg: the run.
+      figures: of its step.
+    """
     mesh = figures.mesh
     tensor, context = mesh.get("tensor", 1), mesh.get("context", 1)
     ways = math.prod(mesh.values()) // (tensor * context)
@@ -90,7 +95,7 @@ def _sizes(cfg: Config, figures: Figures) -> tuple[int, int, int]:
 
 
 def _loss(cfg: Config, figures: Figures) -> list[Advice]:
-    rows, tensor, context = _sizes(cfg, figures)
+    rows, tensor, context = row_sizes(cfg, figures)
     length = cfg.data.sequence_length // context
     if cfg.train.loss_chunk is not None or length < 256 or cfg.objective.name != "causal":
         return []
@@ -102,7 +107,7 @@ def _loss(cfg: Config, figures: Figures) -> list[Advice]:
 
 
 def _remat(cfg: Config, figures: Figures) -> list[Advice]:
-    rows, tensor, context = _sizes(cfg, figures)
+    rows, tensor, context = row_sizes(cfg, figures)
     size = lambda tag: kept_bytes(cfg, tag, rows, tensor, context)
     train = cfg.train
     if train.remat == "tags":
@@ -144,7 +149,7 @@ def _parts(cfg: Config, figures: Figures, over: int, available: int) -> list[Adv
 
     The need is known from the compiler, so how many parts it takes can be said.
     """
-    rows = _sizes(cfg, figures)[0]
+    rows = row_sizes(cfg, figures)[0]
     state = figures.state.parameters + figures.state.optimizer
     temporaries = available + over - state
     if rows == 1 or temporaries <= 0:
@@ -187,7 +192,7 @@ def _mesh(cfg: Config, figures: Figures) -> list[Advice]:
             Advice(
                 {"mesh.tensor": 2, "mesh.fsdp": (*fsdp[:-1], fsdp[-1] // 2)},
                 # Rows of a device double where the batch stays.
-                int(0.25 * temporaries) if _sizes(cfg, figures)[0] > 1 else temporaries // 3,
+                int(0.25 * temporaries) if row_sizes(cfg, figures)[0] > 1 else temporaries // 3,
                 "cuts heads, MLP and vocabulary in two, with more traffic; halve the batch with it",
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -9,7 +10,7 @@ import importlib.util
 import json
 import os
 import sys
-import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,15 +60,24 @@ def load_figures(key: str) -> Figures | None:
 def save_figures(key: str, figures: Figures) -> None:
     """Keeps figures under a key, in one step. A folder that cannot be written to is said."""
     path = _path(key)
+    part = path.with_name(f"{key}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8"
-        ) as file:
-            json.dump(to_json(figures), file)
-        os.replace(file.name, path)
+        _remove_left_over(path.parent)
+        part.write_text(json.dumps(to_json(figures)), encoding="utf-8")
+        part.replace(path)
     except OSError as error:
         print(f"note: the plan is not kept for the next call ({error})", file=sys.stderr)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Takes away what processes left that were killed while they wrote."""
+    for part in folder.glob("*.part"):
+        with contextlib.suppress(OSError):  # another process was faster
+            if time.time() - part.stat().st_mtime > 60:
+                part.unlink()
 
 
 def _path(key: str) -> Path:

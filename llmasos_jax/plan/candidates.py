@@ -63,17 +63,35 @@ def _mesh(fsdp: tuple[int, ...], **axes: int) -> Change:
     return others | {"mesh.fsdp": fsdp} | {f"mesh.{n}": s for n, s in sizes.items()}
 
 
-def remats(cfg: Config) -> Iterator[Change]:
-    """What is kept for the backward pass, from the least memory to the most."""
+def remats(cfg: Config, topology: Topology) -> Iterator[Change]:
+    """What is kept for the backward pass, each also with the batch in twice as many parts."""
+    steps = cfg.train.accumulate_steps
+    for times in (1, 2) if _rows(cfg, topology) % 2 == 0 else (1,):
+        for change in _kept(cfg):
+            yield change if times == 1 else {**change, "train.accumulate_steps": 2 * steps}
+
+
+def _kept(cfg: Config) -> Iterator[Change]:
     yield _remat("full")
-    gated = ("gate", "up") if cfg.model.is_gated else ("up",)
-    for save in (("q", "k", "v"), ("q", "k", "v", "attention"), ("q", "k", "v", *gated)):
+    qkv, outs = ("q", "k", "v"), ("attention", "attention_out")
+    wide = ("gate", "up") if cfg.model.is_gated else ("up",)
+    saves = [("k", "v"), ("q", "k"), wide[:1], qkv, (*qkv, "attention_out"), (*qkv, "attention")]
+    saves += [(*qkv, *outs), (*qkv, wide[0]), wide, (*qkv, *wide), (*qkv, *outs, *wide)]
+    for save in dict.fromkeys(saves):
         yield _remat("tags", save)
+    yield _remat("tags", ("q", "k"), ("v",))
+    yield _remat("tags", qkv, ("block",))
     yield _remat("none")
 
 
-def _remat(name: str, save: tuple[str, ...] = ()) -> Change:
-    return {"train.remat": name, "train.remat_save": save, "train.remat_offload": ()}
+def _remat(name: str, save: tuple[str, ...] = (), offload: tuple[str, ...] = ()) -> Change:
+    return {"train.remat": name, "train.remat_save": save, "train.remat_offload": offload}
+
+
+def _rows(cfg: Config, topology: Topology) -> int:
+    """Of a device, in one part of a batch."""
+    inner = cfg.mesh.tensor * cfg.mesh.context
+    return cfg.train.batch_size * inner // (topology.num_devices * cfg.train.accumulate_steps)
 
 
 def losses(cfg: Config) -> Iterator[Change]:
@@ -89,6 +107,13 @@ def blocks(cfg: Config) -> Iterator[Change]:
         if cfg.data.sequence_length % size == 0 and cfg.kernels.block_q != size:
             names = ("block_q", "block_kv", "block_q_backward", "block_kv_backward")
             yield {f"kernels.{name}": size for name in names}
+
+
+def parts(cfg: Config) -> Iterator[Change]:
+    """The same batch in half as many parts, one after the other; more of them are in `remats`."""
+    steps = cfg.train.accumulate_steps
+    if steps % 2 == 0:
+        yield {"train.accumulate_steps": steps // 2}
 
 
 def batches(cfg: Config) -> Iterator[Change]:
@@ -120,7 +145,7 @@ def reason_against(cfg: Config, topology: Topology) -> str | None:
         moments = {"adamw": 2, "lion": 1}.get(cfg.optim.name, 0)
         ways = split * mesh.context * mesh.tensor
         needed = count_parameters(cfg.model) * (weight + moments * moment) / ways
-        if needed > topology.chip.memory_gib * 2**30 / topology.chip.devices:
+        if needed > topology.chip.program_bytes:
             return f"weights and optimizer alone take {needed / 2**30:.1f} GiB"
     return None
 
@@ -132,7 +157,7 @@ def described(change: Change) -> str:
       >>> described({"mesh.fsdp": (16, 8), "mesh.tensor": 2, "mesh.context": 1})
       'fsdp 16x8, tensor 2'
     """
-    parts = []
+    words = []
     for path, value in change.items():
         name = path.rpartition(".")[2]
         if path.startswith("mesh.") and (value is None or value in (1, (1,))):
@@ -144,8 +169,11 @@ def described(change: Change) -> str:
                 continue
             value = ("x" if name == "fsdp" else ", ").join(map(str, value))
         said = {"block_q": "kernel blocks", "batch_size": "batch", "remat_save": "keeps"}
-        parts.append(f"{said.get(name, name.replace('_', ' '))} {value}")
-    return ", ".join(parts) or "as it is"
+        said |= {"accumulate_steps": "parts", "remat_offload": "on the host"}
+        if value == "tags":  # what follows says it
+            continue
+        words.append(f"{said.get(name, name.replace('_', ' '))} {value}")
+    return ", ".join(words) or "as it is"
 
 
 def applied(cfg: Config, change: Change) -> Config | str:

@@ -18,7 +18,9 @@ class Chip:
 
     Attributes:
       name: as in a topology, "v5e" of "v5e:16x16".
-      memory_gib: of HBM, as sold; the compiler leaves a little less to a program.
+      memory_gib: of HBM, as sold.
+      program_gib: of it, what the compiler leaves to a program of one device.
+      most: chips of one slice at most.
       flops: bfloat16 operations per second.
       int8_flops: 8-bit operations per second (int8; fp8 on tpu7x). None where 8 bits are no faster.
       memory_bytes_per_s: of HBM.
@@ -33,6 +35,8 @@ class Chip:
 
     name: str
     memory_gib: float
+    program_gib: float
+    most: int
     flops: float
     int8_flops: float | None
     memory_bytes_per_s: float
@@ -44,17 +48,32 @@ class Chip:
     wraps: int = 4
     clock_hz: float | None = None
 
+    @property
+    def program_bytes(self) -> int:
+        """Of one device, for a program."""
+        return int(self.program_gib * 2**30)
+
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 32, 275e12, None, 1228e9, 50e9, 3, 6.25e9, config="megacore", clock_hz=1.05e9),
-        Chip("v5e", 16, 197e12, 393e12, 819e9, 50e9, 2, 3.125e9, wraps=16, clock_hz=1.5e9),
         Chip(
-            "v5p", 95, 459e12, 918e12, 2765e9, 100e9, 3, 6.25e9, config="megacore", clock_hz=1.75e9
+            *("v4", 32, 30.75, 4096, 275e12, None, 1228e9, 50e9, 3, 6.25e9),
+            config="megacore",
+            clock_hz=1.05e9,
         ),
-        Chip("v6e", 32, 918e12, 1836e12, 1638e9, 100e9, 2, 12.5e9, wraps=16),
-        Chip("tpu7x", 192, 2307e12, 4614e12, 7380e9, 100e9, 3, 12.5e9, devices=2),
+        Chip(
+            *("v5e", 16, 15.75, 256, 197e12, 393e12, 819e9, 50e9, 2, 3.125e9),
+            wraps=16,
+            clock_hz=1.5e9,
+        ),
+        Chip(
+            *("v5p", 95, 95.74, 8960, 459e12, 918e12, 2765e9, 100e9, 3, 6.25e9),
+            config="megacore",
+            clock_hz=1.75e9,
+        ),
+        Chip(*("v6e", 32, 31.25, 256, 918e12, 1836e12, 1638e9, 100e9, 2, 12.5e9), wraps=16),
+        Chip(*("tpu7x", 192, 94.75, 9216, 2307e12, 4614e12, 7380e9, 100e9, 3, 12.5e9), devices=2),
     )
 }
 
@@ -130,3 +149,37 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
     if slices < 1:
         raise ConfigError(f"slices={slices} must be at least 1")
     return Topology(chip, shape, slices)
+
+
+def shapes_of(chip: Chip) -> str:
+    """Which shapes a slice of a chip may have, in words.
+
+    Example:
+      >>> shapes_of(CHIPS["v5e"])
+      'a v5e slice is 1x1, 1x2, or two even numbers of at most 256 chips: 2x2, 2x4, 4x4, 16x16'
+    """
+    if chip.axes == 2:
+        some = "1x1, 1x2, or two even numbers"
+        like = "2x2, 2x4, 4x4, 16x16"
+    else:
+        some = "1x1x1, 1x2x1, or two even numbers and any third,"
+        like = "2x2x1, 2x2x4, 4x4x4, 8x8x8"
+    return f"a {chip.name} slice is {some} of at most {chip.most} chips: {like}"
+
+
+def require_shape(topology: Topology) -> None:
+    """Refuses a shape that no slice has.
+
+    Raises:
+      ConfigError: hosts of 2 x 2 chips do not make it, or it is larger than a pod.
+    """
+    shape, chip = topology.shape, topology.chip
+    chips = topology.num_chips // topology.slices
+    if chips <= 2 and max(shape[:2]) == chips:
+        return
+    if shape[0] % 2 or shape[1] % 2:
+        raise ConfigError(f'topology "{topology}": {shapes_of(chip)}')
+    if chips > chip.most:
+        raise ConfigError(
+            f'topology "{topology}" has {chips:,} chips: {shapes_of(chip)}; --slices=N joins more'
+        )

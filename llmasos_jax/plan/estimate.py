@@ -23,6 +23,7 @@ from llmasos_jax.plan.chips import Topology
 from llmasos_jax.plan.compile import known_before, traffic_of
 from llmasos_jax.plan.figures import Figures, Memory, OutOfMemory, Work
 from llmasos_jax.plan.hlo.collectives import Collective
+from llmasos_jax.plan.places import empty_places_flops, kept_places_bytes, places_of
 from llmasos_jax.plan.stand_in import stand_ins
 from llmasos_jax.train.step import Trainer, make_trainer
 
@@ -68,7 +69,7 @@ def estimate_figures(cfg: Config, topology: Topology) -> Figures:
         work=_work(trainer, figures),
         traffic=traffic_of(_collectives(trainer), trainer.mesh),
     )
-    available = int(topology.chip.memory_gib * 2**30 / topology.chip.devices)
+    available = topology.chip.program_bytes
     if figures.memory is None or figures.memory.peak <= available:
         return figures
     text = "more than a device has, in closed form"
@@ -84,18 +85,20 @@ def _memory(trainer: Trainer, figures: Figures) -> Memory:
     size = lambda tag: kept_bytes(cfg, tag, rows, tensor, context)
     host = sum(map(size, cfg.train.remat_offload)) if cfg.train.remat == "tags" else 0
     scores = 0 if _has_splash(cfg) else _scores_bytes(trainer, rows)
-    kept = sum(map(size, _kept_tags(cfg)))
+    kept = sum(map(size, kept_tags(cfg)))
     layers, layout = cfg.model.num_layers, trainer.definition.layout
     again = list(_whole_block(cfg))
-    for tag in _kept_tags(cfg):
+    for tag in kept_tags(cfg):
         if tag in again:
             again.remove(tag)
     block = layout.period * (sum(map(size, again)) // layers + scores)
     if cfg.train.remat != "none" and "block" not in cfg.train.remat_save:
         # What goes into a whole period of layers is kept, not into each of them.
         kept -= size("block") * (layout.period - 1) * layout.count // layers
+    routed = kept_places_bytes(trainer, rows, _item(cfg))
+    block += layout.period * routed
     if cfg.train.remat == "none":
-        kept, block = kept + layers * scores, 0
+        kept, block = kept + layers * (scores + routed), 0
     gathered, outside = _gathered_bytes(trainer)
     output = outside + _logits_bytes(trainer, rows)
     # Gradients in float32, one for each weight of the device: of a part, and of those before it.
@@ -116,8 +119,12 @@ def _whole_block(cfg: Config) -> tuple[str, ...]:
     return _WHOLE_BLOCK + more
 
 
-def _kept_tags(cfg: Config) -> tuple[str, ...]:
-    """Names of what the backward pass finds on the device, all layers."""
+def kept_tags(cfg: Config) -> tuple[str, ...]:
+    """Names of what the backward pass finds on the device, all layers.
+
+    Args:
+      cfg: the run.
+    """
     train = cfg.train
     if train.remat == "none":
         return _whole_block(cfg)
@@ -125,6 +132,16 @@ def _kept_tags(cfg: Config) -> tuple[str, ...]:
         return KEPT[train.remat]
     saved = {"block", *train.remat_save} - set(train.remat_offload)
     return tuple(sorted(saved))
+
+
+def saved_tags(cfg: Config) -> tuple[str, ...]:
+    """Names of what is not computed again: kept on the device, or in the host's memory.
+
+    Args:
+      cfg: the run.
+    """
+    offload = cfg.train.remat_offload if cfg.train.remat == "tags" else ()
+    return (*kept_tags(cfg), *offload)
 
 
 def _rows(trainer: Trainer) -> int:
@@ -230,7 +247,7 @@ def _layers(trainer: Trainer) -> int:
 
 
 def _collectives(trainer: Trainer) -> list[Collective]:
-    """Gathers of weights, scatters and sums of their gradients; no others.
+    """Gathers of weights, scatters and sums of their gradients, tokens to experts; no others.
 
     Weights of blocks are gathered for the forward and again for the backward pass, whatever else is
     kept; others once.
@@ -246,6 +263,13 @@ def _collectives(trainer: Trainer) -> list[Collective]:
             found.append(_collective(trainer, "reduce-scatter", (name,), whole, runs))
         if weight.summed:
             found.append(_collective(trainer, "all-reduce", weight.summed, 4 * weight.shard, 1))
+    places = places_of(trainer, _rows(trainer))
+    if places is not None and places.exchanged:
+        # There and back, and both backward; computed again is the way there alone.
+        passes = 5 if trainer.cfg.train.remat in ("full", "tags") else 4
+        whole = places.exchanged * trainer.cfg.model.embedding_dim * size
+        runs = places.layers * passes * parts
+        found.append(_collective(trainer, "all-to-all", ("expert",), whole, runs))
     return found
 
 
@@ -268,7 +292,8 @@ def _work(trainer: Trainer, figures: Figures) -> Work:
     # One product of the size of scores, seen places alone; the model's are 2 forward, 4 backward.
     seen = tokens * width * keys
     products = figures.model_flops - 6 * seen + tokens * _again_and_rotation(trainer)
-    again = cfg.train.remat != "none" and "attention" not in _kept_tags(cfg)
+    products += tokens * empty_places_flops(trainer, _rows(trainer))
+    again = cfg.train.remat != "none" and "attention" not in saved_tags(cfg)
     if is_splash:  # its backward kernels compute the scores again, twice and the gradient's once
         kernel, names = seen * (2 + 7 + 2 * again), {"splash": len(layers) * (3 + again)}
     else:
@@ -286,7 +311,7 @@ def _work(trainer: Trainer, figures: Figures) -> Work:
 def _again_and_rotation(trainer: Trainer) -> float:
     """Operations for a token beside the model's: products computed again, and rotary positions."""
     cfg = trainer.cfg
-    model, saved = cfg.model, _kept_tags(cfg)
+    model, saved = cfg.model, saved_tags(cfg)
     again = cfg.train.remat in ("full", "tags")
     layers = range(model.num_layers) if again else ()
     total = 2.0 * sum(_layer_again(trainer, layer, saved) for layer in layers)
@@ -321,7 +346,8 @@ def _layer_again(trainer: Trainer, layer: int, saved: tuple[str, ...]) -> int:
     part_name, name, _ = layout.place_of(layer)
     is_last = part_name != "periods" or name == layout.period - 1
     if is_last and model.norm_placement == "pre":  # nothing reads what it gives
-        total -= d * width
+        # What experts give is, for the gradient of the weights of their sum.
+        total -= d * (width if is_dense else experts.shared_ffn_dim)
         total -= out if model.block == "parallel" and "attention_out" not in saved else 0
     return max(0, total)
 
@@ -343,24 +369,23 @@ def _hbm_bytes(trainer: Trainer, figures: Figures) -> int:
     weights = _gathered_bytes(trainer)[0] * model.num_layers * cfg.train.accumulate_steps
     passes = 4 if cfg.train.remat in ("full", "tags") else 3
     state = figures.state.parameters + figures.state.optimizer
+    places = places_of(trainer, rows)
+    if places is not None:
+        wide = (3 if model.is_gated else 2) * model.expert_width // tensor
+        row = wide + 2 * model.embedding_dim
+        activations += places.layers * places.rows * row * size
     logits = _logits_bytes(trainer, rows) if cfg.train.loss_chunk is None else 0
     return passes * (activations + weights) + 2 * state + 2 * logits
 
 
 def _left_out(trainer: Trainer) -> tuple[str, ...]:
     """What the formulas do not have, for this run."""
-    mesh, model = trainer.mesh, trainer.cfg.model
+    mesh = trainer.mesh
     named = {
         "tensor": "collectives of activations over tensor",
         "context": "exchanges of keys and values over context",
-        "expert": "exchanges of tokens over expert",
         "pipeline": "what goes from stage to stage, turns in which a stage waits, and gathers for "
         "each part of a batch",
     }
     found = [f"left out: {text}" for name, text in named.items() if ways(mesh, name) > 1]
-    if any(map(model.has_experts, range(model.num_layers))):
-        found.append(
-            "experts: their tokens spread evenly, without places left free: the step does "
-            "more, and needs more memory"
-        )
     return tuple(found)

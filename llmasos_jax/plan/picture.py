@@ -9,18 +9,51 @@ import html
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from llmasos_jax.errors import MissingExtraError
-
-if TYPE_CHECKING:
-    from llmasos_jax.plan.report import Plan
+from llmasos_jax.plan.figures import Figures
+from llmasos_jax.plan.roofline import Roofline
 
 WIDTH, BAR, LEFT = 760, 26, 150
 _GIB = 1 << 30
 _INK, _PALE, _LINE = "#1f2933", "#66727f", "#c62828"
 # Told apart by people who see fewer colours (Okabe and Ito, 2008).
 _COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#cc79a7", "#999999")
+
+
+class Pictured(Protocol):
+    """What is drawn of a `report.Plan`, which says what its attributes are."""
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        ...
+
+    @property
+    def topology(self) -> str:
+        """Of the pod."""
+        ...
+
+    @property
+    def available(self) -> int:
+        """Bytes of one device."""
+        ...
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step does."""
+        ...
+
+    @property
+    def figures(self) -> Figures:
+        """All that compiling gave."""
+        ...
+
+    @property
+    def roofline(self) -> Roofline | None:
+        """Times of a step."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +92,7 @@ class Drawing:
     shapes: tuple[Box | Text, ...]
 
 
-def draw(plan: Plan) -> Drawing:
+def draw(plan: Pictured) -> Drawing:
     """Memory by part against what the chip has; then time by part against the lower bound."""
     title = f"{plan.name} on {plan.topology}"
     shapes: list[Box | Text] = [Text(16, 22, title, size=16)]
@@ -69,7 +102,7 @@ def draw(plan: Plan) -> Drawing:
     return Drawing(int(y + 8), tuple(shapes))
 
 
-def _memory(plan: Plan, shapes: list[Box | Text], y: float) -> float:
+def _memory(plan: Pictured, shapes: list[Box | Text], y: float) -> float:
     state, memory, trouble = plan.figures.state, plan.figures.memory, plan.figures.out_of_memory
     parts = [("parameters", state.parameters), ("optimizer", state.optimizer)]
     if memory is not None:
@@ -102,7 +135,7 @@ def _memory(plan: Plan, shapes: list[Box | Text], y: float) -> float:
     return y + 20
 
 
-def _time(plan: Plan, shapes: list[Box | Text], y: float) -> float:
+def _time(plan: Pictured, shapes: list[Box | Text], y: float) -> float:
     line = plan.roofline
     if line is None:
         return y
@@ -151,7 +184,7 @@ def to_svg(drawing: Drawing) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def to_html(plan: Plan) -> str:
+def to_html(plan: Pictured) -> str:
     """One page with the pictures and the figures, that needs no other file."""
     title = html.escape(f"{plan.name} on {plan.topology}")
     return (
@@ -192,7 +225,7 @@ def to_png(drawing: Drawing, scale: int = 2) -> bytes:
     return file.getvalue()
 
 
-def write_pictures(plan: Plan, folder: Path) -> list[Path]:
+def write_pictures(plan: Pictured, folder: Path) -> list[Path]:
     """Writes `plan.html`, and `plan.png` where Pillow is here.
 
     Returns:

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from llmasos_jax.errors import ConfigError, MissingExtraError
-from llmasos_jax.plan.chips import Topology
+from llmasos_jax.plan.chips import Topology, shapes_of
 
 # Without these, libtpu asks the network what it runs on, and complains on standard error.
 _NOT_ON_A_TPU = {
@@ -41,8 +41,18 @@ def pod_devices(topology: Topology) -> list[Any]:
             chip_config_name=topology.chip.config,
             num_slices=topology.slices,
             wrap=topology.wrap,
+            **_small(topology),
         )
     except Exception as error:  # what the plugin raises is its own
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"libtpu cannot describe {topology}: {reason}") from error
+        raise ConfigError(
+            f"libtpu cannot describe {topology} ({reason}); {shapes_of(topology.chip)}"
+        ) from error
     return list(described.devices)
+
+
+def _small(topology: Topology) -> dict[str, list[int]]:
+    """Of less than a host's four chips, libtpu has to be told that these are all of its host."""
+    if topology.num_chips // topology.slices >= 4:
+        return {}
+    return {"chips_per_host_bounds": list((*topology.shape, 1)[:3])}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from llmasos_jax.plan.advice import Advice
 from llmasos_jax.plan.figures import Figures, to_json
+from llmasos_jax.plan.lines import wrapped
+from llmasos_jax.plan.picture import draw, to_svg
 from llmasos_jax.plan.roofline import Budget, Roofline
 
 _GIB = 1 << 30
@@ -28,7 +31,7 @@ class Plan:
       topology: "v5e:16x16", with its slices.
       num_chips: of all slices.
       peak_flops: of one device, bfloat16 operations per second.
-      available: bytes of HBM of one device: what the compiler said, or what the chip is sold with.
+      available: bytes of HBM of one device: what the compiler leaves to a program.
       fits: whether the step does.
       source: "compiler", or "closed form" where it is not installed.
       figures: all that compiling gave.
@@ -92,7 +95,20 @@ class Plan:
             yield "least time of a step", self._times()
             yield "upper bounds, from the lower bound of the step's time", self._bounds()
         if self.advice:
-            yield "what to change", [("", str(advice)) for advice in self.advice]
+            told = [*self._too_few(), *map(str, self.advice)]
+            yield "what to change", [("", text) for text in told]
+
+    def _too_few(self) -> list[str]:
+        """Where parameters and optimizer alone are too much, how many devices hold them."""
+        state = self.figures.state.parameters + self.figures.state.optimizer
+        if state <= self.available:
+            return []
+        # Cut over all devices there are; replicas hold them again.
+        least = -(-state * self.num_devices // self.figures.mesh.get("data", 1) // self.available)
+        return [
+            f"parameters and optimizer alone take {state / _GIB:.1f} GiB: cut them over at least "
+            f"{least:,} devices (a larger --topology, and mesh.fsdp with it), beside what follows"
+        ]
 
     def _head(self) -> list[tuple[str, str]]:
         figures = self.figures
@@ -112,11 +128,8 @@ class Plan:
             ("batch", f"{figures.tokens:,} tokens a step"),
             ("mesh", mesh or "1 device"),
             ("fits", self.verdict),
-            (
-                "source",
-                f"{said} {versions}{again}"
-                + (f"; {seconds}, {figures.host_gib:.1f} GiB here" if seconds else ""),
-            ),
+            ("source", f"{said} {versions}{again}"),
+            *([("took", f"{seconds}; {figures.host_gib:.1f} GiB here")] if seconds else []),
         ]
 
     @property
@@ -168,8 +181,8 @@ class Plan:
         ]
         if self.figures.memory is not None:
             rows.append(
-                (_gib(self.figures.live_bytes), "all arrays then, by the program's own order: an "
-                 "estimate; the peak above is the compiler's"),
+                (_gib(self.figures.live_bytes), "all, by the program's own order: an estimate; the "
+                 "peak is the compiler's"),
             )  # fmt: skip
         return rows
 
@@ -190,7 +203,7 @@ class Plan:
              "estimate"),
         ]  # fmt: skip
         if work.cycles is not None:
-            text = f"{_si(work.cycles)}  the compiler's estimate, without kernels and collectives"
+            text = f"{_si(work.cycles)}  the compiler's estimate; no kernels, no collectives"
             rows.append(("cycles", text))
         if work.opaque:
             rows.append(("not counted", f"kernels {', '.join(work.opaque)}"))
@@ -243,16 +256,20 @@ class Plan:
     def __str__(self) -> str:
         parts = []
         for title, rows in self.sections():
-            width = max([12, *(len(name) for name, _ in rows)])
-            lines = [f"{name:<{width}}  {value}" if name else value for name, value in rows]
-            if title:
-                lines = [title, *(f"  {line}" for line in lines)]
-            parts.append("\n".join(line.rstrip() for line in lines))
+            # Names, or sizes of arrays.
+            least = 0 if rows[0][0].lstrip()[:1].isdigit() else 12
+            width = max([least, *(len(name) for name, _ in rows)])
+            edge = "  " if title else ""
+            lines = [
+                wrapped(f"{edge}{name:<{width}}  ", value, len(edge) + width + 2 + _column(value))
+                if name
+                else wrapped(edge, value, len(edge) + 2)
+                for name, value in rows
+            ]
+            parts.append("\n".join([title, *lines] if title else lines))
         return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
-        from llmasos_jax.plan.picture import draw, to_svg
-
         rows = []
         for title, pairs in self.sections():
             if title:
@@ -284,6 +301,12 @@ class Plan:
             "budget_at_least": None if self.budget is None else dataclasses.asdict(self.budget),
             "advice": [dataclasses.asdict(advice) for advice in self.advice],
         }
+
+
+def _column(value: str) -> int:
+    """Where the words after a number with its unit begin; 0 without one."""
+    found = re.match(r" *[\d,.]+ ?[A-Za-z]*  +", value)
+    return found.end() if found else 0
 
 
 def _gib(num_bytes: float) -> str:

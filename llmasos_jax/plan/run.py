@@ -11,7 +11,7 @@ from llmasos_jax.errors import ConfigError, MissingExtraError
 from llmasos_jax.plan.advice import advise
 from llmasos_jax.plan.cache import cache_key, load_figures, save_figures
 from llmasos_jax.plan.child import Stage, compile_in_child
-from llmasos_jax.plan.chips import Topology, parse_topology
+from llmasos_jax.plan.chips import Topology, parse_topology, require_shape
 from llmasos_jax.plan.estimate import estimate_figures
 from llmasos_jax.plan.figures import Figures
 from llmasos_jax.plan.report import Plan
@@ -61,6 +61,7 @@ def on_topology(cfg: Config, text: str, slices: int | None) -> tuple[Config, Top
             "steps with `llmasos train`"
         )
     topology = parse_topology(text, slices if slices is not None else cfg.mesh.slices)
+    require_shape(topology)
     if topology.slices != cfg.mesh.slices:
         cfg = dataclasses.replace(cfg, mesh=dataclasses.replace(cfg.mesh, slices=topology.slices))
     return cfg, topology
@@ -87,7 +88,7 @@ def plan_of(
     """What figures mean for a run: bounds, budget, advice."""
     chip = topology.chip
     line, trouble = roofline(figures, topology), figures.out_of_memory
-    available = trouble.available if trouble else int(chip.memory_gib * 2**30 / chip.devices)
+    available = trouble.available if trouble else chip.program_bytes
     fits = trouble is None and figures.memory is not None and figures.memory.peak <= available
     planned = cfg.train.steps * figures.tokens if tokens is None else round(tokens)
     return Plan(
