@@ -13,7 +13,7 @@ from typing import Any
 from llmasos_jax.config.heads import Encoder
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.rope import RopeScaling
-from llmasos_jax.errors import FormatError
+from llmasos_jax.errors import ConfigError, FormatError
 from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.format.names import expected
 from llmasos_jax.format.strict import shown
@@ -110,7 +110,10 @@ def _as(family: Family, manifest: Manifest) -> tuple[Expressed, list[str]]:
     if found.saved_class.endswith("Model"):
         names = tuple(unbind(family.table(cfg), cfg, _without_numbers(cfg)))
     keys = Keys(found.config, "config.json", tensors=lambda: names)
-    back = family.read_config(keys)
+    try:
+        back = family.read_config(keys)
+    except ConfigError as error:  # sizes that this family never has, such as odd heads
+        return found, [f"sizes: {error}"]
     keys.finish()
     return found, differences(cfg, back.replace(**{name: getattr(cfg, name) for name in _BESIDE}))
 
