@@ -30,12 +30,13 @@ def genai_config(manifest: Manifest, tokenizer: Any) -> dict[str, Any] | str:
     begin = getattr(tokenizer, "bos_id", None)
     pad = getattr(tokenizer, "pad_id", None)
     # Rows of a batch are padded with an id whatever it is: the mask says that it is no token.
-    ids = {"pad_token_id": pad if pad is not None else (ends or [0])[0]}
+    ids: dict[str, Any] = {"pad_token_id": pad if pad is not None else (ends or [0])[0]}
     if begin is not None:
         ids["bos_token_id"] = begin
+    if ends:
+        ids["eos_token_id"] = ends
     model = {
         **ids,
-        "eos_token_id": ends or [cfg.vocab_size],  # an id that no token has: it ends by length
         "context_length": cfg.context_length,
         "type": "decoder",
         "vocab_size": cfg.vocab_size,
