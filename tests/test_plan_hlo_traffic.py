@@ -1,5 +1,7 @@
 """Bytes that instructions of a compiled program read from HBM and write to it."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from llmasos_jax.plan.hlo.program import read_program
@@ -238,3 +240,51 @@ def test_both_words_for_no_estimate_are_known(sentinel):
     )
     program = read_program(text)
     assert (program.cycles, program.uncosted) == (0, ("b",))
+
+
+def _mlp(x, w, v):
+    return jax.nn.gelu(x @ w) @ v
+
+
+def _softmax_of_logits(x, w):
+    return jax.nn.log_softmax(x @ w).mean()
+
+
+def _write_slot(a, new, i):
+    return jax.lax.dynamic_update_slice(a, new * 2, (i, 0, 0))
+
+
+def _read_slot(a, i):
+    return jax.lax.dynamic_index_in_dim(a, i, 0, keepdims=False) * 3
+
+
+def _add_product_to_slot(a, x, y, i):
+    return a.at[i].add(x.T @ y)
+
+
+def _floats(*shapes):
+    return [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+
+
+INDEX = jax.ShapeDtypeStruct((), jnp.int32)
+
+
+@pytest.mark.parametrize(
+    ("fn", "args", "donated"),
+    [
+        (_mlp, _floats((256, 64), (64, 512), (512, 64)), ()),
+        (_softmax_of_logits, _floats((64, 128), (128, 1024)), ()),
+        (_write_slot, [*_floats((16, 64, 128), (1, 64, 128)), INDEX], (0,)),
+        (_read_slot, [*_floats((16, 64, 128)), INDEX], ()),
+        (_add_product_to_slot, [*_floats((8, 64, 128), (32, 64), (32, 128)), INDEX], (0,)),
+    ],
+)
+def test_without_loops_and_gathers_it_is_what_xla_itself_says(fn, args, donated):
+    compiled = jax.jit(fn, donate_argnums=donated).lower(*args).compile()
+    said, text = compiled.cost_analysis(), compiled.as_text()
+    assert said is not None and text is not None
+    said = said["bytes accessed"]
+    assert read_program(text).hbm_bytes == pytest.approx(said, rel=1e-4)
+    # A slot of the array is far from all of it.
+    if donated:
+        assert said < 4 * args[0].size
