@@ -74,14 +74,20 @@ def assign(
         rows = jnp.arange(num, dtype=jnp.int32)
         return Assigned(rows // k, rows.reshape(a, k), choices)
     most = num if most is None else most
-    block = _CPU_BLOCK if platform == "cpu" else _accelerator_block(most, num_experts)
+    if platform in ("cpu", "any"):
+        block = _CPU_BLOCK
+    else:
+        block = _accelerator_block(most, num_experts)
     order = jnp.argsort(choices, stable=True)
     count_e = jnp.bincount(choices, length=num_experts).astype(jnp.int32)
     blocks_e = -(-count_e // block)
     ends_e = jnp.cumsum(blocks_e)
     # Row of the n-th choice in sorted order: where its expert's blocks begin, and its number there.
     shift_e = (ends_e - blocks_e) * block - (jnp.cumsum(count_e) - count_e)
-    num_blocks = most if block == 1 else most // block + min(num_experts, most)
+    if platform == "any":  # the number of choices is a symbol
+        num_blocks = most // block + num_experts
+    else:
+        num_blocks = most if block == 1 else most // block + min(num_experts, most)
     sorted_expert = choices[order]
     sorted_row = jnp.arange(num, dtype=jnp.int32) + shift_e[sorted_expert]
     sorted_row = jnp.where(sorted_expert < num_experts, sorted_row, num_blocks * block)
@@ -117,7 +123,7 @@ def dot_experts(
       out_first: how `w` lies.
     """
     blocks = x.astype(w.dtype).reshape(assigned.expert_g.shape[0], -1, x.shape[-1])
-    how = (out_first, platform != "cpu")
+    how = (out_first, platform not in ("cpu", "any"))
     y: jax.Array = _by_block(blocks, w, assigned.expert_g, jnp.dtype(out_dtype), how)
     return y.reshape(x.shape[0], -1)
 

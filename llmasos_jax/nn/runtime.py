@@ -122,7 +122,8 @@ class Runtime:
       remat_save, remat_offload: tags of `tag` whose arrays are kept, on the device or in the
         host's memory.
       manual: sharding inside the training step; None leaves every array to the compiler.
-      platform: of the devices that will run it ("cpu", "tpu", "gpu"); chooses kernels.
+      platform: of the devices that will run it ("cpu", "tpu", "gpu"); chooses kernels. "any" is one
+        program for all of them, whose batch and length may be symbols.
       max_unrolled: a loop over at most so many periods of layers is written out. A CPU then copies
         no stacked weights, gradients and saved activations (loss and gradient of BERT-base: 4.8 s
         of the processor, not 5.5); compiling takes longer with each layer.

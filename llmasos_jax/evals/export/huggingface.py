@@ -13,7 +13,7 @@ from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import ExportError
 from llmasos_jax.evals.export.hftokens import compare_tokenizer, import_both
-from llmasos_jax.evals.export.ours import HIDDEN, LABELS, LOGITS, NEXT, POOLED, Outputs
+from llmasos_jax.evals.export.ours import Outputs
 from llmasos_jax.evals.export.target import Tick
 from llmasos_jax.evals.export.weights import Read
 from llmasos_jax.evals.parity.probe import Probe
@@ -25,6 +25,7 @@ from llmasos_jax.interop.hf.express import express
 from llmasos_jax.interop.hf.open import CONFIG
 from llmasos_jax.interop.hf.write import write_huggingface
 from llmasos_jax.interop.written import Written
+from llmasos_jax.models.answers import HIDDEN, LABELS, LOGITS, NEXT, POOLED
 
 _CHECKED = ("missing_keys", "unexpected_keys", "mismatched_keys")
 

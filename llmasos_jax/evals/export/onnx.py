@@ -89,6 +89,10 @@ class Onnx:
         """Tensors as this package reads the folder."""
         return Read(open_onnx(folder).tensors)
 
+    def source(self, folder: Path) -> str | None:
+        """The folder, which reads back."""
+        return str(folder)
+
 
 class OpenedGraphs:
     """An export in onnxruntime; see `Opened`.
@@ -99,7 +103,6 @@ class OpenedGraphs:
     """
 
     pad_id: int | None = None
-    source: str | None = None
     bound = BOUND  # of its own ways with each other
 
     def __init__(self, folder: Path, cfg: ModelConfig) -> None:

@@ -13,12 +13,11 @@ from llmasos_jax.config.devices import KernelsConfig
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.evals.parity.probe import Probe
 from llmasos_jax.format.names import unflatten
+from llmasos_jax.models.answers import LOGITS, answers
 from llmasos_jax.models.definition import file_def
 from llmasos_jax.nn.runtime import Runtime
 
 Outputs = dict[str, np.ndarray]
-LOGITS, NEXT, LABELS = "logits", "next_sentence", "labels"
-HIDDEN, POOLED = "last_hidden_state", "pooled"
 
 
 @dataclass(frozen=True)
@@ -92,16 +91,12 @@ class OurModel:
     def _forward(
         self, params: Any, tokens_bt: Any, mask_bt: Any, types_bt: Any, reads_bt: Any
     ) -> dict[str, jax.Array]:
-        model = file_def(self._cfg).bind(params)
         # Plain products alone: other runtimes read this program.
         runtime = Runtime(kernels=KernelsConfig(attention="reference"))
-        if self._cfg.encoder.num_layers:
-            encoded = model.encode(tokens_bt, segment_ids_bs=mask_bt, runtime=runtime)
-            hidden = model.hidden(reads_bt, encoded=encoded, runtime=runtime)
-            return {LOGITS: model.logits(hidden.x_btd, runtime)}
-        kinds = {} if types_bt is None else {"token_types_bt": types_bt}
-        x_btd = model.hidden(tokens_bt, segment_ids_bt=mask_bt, runtime=runtime, **kinds).x_btd
-        return _answers(self._cfg, model, x_btd, mask_bt, runtime)
+        definition = file_def(self._cfg)
+        return answers(
+            definition, params, tokens_bt, mask_bt, runtime, types_bt=types_bt, reads_bt=reads_bt
+        )
 
 
 def _rows(ids: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
@@ -109,25 +104,6 @@ def _rows(ids: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
     row = np.zeros(shape[1], np.int32)
     row[: len(ids)] = ids
     return np.broadcast_to(row, shape)
-
-
-def _answers(
-    cfg: ModelConfig, model: Any, x_btd: jax.Array, mask_bt: jax.Array, runtime: Runtime
-) -> dict[str, jax.Array]:
-    found = {}
-    if cfg.head is not None:
-        found[LOGITS] = model.logits(x_btd, runtime)
-    if cfg.next_sentence:
-        found[NEXT] = model.next_sentence(model.pooled(x_btd, runtime, mask_bt), runtime)
-    if cfg.classifier.labels:
-        is_text = cfg.classifier.level == "sequence"
-        state = model.pooled(x_btd, runtime, mask_bt) if is_text else x_btd
-        found[LABELS] = model.classify(state, runtime)
-    if not found:
-        found[HIDDEN] = x_btd
-        if cfg.pooler:
-            found[POOLED] = model.pooled(x_btd, runtime, mask_bt)
-    return found
 
 
 def compare(

@@ -10,13 +10,14 @@ import numpy as np
 
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import ExportError, LLMasOSError
-from llmasos_jax.evals.export.ours import LOGITS, Compared, OurModel, compare
+from llmasos_jax.evals.export.ours import Compared, OurModel, compare
 from llmasos_jax.evals.export.target import Opened, Target
 from llmasos_jax.evals.export.weights import MismatchError, Read, Rounded, compare_stored
 from llmasos_jax.evals.parity.compare import compare as parity
 from llmasos_jax.evals.parity.probe import Probe, length_for, make_probes
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.interop.written import Written
+from llmasos_jax.models.answers import LOGITS
 
 FIXED = "The capital of France is"
 NEW_TOKENS = 16

@@ -1,0 +1,1 @@
+"""StableHLO: a model's programs beside its weights, for whoever runs StableHLO."""
