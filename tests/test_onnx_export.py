@@ -38,16 +38,16 @@ from llmasos_jax.interop.onnx.model import build  # noqa: E402
 QUICK = {"xla_backend_optimization_level": 0}
 # Of each family one, the one with the most options where they differ.
 CHOSEN = {"Gemma": "gemma-2-2b", "DeepSeek": "deepseek-v3", "Qwen": "qwen3-30b-a3b"}
-FAMILIES = {row.architecture: row.name for row in reversed(presets().values())} | CHOSEN
+FAMILIES = {row.architecture: row.name for row in reversed(list(presets().values()))} | CHOSEN
 BASE = ModelConfig(
     90, 32, 2, context_length=40, num_heads=4, num_kv_heads=2, head_dim=12, ffn_dim=40
 )
-BOTH = {"causal": False, "head": None, "norm": "layernorm"}
-MOE = {"per_token": 3, "ffn_dim": 20}
+BOTH: dict[str, Any] = {"causal": False, "head": None, "norm": "layernorm"}
+MOE: dict[str, Any] = {"per_token": 3, "ffn_dim": 20}
 LATENT = LatentAttention(kv_rank=10, q_rank=14, rope_dim=4, value_dim=6)
 YARN = RopeScaling("yarn", 4.0, original_length=8)
 PAIRS = tuple(1.0 + 0.1 * i for i in range(6)), tuple(2.0 + 0.3 * i for i in range(6))
-LONGROPE = dict(short_factors=PAIRS[0], long_factors=PAIRS[1])
+LONGROPE: dict[str, Any] = dict(short_factors=PAIRS[0], long_factors=PAIRS[1])
 OPTIONS: dict[str, dict[str, Any]] = {
     "most of a decoder": dict(
         rope_fraction=0.5, rope_interleaved=True, rope_theta=500.0, rope_theta_local=30.0,

@@ -12,6 +12,7 @@ was found goes to `export_onnx.json` beside this file:
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import resource
 import tempfile
@@ -21,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llmasos_jax.evals.export.onnx import Onnx
+from llmasos_jax.evals.export.onnx import Onnx, OpenedGraphs
 from llmasos_jax.evals.export.proof import FIXED, prove
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.hub.open import open_model
@@ -57,7 +58,7 @@ def run(files: ModelFiles, dtype: str | None, folder: Path) -> dict[str, Any]:
 def by_genai(files: ModelFiles, folder: Path) -> dict[str, Any] | None:
     """Greedy tokens of onnxruntime-genai, beside those of onnxruntime through our own loop."""
     try:
-        import onnxruntime_genai as genai
+        genai: Any = importlib.import_module("onnxruntime_genai")
     except ImportError:
         return None
     if files.tokenizer is None:
@@ -72,7 +73,7 @@ def by_genai(files: ModelFiles, folder: Path) -> dict[str, Any] | None:
     while not generator.is_done() and len(found) < NEW:
         generator.generate_next_token()
         found.append(int(generator.get_next_tokens()[0]))
-    ours = Onnx().open(folder, None, files.manifest.parameters).greedy(ids, len(found))
+    ours = OpenedGraphs(folder, files.manifest.parameters).greedy(ids, len(found))
     split = [int(i) for i in genai.Tokenizer(model).encode(FIXED)]
     return {
         "text": genai.Tokenizer(model).decode(found),
@@ -92,8 +93,6 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="*", default=[d or "own" for d in DTYPES])
     args = parser.parse_args()
     path = HERE / "export_onnx.json"
-    report = json.loads(path.read_text()) if path.is_file() else {}
-    report["versions"] = {name: version(name) for name in ("jax", "onnx", "onnxruntime")}
     for name in args.models:
         files = open_model(args.source or MODELS[name])
         for dtype in args.dtypes:
@@ -101,9 +100,12 @@ def main() -> None:
                 folder = (args.out or Path(parent)) / f"{name}-{dtype}"
                 folder.mkdir(parents=True)
                 found = run(files, None if dtype == "own" else dtype, folder)
+            # Read anew: another run of this script may have added to it.
+            report = json.loads(path.read_text()) if path.is_file() else {}
+            report["versions"] = {p: version(p) for p in ("jax", "onnx", "onnxruntime")}
             report.setdefault(name, {})[dtype] = found
             path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-            print(name, dtype, json.dumps(found, ensure_ascii=False))
+            print(name, dtype, json.dumps(found, ensure_ascii=False), flush=True)
 
 
 if __name__ == "__main__":
