@@ -287,6 +287,7 @@ _READERS: dict[str, Callable[[Source], dict[str, Any]]] = {
     "bert": _bert,
     "deepseek2": read_deepseek,
 }
+ARCHITECTURES = tuple(_READERS)
 _FAMILIES = {
     **dict.fromkeys(("qwen2", "qwen3", "qwen2moe", "qwen3moe"), "Qwen"),
     **dict.fromkeys(("gemma", "gemma2", "gemma3"), "Gemma"),

@@ -29,6 +29,8 @@ from llmasos_jax.interop.tables import Ignored, Row, Table, row
 # LLaMA's converter turns the two halves of each head into neighbours, because that is how
 # llama.cpp rotates there.
 PAIRED = ("llama",)
+# Its converter writes queries, keys and values as one tensor for these.
+FUSED = ("phi3", "gpt2", "gptneox")
 
 
 @dataclass(frozen=True)
@@ -127,14 +129,17 @@ def _attention(arch: str, cfg: ModelConfig) -> list[Row]:
             row(f"{a}q_bias {a}k_bias {a}v_bias", f"{b}qkv.bias", VECTOR),
         ]
     )
-    return [
+    apart = [
         row(f"{a}q", f"{b}q.weight", turned),
         row(f"{a}k", f"{b}k.weight", turned),
         row(f"{a}v", f"{b}v.weight", PRODUCT),
         row(f"{a}q_bias", f"{b}q.bias", turned_bias),
         row(f"{a}k_bias", f"{b}k.bias", turned_bias),
         row(f"{a}v_bias", f"{b}v.bias", VECTOR),
-        *fused,
+    ]
+    # Either is read; the first is written.
+    return [
+        *(fused + apart if arch in FUSED else apart + fused),
         row(f"{a}o", f"{b}output.weight", OUT_OF_HEADS),
         row(f"{a}o_bias", f"{b}output.bias", VECTOR),
         row(f"{a}q_norm.scale", f"{b}q_norm.weight", VECTOR),

@@ -107,6 +107,11 @@ _TABLE: dict[PreTokenizer, tuple[str, ...]] = {
 TABLE = {name: kind for kind, names in _TABLE.items() for name in names}
 
 
+def pattern_of_gpt2() -> str:
+    """The regular expression by which GPT-2 cuts a text."""
+    return _GPT2
+
+
 def pre_tokenizer(name: str) -> PreTokenizer:
     r"""The pre-tokenizer of that name.
 

@@ -126,6 +126,16 @@ def dequantize(kind: str, raw: np.ndarray) -> np.ndarray:
     return out
 
 
+def block_layout(kind: str) -> np.dtype:
+    """How one block of a type lies in memory: its scales, its whole numbers.
+
+    Example:
+      >>> block_layout("Q4_0").itemsize
+      18
+    """
+    return _BLOCKS[kind][0]
+
+
 def _wide(halves: np.ndarray) -> np.ndarray:
     """float16 scales as float32, one column."""
     return halves.astype(np.float32)[:, None]

@@ -42,7 +42,7 @@ def sentencepiece_tokenizer(path: Path) -> Parsed:
       TokenizerError: the file is damaged, or does something that is not known here.
       FormatError: a file beside it cannot be read.
     """
-    proto = _read_model(path)
+    proto = read_proto(path)
     if proto.trainer_spec.model_type == proto.trainer_spec.BPE:
         return _bpe(path, proto)
     if proto.trainer_spec.model_type == proto.trainer_spec.UNIGRAM:
@@ -205,7 +205,13 @@ def _numbered(names: Sequence[str], path: Path) -> dict[str, int]:
     return vocab
 
 
-def _read_model(path: Path) -> Any:
+def read_proto(path: Path) -> Any:
+    """A `.model` file as sentencepiece's ModelProto.
+
+    Raises:
+      TokenizerError: it is none, or damaged.
+      FormatError: it cannot be read.
+    """
     raw = read_bounded(path, MAX_TOKENIZER_BYTES)
     try:
         from sentencepiece import sentencepiece_model_pb2
