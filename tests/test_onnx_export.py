@@ -167,6 +167,8 @@ def test_outputs_are_ours(case: str, tmp_path: pathlib.Path) -> None:
         text = hidden[:, 0] if cfg.pooling == "cls" else mean
         unit = text / np.linalg.norm(text, axis=1, keepdims=True)
         np.testing.assert_allclose(found[0]["vector"], unit, atol=SIMPLE)
+    for path in tmp_path.glob("*.onnx"):
+        onnx.checker.check_model(str(path), full_check=True)
     assert kind_of(tmp_path) == "onnx"
     back = open_model(tmp_path)
     assert back.manifest.parameters == cfg and list(back.tensors) == list(files.tensors)

@@ -52,6 +52,7 @@ def write_onnx(
     check_onnx(cfg)
     built = build(cfg, files.tensors)
     _check_all_used(built, files.tensors)
+    manifest = to_json(files.manifest.replace(weights=None, tokenizer=None))
     tokenizer = None if files.tokenizer is None else files.tokenizer.load()
     notes = write_tokenizer(files, tokenizer, out)
     has_tokenizer = (out / TOKENIZER).is_file()
@@ -64,7 +65,6 @@ def write_onnx(
             write_file(out / GENAI, (json.dumps(said, indent=2) + "\n").encode("utf-8"))
     places = _places(files.tensors)
     _write_data(out / DATA, files.tensors, places, on_tensor)
-    manifest = to_json(files.manifest.replace(weights=None, tokenizer=None))
     for name, one in built.items():
         model = one.graph.finish(
             Path(name).stem, one.inputs, one.outputs, places, DATA, {PROPERTY: manifest}
