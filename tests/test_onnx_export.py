@@ -19,6 +19,7 @@ from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.rope import RopeScaling
 from llmasos_jax.errors import ExportError, FormatError
 from llmasos_jax.evals.export.ours import OurModel, Outputs, compare
+from llmasos_jax.evals.export.proof import prove
 from llmasos_jax.evals.parity.probe import Probe
 from llmasos_jax.format.cast import cast
 from llmasos_jax.format.manifest import Generation, Manifest
@@ -314,6 +315,22 @@ def test_planted_faults_are_far_away(fault: str, tmp_path: pathlib.Path) -> None
     runtime = opened(dataclasses.replace(files, manifest=manifest, tensors=tensors), tmp_path)
     found = compare(wanted, runtime.outputs([probe(CHECKED)]), [probe(CHECKED)])
     assert max(one.difference for one in found) > 2 * Onnx().bound(None)
+
+
+def test_a_proof_takes_the_model_and_no_other(tmp_path: pathlib.Path) -> None:
+    files, target = right()[0], Onnx()
+    for folder, changes in (("right", {}), ("wrong", {"norm_eps": 1e-3})):
+        (tmp_path / folder).mkdir()
+        manifest = files.manifest.replace(parameters=CHECKED.replace(**changes))
+        changed = dataclasses.replace(files, manifest=manifest)
+        written = target.write(changed, tmp_path / folder, None, lambda name, size: None)
+        ask = functools.partial(prove, target, files, tmp_path / folder, written, None, 0)
+        if changes:
+            with pytest.raises(ExportError, match="ONNX decoder.* gives logits that differ"):
+                ask()
+        else:
+            proof = ask()
+            assert proof.difference <= SIMPLE and proof.greedy > 0 == proof.rounded.tensors
 
 
 def test_a_cache_that_is_not_the_prompts_is_refused(tmp_path: pathlib.Path) -> None:
