@@ -342,9 +342,9 @@ def _phi3(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def _deepseek(cfg: ModelConfig) -> dict[str, Any]:
-    latent, found = cfg.latent, {}
+    latent = cfg.latent
     rank, value = latent.kv_rank, latent.value_dim or cfg.head_width
-    found = {
+    found: dict[str, Any] = {
         "attention.head_count_kv": 1,
         "attention.kv_lora_rank": rank,
         "attention.key_length": rank + latent.rope_dim,

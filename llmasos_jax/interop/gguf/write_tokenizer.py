@@ -19,7 +19,7 @@ from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.interop.gguf.pretokenizers import TABLE, pattern_of_gpt2
 from llmasos_jax.interop.gguf.tokenizer import end_ids, rebuild
 from llmasos_jax.interop.hf.sentencepiece import read_proto
-from llmasos_jax.interop.tokenizerjson import SPACE, byte_characters
+from llmasos_jax.interop.tokenizerjson import SPACE, apart, byte_characters
 
 _KEY = "tokenizer.ggml."
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
@@ -176,7 +176,12 @@ def _of_json(
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     if "ByteLevel" in json.dumps([raw.get("pre_tokenizer"), raw.get("decoder")]):
         _check_plain(raw, notes)
-        name = _pre_name(raw.get("pre_tokenizer"), bool(model.get("ignore_merges")))
+        missing = [c for c in byte_characters() if c not in model["vocab"]]
+        patterns = [
+            # The reader keeps bytes that are no token apart, by itself.
+            *(p for p in _patterns(raw.get("pre_tokenizer")) if p != _apart(missing))
+        ]
+        name = _pre_name(tuple(patterns), bool(model.get("ignore_merges")))
         return vocab, types, {"model": "gpt2", "pre": name, "merges": merges}
     return vocab, *_scored(raw, vocab, types, merges)
 
@@ -254,13 +259,16 @@ def _as_gguf(token: str) -> str:
     return token[2:] if token.startswith("##") else SPACE + token
 
 
-def _pre_name(pre_tokenizer: Any, ignore_merges: bool) -> str:
+def _apart(missing: Sequence[str]) -> str | None:
+    return apart(missing)["pattern"]["Regex"] if missing else None
+
+
+def _pre_name(patterns: tuple[str, ...], ignore_merges: bool) -> str:
     """The name of the way in which a text is cut.
 
     Raises:
       _UnsaidError: llama.cpp has none for it.
     """
-    patterns = tuple(_patterns(pre_tokenizer))
     for name, kind in TABLE.items():
         if kind.patterns == patterns and kind.ignore_merges == ignore_merges:
             return name
