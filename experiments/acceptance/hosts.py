@@ -7,6 +7,7 @@ seconds from a signal to the end of the others:
 
     python experiments/acceptance/hosts.py                # all, some minutes
     python experiments/acceptance/hosts.py alike ends     # these parts, the others are kept
+    python experiments/acceptance/hosts.py --more         # the cases that the file lacks
 """
 
 from __future__ import annotations
@@ -43,9 +44,6 @@ ALIKE: list[tuple[int, int, dict[str, Any], dict[str, Any]]] = [
     (2, 1, {}, {}),
     (2, 2, {}, {}),
     (4, 1, {}, {}),
-    (4, 1, {"fsdp": "(4,)"}, {}),
-    (4, 1, {"tensor": 4}, {}),
-    (4, 1, {"fsdp": "(2,)", "tensor": 2}, {}),
     (2, 2, {"tensor": 4}, {}),
     (2, 2, {"fsdp": "(4,)"}, {}),
     (2, 2, {"fsdp": "(2,2)"}, {}),
@@ -53,6 +51,9 @@ ALIKE: list[tuple[int, int, dict[str, Any], dict[str, Any]]] = [
     (2, 4, {"fsdp": "(2,)", "tensor": 4}, {}),
     (2, 4, {"fsdp": "(4,)", "tensor": 2}, {}),
     (2, 4, {"tensor": 8}, {}),
+    (4, 1, {"fsdp": "(4,)"}, {}),
+    (4, 1, {"tensor": 4}, {}),
+    (4, 1, {"fsdp": "(2,)", "tensor": 2}, {}),
     (2, 2, {"expert": 4}, EXPERTS),
     (4, 1, {"expert": 4}, EXPERTS),
     (2, 2, {"context": 4}, {}),
@@ -69,6 +70,7 @@ RESUMED = [
     ((2, 1), (4, 1), {"fsdp": "(2,)"}),
     ((4, 1), (1, 1), {}),
 ]
+STEPS = 40
 # mesh, the process of four that gets SIGTERM
 STOPPED = [({}, 2), ({"fsdp": "(2,)", "tensor": 2}, 0)]
 # processes, the one that gets the signal
@@ -117,9 +119,9 @@ def alike(
 ) -> dict[str, Any]:
     """Losses and weights of several processes beside those of one with as many devices."""
     options = options_of(mesh, model)
-    several = host_runs.Run(folder, processes, devices, "several", options)
+    several = host_runs.Run(folder, processes, devices, "several", options, quick=True)
     statuses = several.wait()
-    one = host_runs.Run(folder, 1, processes * devices, "one", options)
+    one = host_runs.Run(folder, 1, processes * devices, "one", options, quick=True)
     statuses += one.wait()
     row = {
         "processes": processes,
@@ -140,13 +142,13 @@ def resumed(
 ) -> dict[str, Any]:
     """Losses after a checkpoint that another number of processes has written."""
     options = options_of(mesh)
-    first = host_runs.Run(folder, *saved, workdir="first", options=options)
+    first = host_runs.Run(folder, *saved, workdir="first", options=options, quick=True)
     statuses = first.wait()
     straight = first.losses()
     six, result = first.workdir / "checkpoints" / "6", first.workdir / "result.json"
     shutil.move(six, folder / "six")
     result.unlink()
-    second = host_runs.Run(folder, *goes_on, workdir="first", options=options)
+    second = host_runs.Run(folder, *goes_on, workdir="first", options=options, quick=True)
     statuses += second.wait()
     shutil.rmtree(folder / "six")
     return {
@@ -161,25 +163,26 @@ def resumed(
 
 def stopped(folder: Path, mesh: dict[str, Any], index: int) -> dict[str, Any]:
     """A run of four that was stopped and went on, beside one that never was: bit for bit."""
-    options = [*options_of(mesh), "--config.train.steps=200", "--config.checkpoint.every_steps=200"]
-    straight = host_runs.Run(folder, 4, 1, "straight", options)
+    steps = [f"--config.{name}={STEPS}" for name in ("train.steps", "checkpoint.every_steps")]
+    options = [*options_of(mesh), *steps]
+    straight = host_runs.Run(folder, 4, 1, "straight", options, quick=True)
     statuses = [straight.wait()]
-    run = host_runs.Run(folder, 4, 1, "stopped", options)
-    run.wait_for_step(20)
+    run = host_runs.Run(folder, 4, 1, "stopped", options, quick=True)
+    run.wait_for_step(STEPS // 5)
     run.send(index, signal.SIGTERM)
     statuses.append(run.wait())
     said = [run.log(number).splitlines()[-1] for number in range(4)]
-    steps = {line.partition("saved at ")[2].partition(";")[0] for line in said}
-    again = host_runs.Run(folder, 4, 1, "stopped", options)
+    saved = {line.partition("saved at ")[2].partition(";")[0] for line in said}
+    again = host_runs.Run(folder, 4, 1, "stopped", options, quick=True)
     statuses.append(again.wait())
     return {
         "mesh": mesh,
         "SIGTERM to": index,
         "statuses": statuses,
-        "saved_at": sorted(steps),
+        "saved_at": sorted(saved),
         "steps": len(again.losses()),
         "same_losses": again.losses() == straight.losses(),
-        "weights_apart": params_apart(again.workdir, straight.workdir, 200),
+        "weights_apart": params_apart(again.workdir, straight.workdir, STEPS),
     }
 
 
@@ -217,18 +220,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all if none is given")
     parser.add_argument("--out", type=Path, default=HERE / "hosts.json")
+    parser.add_argument("--more", action="store_true", help="only the cases that the file lacks")
     args = parser.parse_args()
     parts = args.parts or list(PARTS)
     if unknown := set(parts) - set(PARTS):
         parser.error(f"there is no part {sorted(unknown)}")
     result = json.loads(args.out.read_text()) if args.out.exists() else {}
-    result |= {"jax": version("jax")} | {part: [] for part in parts}
+    done = {part: result.get(part, []) if args.more else [] for part in parts}
+    result |= {"jax": version("jax")} | done
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "run"
         host_runs.prepare(folder)
         for part in parts:
             measure, cases = PARTS[part]
-            for case in cases:
+            for case in cases[len(done[part]) :]:
                 row = measure(folder, *case)
                 for workdir in ("several", "one", "first", "straight", "stopped", "ends"):
                     shutil.rmtree(folder / workdir, ignore_errors=True)
