@@ -30,6 +30,8 @@ from llmasos_jax.generate.sampling import Sampling
 from llmasos_jax.generate.session import Request, Session
 from llmasos_jax.generate.weights import Placing, Weights, place_tensors
 from llmasos_jax.interop.hf import open_hf
+from llmasos_jax.interop.hf.express import differences
+from llmasos_jax.interop.hf.write import write_huggingface
 from llmasos_jax.models.definition import empty_cache, file_def
 from llmasos_jax.nn.cache import Cache
 
@@ -325,3 +327,22 @@ def changed(path: Path, place: tuple[int, int], rng: np.random.Generator) -> Ite
         finally:
             file.seek(place[0])
             file.write(raw)
+
+
+def test_exported_it_is_the_same_model_there(case: Case, tmp_path: Path) -> None:
+    found = write_huggingface(case.files, tmp_path)
+    back = open_hf(tmp_path)
+    assert differences(case.files.manifest.parameters, back.manifest.parameters) == []
+    assert back.tensors.keys() == case.files.tensors.keys()
+    for name, tensor in case.files.tensors.items():
+        np.testing.assert_array_equal(back.tensors[name].read(), tensor.read(), strict=True)
+    again, info = getattr(transformers, found.saved_class).from_pretrained(
+        tmp_path,
+        local_files_only=True,
+        attn_implementation="eager",
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    assert not any(info.values())
+    wanted = run(case.theirs, case.twin, case.tokens)
+    np.testing.assert_array_equal(run(again.eval(), case.twin, case.tokens), wanted)

@@ -27,6 +27,7 @@ from llmasos_jax.interop.tables import unbind
 _SAID_BY = {"SmolLM": "LLaMA"}
 # Written beside the config, not in it.
 _BESIDE = ("pooling",)
+_SIZES = "sizes: "
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,11 @@ def express(manifest: Manifest) -> Expressed:
             f"in this version; known: {known}"
         )
     problems, nearest = min(
-        apart, key=lambda pair: (_is_of_other_kind(pair[0]), not pair[1].has_class, len(pair[0]))
+        apart,
+        key=lambda pair: (
+            *(_is_of_other_kind(pair[0]), not pair[1].has_class),
+            *(pair[0][0].startswith(_SIZES), len(pair[0])),
+        ),
     )
     more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
     raise FormatError(
@@ -112,9 +117,9 @@ def _as(family: Family, manifest: Manifest) -> tuple[Expressed, list[str]]:
     keys = Keys(found.config, "config.json", tensors=lambda: names)
     try:
         back = family.read_config(keys)
-    except ConfigError as error:  # sizes that this family never has, such as odd heads
-        return found, [f"sizes: {error}"]
-    keys.finish()
+        keys.finish()
+    except (ConfigError, FormatError) as error:  # sizes that this family never has, or odd heads
+        return found, [f"{_SIZES}{error}"]
     return found, differences(cfg, back.replace(**{name: getattr(cfg, name) for name in _BESIDE}))
 
 

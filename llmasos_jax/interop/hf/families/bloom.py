@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.interop.hf.config import Keys
 from llmasos_jax.interop.hf.families.family import Family
 from llmasos_jax.interop.hf.families.plain import GPT, fused, integer, norm, product, tied_head
@@ -58,6 +61,21 @@ def _read_bloom(keys: Keys) -> ModelConfig:
     )
 
 
+def _write_bloom(manifest: Manifest) -> dict[str, Any]:
+    cfg = manifest.parameters
+    return {
+        "architectures": ["BloomForCausalLM"],
+        "model_type": "bloom",
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.embedding_dim,
+        "n_layer": cfg.num_layers,
+        "n_head": cfg.query_heads,
+        "seq_length": cfg.context_length,
+        "layer_norm_epsilon": cfg.norm_eps,
+        "tie_word_embeddings": cfg.tie_embeddings,
+    }
+
+
 FAMILIES = (
     Family(
         "BLOOM",
@@ -66,5 +84,6 @@ FAMILIES = (
         _read_bloom,
         _table,
         base_prefix="transformer.",
+        write_config=_write_bloom,
     ),
 )

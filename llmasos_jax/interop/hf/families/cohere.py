@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.interop.hf.config import Keys
 from llmasos_jax.interop.hf.families.decoder import (
     ATTENTION,
+    DROP,
     ENDS,
     IGNORED,
     MLP,
     NORMS,
     read_biases,
     read_decoder,
+    write_decoder,
 )
 from llmasos_jax.interop.hf.families.family import Family
 from llmasos_jax.interop.tables import Table
@@ -50,6 +53,27 @@ def _read_cohere(keys: Keys) -> ModelConfig:
     )
 
 
+def _write_cohere(manifest: Manifest) -> dict[str, Any]:
+    cfg = manifest.parameters
+    return write_decoder(
+        manifest,
+        "CohereForCausalLM",
+        "cohere",
+        head_dim=DROP,
+        rms_norm_eps=DROP,
+        layer_norm_eps=cfg.norm_eps,
+        attention_bias=cfg.qkv_bias,
+        logit_scale=cfg.logit_scale,
+    )
+
+
 FAMILIES = (
-    Family("Cohere", "cohere", ("CohereForCausalLM", "CohereModel"), _read_cohere, lambda _: TABLE),
+    Family(
+        "Cohere",
+        "cohere",
+        ("CohereForCausalLM", "CohereModel"),
+        _read_cohere,
+        lambda _: TABLE,
+        write_config=_write_cohere,
+    ),
 )

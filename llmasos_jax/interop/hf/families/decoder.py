@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.interop.hf.config import REQUIRED, Keys
-from llmasos_jax.interop.hf.families.rope import Rope, read_rope
+from llmasos_jax.interop.hf.families.rope import Rope, read_rope, write_rope
 from llmasos_jax.interop.rows import (
     ALL_EXPERTS,
     OUT_OF_HEADS,
@@ -20,12 +22,13 @@ from llmasos_jax.interop.tables import Ignored, Row, row
 LAYER = "model.layers.{i}."
 OURS = "layers.{i}."
 
+DROP = object()  # of a key that a family does not have
 GATED = {
     "silu": "swiglu",
     "swish": "swiglu",
     "gelu": "geglu",
-    "gelu_new": "geglu_tanh",
     "gelu_pytorch_tanh": "geglu_tanh",
+    "gelu_new": "geglu_tanh",
     "relu": "reglu",
 }
 
@@ -142,6 +145,46 @@ def read_decoder(keys: Keys, defaults: Mapping[str, Any], **options: Any) -> dic
     fields = read_widths(keys, defaults)
     rope: Rope = read_rope(keys, context=fields["context_length"], **options)
     return {**fields, **rope.fields}
+
+
+def write_decoder(
+    manifest: Manifest, saved_class: str, model_type: str, **more: Any
+) -> dict[str, Any]:
+    """What `read_decoder` reads, of a model of ours.
+
+    Args:
+      manifest: of the model.
+      saved_class: of transformers.
+      model_type: in `config.json`.
+      more: what only this family has, or says in another way; DROP takes a key away.
+    """
+    cfg = manifest.parameters
+    said = {
+        "architectures": [saved_class],
+        "model_type": model_type,
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.embedding_dim,
+        "intermediate_size": cfg.ffn_width,
+        "num_hidden_layers": cfg.num_layers,
+        "num_attention_heads": cfg.query_heads,
+        "num_key_value_heads": cfg.kv_heads,
+        "head_dim": cfg.head_width,
+        "hidden_act": next((n for n, mlp in GATED.items() if mlp == cfg.mlp), "silu"),
+        "max_position_embeddings": cfg.context_length,
+        "rms_norm_eps": cfg.norm_eps,
+        "tie_word_embeddings": cfg.tie_embeddings,
+        **write_rope(cfg),
+    }
+    return {key: value for key, value in (said | more).items() if value is not DROP}
+
+
+def write_windows(cfg: ModelConfig) -> dict[str, Any]:
+    """`layer_types`, and the window of those layers that have one."""
+    each = [cfg.layer_window(layer) for layer in range(cfg.num_layers)]
+    return {
+        "layer_types": ["full_attention" if w is None else "sliding_attention" for w in each],
+        "sliding_window": next((w for w in each if w is not None), None),
+    }
 
 
 def read_biases(keys: Keys) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from llmasos_jax.config.model import Experts, LatentAttention, ModelConfig
+from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.interop.hf.config import REQUIRED, Keys
 from llmasos_jax.interop.hf.families.decoder import (
     ATTENTION,
@@ -21,10 +22,12 @@ from llmasos_jax.interop.hf.families.decoder import (
     read_decoder,
     read_widths,
     windows,
+    write_decoder,
+    write_windows,
 )
 from llmasos_jax.interop.hf.families.family import Family
 from llmasos_jax.interop.hf.families.llama import LLAMA
-from llmasos_jax.interop.hf.families.rope import read_rope
+from llmasos_jax.interop.hf.families.rope import all_dim_of, read_rope, write_rope
 from llmasos_jax.interop.rows import PRODUCT, VECTOR, Product
 from llmasos_jax.interop.tables import Ignored, Table, row
 
@@ -197,6 +200,70 @@ def _read_dots(keys: Keys) -> ModelConfig:
     )
 
 
+def _write_experts(cfg: ModelConfig) -> dict[str, Any]:
+    experts = cfg.experts
+    width = experts.ffn_dim or cfg.ffn_width
+    return {
+        "n_routed_experts": experts.count,
+        "num_experts_per_tok": experts.per_token,
+        "moe_intermediate_size": width,
+        "n_shared_experts": experts.shared_ffn_dim // width,
+        "first_k_dense_replace": len(experts.dense_layers),
+        "routed_scaling_factor": experts.scale,
+        "n_group": experts.groups,
+        "topk_group": experts.groups_per_token,
+    }
+
+
+def _write_latent(manifest: Manifest, saved_class: str, kind: str, **more: Any) -> dict[str, Any]:
+    cfg, latent = manifest.parameters, manifest.parameters.latent
+    return write_decoder(
+        manifest,
+        saved_class,
+        kind,
+        head_dim=latent.rope_dim,  # theirs is the rotated part
+        num_key_value_heads=cfg.query_heads,
+        q_lora_rank=latent.q_rank,
+        kv_lora_rank=latent.kv_rank,
+        qk_rope_head_dim=latent.rope_dim,
+        qk_nope_head_dim=cfg.head_width - latent.rope_dim,
+        v_head_dim=latent.value_dim or cfg.head_width,
+        **write_rope(cfg, all_dim_of(cfg)),
+        **_write_experts(cfg),
+        **more,
+    )
+
+
+def _write_v2(manifest: Manifest) -> dict[str, Any]:
+    has_groups = manifest.parameters.experts.groups > 1
+    method = "group_limited_greedy" if has_groups else "greedy"
+    return _write_latent(manifest, "DeepseekV2ForCausalLM", "deepseek_v2", topk_method=method)
+
+
+def _write_v3(manifest: Manifest) -> dict[str, Any]:
+    cfg = manifest.parameters
+    return _write_latent(
+        manifest,
+        "DeepseekV3ForCausalLM",
+        "deepseek_v3",
+        norm_topk_prob=cfg.experts.normalize,
+        rope_interleave=cfg.rope_interleaved,
+    )
+
+
+def _write_dots(manifest: Manifest) -> dict[str, Any]:
+    cfg = manifest.parameters
+    return write_decoder(
+        manifest,
+        "Dots1ForCausalLM",
+        "dots1",
+        attention_bias=cfg.qkv_bias,
+        norm_topk_prob=cfg.experts.normalize,
+        **write_windows(cfg),
+        **_write_experts(cfg),
+    )
+
+
 _DOTS_TABLE = Table((*ENDS, *ATTENTION, *MLP, *NORMS, *expert_rows()), IGNORED)
 FAMILIES = (
     Family(
@@ -205,6 +272,7 @@ FAMILIES = (
         ("DeepseekV2ForCausalLM", "DeepseekV2Model"),
         _read_v2,
         _latent_table,
+        write_config=_write_v2,
     ),
     Family(
         "DeepSeek",
@@ -212,6 +280,7 @@ FAMILIES = (
         ("DeepseekV3ForCausalLM", "DeepseekV3Model"),
         _read_v3,
         _latent_table,
+        write_config=_write_v3,
     ),
     Family(
         "Transformer",
@@ -219,5 +288,6 @@ FAMILIES = (
         ("Dots1ForCausalLM", "Dots1Model"),
         _read_dots,
         lambda _: _DOTS_TABLE,
+        write_config=_write_dots,
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.interop.hf.config import Keys
 from llmasos_jax.interop.hf.families.decoder import (
     ATTENTION,
@@ -17,6 +18,8 @@ from llmasos_jax.interop.hf.families.decoder import (
     read_biases,
     read_widths,
     windows,
+    write_decoder,
+    write_windows,
 )
 from llmasos_jax.interop.hf.families.family import Family
 from llmasos_jax.interop.hf.families.llama import TABLE
@@ -169,10 +172,62 @@ def _read_gemma3_whole(keys: Keys) -> ModelConfig:
     return cfg.replace(tie_embeddings=keys.flag("tie_word_embeddings", cfg.tie_embeddings))
 
 
+def _write_gemma(manifest: Manifest) -> dict[str, Any]:
+    bias = manifest.parameters.qkv_bias
+    return write_decoder(manifest, "GemmaForCausalLM", "gemma", attention_bias=bias)
+
+
+def _write_second(manifest: Manifest, saved_class: str, kind: str, **more: Any) -> dict[str, Any]:
+    """What Gemma 2 and 3 share."""
+    cfg = manifest.parameters
+    said = write_decoder(
+        manifest,
+        saved_class,
+        kind,
+        attention_bias=cfg.qkv_bias,
+        query_pre_attn_scalar=_width_of(cfg),
+        final_logit_softcapping=cfg.logit_soft_cap,
+        **write_windows(cfg),
+        **more,
+    )
+    act = said.pop("hidden_act")
+    return {**said, "hidden_activation": act}
+
+
+def _width_of(cfg: ModelConfig) -> float:
+    """What the scores' factor is one over the root of; a whole number if it can be."""
+    scale = cfg.attention_scale or cfg.head_width**-0.5
+    exact = scale**-2
+    return round(exact) if round(exact) and round(exact) ** -0.5 == scale else exact
+
+
+def _write_gemma2(manifest: Manifest) -> dict[str, Any]:
+    cap = manifest.parameters.attention_soft_cap
+    return _write_second(manifest, "Gemma2ForCausalLM", "gemma2", attn_logit_softcapping=cap)
+
+
+def _write_gemma3(manifest: Manifest) -> dict[str, Any]:
+    cfg = manifest.parameters
+    local = cfg.rope_theta if cfg.rope_theta_local is None else cfg.rope_theta_local
+    return _write_second(manifest, "Gemma3ForCausalLM", "gemma3_text", rope_local_base_freq=local)
+
+
 FAMILIES = (
-    Family("Gemma", "gemma", ("GemmaForCausalLM", "GemmaModel"), _read_gemma, lambda _: TABLE),
     Family(
-        "Gemma", "gemma2", ("Gemma2ForCausalLM", "Gemma2Model"), _read_gemma2, lambda _: _TABLE2
+        "Gemma",
+        "gemma",
+        ("GemmaForCausalLM", "GemmaModel"),
+        _read_gemma,
+        lambda _: TABLE,
+        write_config=_write_gemma,
+    ),
+    Family(
+        "Gemma",
+        "gemma2",
+        ("Gemma2ForCausalLM", "Gemma2Model"),
+        _read_gemma2,
+        lambda _: _TABLE2,
+        write_config=_write_gemma2,
     ),
     Family(
         "Gemma",
@@ -180,6 +235,7 @@ FAMILIES = (
         ("Gemma3ForCausalLM", "Gemma3TextModel"),
         _read_gemma3,
         lambda _: _TABLE2,
+        write_config=_write_gemma3,
     ),
     Family(
         "Gemma",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.interop.hf.config import Keys
 from llmasos_jax.interop.hf.families.family import Family
 from llmasos_jax.interop.hf.families.plain import GPT, PLAIN, fused, masks, norm, product
-from llmasos_jax.interop.hf.families.rope import read_rope
+from llmasos_jax.interop.hf.families.rope import read_rope, write_rope
 from llmasos_jax.interop.rows import OUT_OF_HEADS, PRODUCT, SAME, Product
 from llmasos_jax.interop.tables import Ignored, Table, row
 
@@ -70,6 +73,29 @@ def _read_neox(keys: Keys) -> ModelConfig:
     )
 
 
+def _write_neox(manifest: Manifest) -> dict[str, Any]:
+    cfg = manifest.parameters
+    rope = write_rope(cfg)
+    return {
+        "architectures": ["GPTNeoXForCausalLM"],
+        "model_type": "gpt_neox",
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.embedding_dim,
+        "num_hidden_layers": cfg.num_layers,
+        "num_attention_heads": cfg.query_heads,
+        "max_position_embeddings": cfg.context_length,
+        "intermediate_size": cfg.ffn_width,
+        "layer_norm_eps": cfg.norm_eps,
+        "hidden_act": next((n for n, mlp in PLAIN.items() if mlp == cfg.mlp), "gelu"),
+        "use_parallel_residual": cfg.block != "sequential",
+        "attention_bias": cfg.qkv_bias,
+        "tie_word_embeddings": cfg.tie_embeddings,
+        "rotary_pct": cfg.rope_fraction,
+        "rotary_emb_base": rope["rope_theta"],
+        "rope_scaling": rope["rope_scaling"],
+    }
+
+
 FAMILIES = (
     Family(
         "GPT-NeoX",
@@ -79,5 +105,6 @@ FAMILIES = (
         _table,
         base_prefix="gpt_neox.",
         outside=("embed_out.", "lm_head."),
+        write_config=_write_neox,
     ),
 )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.interop.hf.config import Keys
 from llmasos_jax.interop.hf.families.family import Family
 from llmasos_jax.interop.hf.families.plain import (
@@ -60,6 +63,24 @@ def _read_gptj(keys: Keys) -> ModelConfig:
     )
 
 
+def _write_gptj(manifest: Manifest) -> dict[str, Any]:
+    cfg = manifest.parameters
+    return {
+        "architectures": ["GPTJForCausalLM"],
+        "model_type": "gptj",
+        "vocab_size": cfg.vocab_size,
+        "n_embd": cfg.embedding_dim,
+        "n_layer": cfg.num_layers,
+        "n_head": cfg.query_heads,
+        "n_positions": cfg.context_length,
+        "n_inner": cfg.ffn_width,
+        "layer_norm_epsilon": cfg.norm_eps,
+        "activation_function": next((n for n, mlp in PLAIN.items() if mlp == cfg.mlp), "gelu_new"),
+        "rotary_dim": int(cfg.head_width * cfg.rope_fraction),
+        "tie_word_embeddings": False,
+    }
+
+
 FAMILIES = (
     Family(
         "GPT-J",
@@ -68,5 +89,6 @@ FAMILIES = (
         _read_gptj,
         lambda _: TABLE,
         base_prefix="transformer.",
+        write_config=_write_gptj,
     ),
 )

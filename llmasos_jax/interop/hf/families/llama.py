@@ -10,7 +10,6 @@ from llmasos_jax.interop.hf.config import Keys
 from llmasos_jax.interop.hf.families.decoder import (
     ATTENTION,
     ENDS,
-    GATED,
     IGNORED,
     LAYER,
     MLP,
@@ -20,6 +19,7 @@ from llmasos_jax.interop.hf.families.decoder import (
     fused_expert_rows,
     read_biases,
     read_decoder,
+    write_decoder,
 )
 from llmasos_jax.interop.hf.families.family import Family
 from llmasos_jax.interop.rows import PRODUCT
@@ -87,54 +87,28 @@ def _read_mixtral(keys: Keys) -> ModelConfig:
     )
 
 
-def _write_widths(cfg: ModelConfig) -> dict[str, Any]:
-    return {
-        "vocab_size": cfg.vocab_size,
-        "hidden_size": cfg.embedding_dim,
-        "intermediate_size": cfg.ffn_width,
-        "num_hidden_layers": cfg.num_layers,
-        "num_attention_heads": cfg.query_heads,
-        "num_key_value_heads": cfg.kv_heads,
-        "head_dim": cfg.head_width,
-        "hidden_act": next((n for n, mlp in GATED.items() if mlp == cfg.mlp), "silu"),
-        "max_position_embeddings": cfg.context_length,
-        "rms_norm_eps": cfg.norm_eps,
-        "tie_word_embeddings": cfg.tie_embeddings,
-        "rope_theta": cfg.rope_theta,
-    }
-
-
 def _write_llama(manifest: Manifest) -> dict[str, Any]:
     cfg = manifest.parameters
-    scaling: dict[str, Any] | None = None
-    if cfg.rope_scaling.kind == "linear":
-        scaling = {"rope_type": "linear", "factor": cfg.rope_scaling.factor}
-    elif cfg.rope_scaling.kind == "llama3":
-        scaling = {
-            "rope_type": "llama3",
-            "factor": cfg.rope_scaling.factor,
-            "low_freq_factor": cfg.rope_scaling.low_frequency,
-            "high_freq_factor": cfg.rope_scaling.high_frequency,
-            "original_max_position_embeddings": cfg.rope_scaling.original_length,
-        }
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        **_write_widths(cfg),
-        "rope_scaling": scaling,
-        "attention_bias": cfg.qkv_bias,
-        "mlp_bias": cfg.mlp_bias,
-    }
+    biases = {"attention_bias": cfg.qkv_bias, "mlp_bias": cfg.mlp_bias}
+    return write_decoder(manifest, "LlamaForCausalLM", "llama", **biases)
 
 
 def _write_mistral(manifest: Manifest) -> dict[str, Any]:
+    window = manifest.parameters.layer_window(0)
+    return write_decoder(manifest, "MistralForCausalLM", "mistral", sliding_window=window)
+
+
+def _write_mixtral(manifest: Manifest) -> dict[str, Any]:
     cfg = manifest.parameters
-    return {
-        "architectures": ["MistralForCausalLM"],
-        "model_type": "mistral",
-        **_write_widths(cfg),
-        "sliding_window": cfg.layer_window(0),
-    }
+    return write_decoder(
+        manifest,
+        "MixtralForCausalLM",
+        "mixtral",
+        intermediate_size=cfg.experts.ffn_dim or cfg.ffn_width,
+        sliding_window=cfg.layer_window(0),
+        num_local_experts=cfg.experts.count,
+        num_experts_per_tok=cfg.experts.per_token,
+    )
 
 
 FAMILIES = (
@@ -160,5 +134,6 @@ FAMILIES = (
         ("MixtralForCausalLM", "MixtralModel"),
         _read_mixtral,
         lambda _: _MIXTRAL_TABLE,
+        write_config=_write_mixtral,
     ),
 )

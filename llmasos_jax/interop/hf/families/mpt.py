@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.interop.hf.config import INERT, Keys
 from llmasos_jax.interop.hf.families.family import Family
 from llmasos_jax.interop.hf.families.plain import OURS, tied_head
@@ -67,6 +70,24 @@ def _read_attention(keys: Keys | None) -> float | None:
     return scale
 
 
+def _write_mpt(manifest: Manifest) -> dict[str, Any]:
+    cfg = manifest.parameters
+    return {
+        "architectures": ["MptForCausalLM"],
+        "model_type": "mpt",
+        "vocab_size": cfg.vocab_size,
+        "d_model": cfg.embedding_dim,
+        "n_layers": cfg.num_layers,
+        "n_heads": cfg.query_heads,
+        "max_seq_len": cfg.context_length,
+        "expansion_ratio": cfg.ffn_width // cfg.embedding_dim,
+        "layer_norm_epsilon": cfg.norm_eps,
+        "no_bias": True,
+        "attn_config": {"alibi": True, "softmax_scale": cfg.attention_scale},
+        "tie_word_embeddings": cfg.tie_embeddings,
+    }
+
+
 FAMILIES = (
     Family(
         "MPT",
@@ -75,5 +96,6 @@ FAMILIES = (
         _read_mpt,
         lambda _: TABLE,
         base_prefix="transformer.",
+        write_config=_write_mpt,
     ),
 )

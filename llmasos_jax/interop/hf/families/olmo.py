@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.interop.hf.config import Keys
 from llmasos_jax.interop.hf.families.decoder import (
     ATTENTION,
+    DROP,
     ENDS,
     IGNORED,
     MLP,
     OUTPUT_NORMS,
     read_biases,
     read_decoder,
+    write_decoder,
 )
 from llmasos_jax.interop.hf.families.family import Family
 from llmasos_jax.interop.hf.families.llama import LLAMA
@@ -28,4 +33,19 @@ def _read(keys: Keys) -> ModelConfig:
     )
 
 
-FAMILIES = (Family("OLMo", "olmo2", ("Olmo2ForCausalLM", "Olmo2Model"), _read, lambda _: _TABLE),)
+def _write(manifest: Manifest) -> dict[str, Any]:
+    bias = manifest.parameters.qkv_bias
+    more = {"head_dim": DROP, "attention_bias": bias}
+    return write_decoder(manifest, "Olmo2ForCausalLM", "olmo2", **more)
+
+
+FAMILIES = (
+    Family(
+        "OLMo",
+        "olmo2",
+        ("Olmo2ForCausalLM", "Olmo2Model"),
+        _read,
+        lambda _: _TABLE,
+        write_config=_write,
+    ),
+)

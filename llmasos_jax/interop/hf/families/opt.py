@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.interop.hf.config import Keys
 from llmasos_jax.interop.hf.families.family import Family
 from llmasos_jax.interop.hf.families.plain import GPT, OURS, PLAIN, norm, product, tied_head
@@ -52,4 +55,32 @@ def _read_opt(keys: Keys) -> ModelConfig:
     )
 
 
-FAMILIES = (Family("OPT", "opt", ("OPTForCausalLM", "OPTModel"), _read_opt, lambda _: TABLE),)
+def _write_opt(manifest: Manifest) -> dict[str, Any]:
+    cfg = manifest.parameters
+    return {
+        "architectures": ["OPTForCausalLM"],
+        "model_type": "opt",
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.embedding_dim,
+        "word_embed_proj_dim": cfg.embedding_dim,
+        "num_hidden_layers": cfg.num_layers,
+        "num_attention_heads": cfg.query_heads,
+        "max_position_embeddings": cfg.context_length,
+        "ffn_dim": cfg.ffn_width,
+        "activation_function": next((n for n, mlp in PLAIN.items() if mlp == cfg.mlp), "relu"),
+        "enable_bias": cfg.qkv_bias,
+        "_remove_final_layer_norm": not cfg.final_norm,
+        "tie_word_embeddings": cfg.tie_embeddings,
+    }
+
+
+FAMILIES = (
+    Family(
+        "OPT",
+        "opt",
+        ("OPTForCausalLM", "OPTModel"),
+        _read_opt,
+        lambda _: TABLE,
+        write_config=_write_opt,
+    ),
+)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.interop.hf.config import Keys
 from llmasos_jax.interop.hf.families.decoder import (
+    DROP,
     ENDS,
     IGNORED,
     LAYER,
@@ -15,6 +17,7 @@ from llmasos_jax.interop.hf.families.decoder import (
     OURS,
     OUT,
     read_decoder,
+    write_decoder,
 )
 from llmasos_jax.interop.hf.families.family import Family
 from llmasos_jax.interop.rows import PRODUCT
@@ -67,4 +70,26 @@ def _read(keys: Keys) -> ModelConfig:
     return cfg
 
 
-FAMILIES = (Family("Phi", "phi3", ("Phi3ForCausalLM", "Phi3Model"), _read, lambda _: _TABLE),)
+def _write(manifest: Manifest) -> dict[str, Any]:
+    cfg = manifest.parameters
+    return write_decoder(
+        manifest,
+        "Phi3ForCausalLM",
+        "phi3",
+        head_dim=DROP,
+        partial_rotary_factor=cfg.rope_fraction,
+        original_max_position_embeddings=cfg.rope_scaling.original_length or cfg.context_length,
+        sliding_window=cfg.layer_window(0),
+    )
+
+
+FAMILIES = (
+    Family(
+        "Phi",
+        "phi3",
+        ("Phi3ForCausalLM", "Phi3Model"),
+        _read,
+        lambda _: _TABLE,
+        write_config=_write,
+    ),
+)

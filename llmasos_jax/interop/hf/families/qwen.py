@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from llmasos_jax.config.model import Experts, ModelConfig
+from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.interop.hf.config import Keys
 from llmasos_jax.interop.hf.families.decoder import (
     ATTENTION,
+    DROP,
     ENDS,
     IGNORED,
     MLP,
@@ -16,6 +18,8 @@ from llmasos_jax.interop.hf.families.decoder import (
     read_biases,
     read_decoder,
     windows,
+    write_decoder,
+    write_windows,
 )
 from llmasos_jax.interop.hf.families.family import Family
 from llmasos_jax.interop.hf.families.llama import LLAMA, TABLE
@@ -125,15 +129,86 @@ def _read_qwen3_moe(keys: Keys) -> ModelConfig:
     )
 
 
+def _write_windows(cfg: ModelConfig) -> dict[str, Any]:
+    said = write_windows(cfg)
+    return {**said, "use_sliding_window": said["sliding_window"] is not None}
+
+
+def _write_qwen2(manifest: Manifest) -> dict[str, Any]:
+    said = _write_windows(manifest.parameters)
+    return write_decoder(manifest, "Qwen2ForCausalLM", "qwen2", head_dim=DROP, **said)
+
+
+def _write_qwen3(manifest: Manifest) -> dict[str, Any]:
+    said = _write_windows(manifest.parameters)
+    bias = manifest.parameters.qkv_bias
+    return write_decoder(manifest, "Qwen3ForCausalLM", "qwen3", attention_bias=bias, **said)
+
+
+def _write_experts(cfg: ModelConfig) -> dict[str, Any]:
+    experts = cfg.experts
+    return {
+        "num_experts": experts.count,
+        "num_experts_per_tok": experts.per_token,
+        "moe_intermediate_size": experts.ffn_dim or cfg.ffn_width,
+        "norm_topk_prob": experts.normalize,
+        "mlp_only_layers": list(experts.dense_layers),
+        "decoder_sparse_step": 1,
+    }
+
+
+def _write_qwen2_moe(manifest: Manifest) -> dict[str, Any]:
+    cfg = manifest.parameters
+    return write_decoder(
+        manifest,
+        "Qwen2MoeForCausalLM",
+        "qwen2_moe",
+        head_dim=DROP,
+        qkv_bias=cfg.qkv_bias,
+        shared_expert_intermediate_size=cfg.experts.shared_ffn_dim,
+        **_write_windows(cfg),
+        **_write_experts(cfg),
+    )
+
+
+def _write_qwen3_moe(manifest: Manifest) -> dict[str, Any]:
+    cfg = manifest.parameters
+    window = cfg.layer_window(0)
+    return write_decoder(
+        manifest,
+        "Qwen3MoeForCausalLM",
+        "qwen3_moe",
+        attention_bias=cfg.qkv_bias,
+        sliding_window=window,
+        use_sliding_window=window is not None,
+        **_write_experts(cfg),
+    )
+
+
 FAMILIES = (
-    Family("Qwen", "qwen2", ("Qwen2ForCausalLM", "Qwen2Model"), _read_qwen2, lambda _: TABLE),
-    Family("Qwen", "qwen3", ("Qwen3ForCausalLM", "Qwen3Model"), _read_qwen3, lambda _: TABLE),
+    Family(
+        "Qwen",
+        "qwen2",
+        ("Qwen2ForCausalLM", "Qwen2Model"),
+        _read_qwen2,
+        lambda _: TABLE,
+        write_config=_write_qwen2,
+    ),
+    Family(
+        "Qwen",
+        "qwen3",
+        ("Qwen3ForCausalLM", "Qwen3Model"),
+        _read_qwen3,
+        lambda _: TABLE,
+        write_config=_write_qwen3,
+    ),
     Family(
         "Qwen",
         "qwen2_moe",
         ("Qwen2MoeForCausalLM", "Qwen2MoeModel"),
         _read_qwen2_moe,
         lambda _: _MOE_TABLE,
+        write_config=_write_qwen2_moe,
     ),
     Family(
         "Qwen",
@@ -141,5 +216,6 @@ FAMILIES = (
         ("Qwen3MoeForCausalLM", "Qwen3MoeModel"),
         _read_qwen3_moe,
         lambda _: _MOE_TABLE,
+        write_config=_write_qwen3_moe,
     ),
 )

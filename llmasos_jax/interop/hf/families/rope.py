@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmasos_jax.config.model import RopeScaling
+from llmasos_jax.config.model import ModelConfig, RopeScaling
 from llmasos_jax.errors import FormatError
 from llmasos_jax.interop.hf.config import Keys
 
@@ -194,3 +194,43 @@ _KINDS = {
     "yarn": _yarn,
     "longrope": _longrope,
 }
+
+
+def write_rope(cfg: ModelConfig, all_dim: float | None = None) -> dict[str, Any]:
+    """The older spelling of a model's rotary positions, which every version of transformers reads.
+
+    Args:
+      cfg: the model.
+      all_dim: DeepSeek's `mscale_all_dim`, which is in no field of ours.
+    """
+    scaling = cfg.rope_scaling
+    said: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind != "linear":
+        said["original_max_position_embeddings"] = scaling.original_length
+    if scaling.kind == "llama3":
+        said["low_freq_factor"] = scaling.low_frequency
+        said["high_freq_factor"] = scaling.high_frequency
+    elif scaling.kind == "yarn":
+        said["beta_fast"], said["beta_slow"] = scaling.beta_fast, scaling.beta_slow
+        if all_dim is not None:
+            said["mscale_all_dim"] = all_dim
+    elif scaling.kind == "longrope":
+        said["short_factor"] = list(scaling.short_factors)
+        said["long_factor"] = list(scaling.long_factors)
+    if scaling.attention_factor is not None:
+        said["attention_factor"] = scaling.attention_factor
+    known = scaling.kind in _KINDS  # "none" is not
+    return {"rope_theta": cfg.rope_theta, "rope_scaling": said if known else None}
+
+
+def all_dim_of(cfg: ModelConfig) -> float | None:
+    """DeepSeek's `mscale_all_dim`, from what multiplies the attention's scores."""
+    factor, scale = cfg.rope_scaling.factor, cfg.attention_scale
+    if cfg.rope_scaling.kind != "yarn" or scale is None or factor <= 1:
+        return None
+    usual = cfg.head_width**-0.5
+    exact = (math.sqrt(max(scale / usual, 0.0)) - 1.0) / (0.1 * math.log(factor))
+    for digits in (3, 6, 9):  # what people write, if it is that
+        if usual * _mscale(factor, round(exact, digits)) ** 2 == scale:
+            return round(exact, digits)
+    return exact
