@@ -22,9 +22,10 @@ from llmasos_jax.interop.gguf.quantize import TYPES, WRITTEN, quantize, written_
 from llmasos_jax.interop.gguf.quants import dequantize
 from llmasos_jax.interop.gguf.write import type_of, write_gguf
 
-FAMILIES = dict.fromkeys(("qwen2", "qwen2-yarn"), "Qwen") | dict.fromkeys(
-    ("phi3", "phi3-longrope", "phi3-window"), "Phi"
-)
+FAMILIES: dict[str, str] = {
+    **{"qwen2": "Qwen", "qwen2-yarn": "Qwen"},
+    **{"phi3": "Phi", "phi3-longrope": "Phi", "phi3-window": "Phi"},
+}
 SINGLES = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "F16", "BF16")
 K_TYPES = ("Q4_K", "Q5_K", "Q6_K")
 

@@ -95,9 +95,8 @@ class OpenedLlama:
         lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines()]
         told = [line for line in lines if "GGML_ASSERT" in line or "error" in line.lower()]
         told = told or [line for line in lines if line]
-        return (" | ".join(told[:1] + told[1:][-1:]) or instead or "it ended without a word")[
-            :_LINE
-        ]
+        text = " | ".join(told[:1] + told[1:][-1:]) or instead or "it ended without a word"
+        return text[:_LINE]
 
     def close(self) -> None:
         """Ends the process."""
