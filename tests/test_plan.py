@@ -1,7 +1,6 @@
 """`llmasos plan`: figures against the compiler's and the closed form; cache, advice, search."""
 
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -10,22 +9,19 @@ import sys
 from xml.etree import ElementTree
 
 import commands
-import jax
 import numpy as np
 import pytest
+from small_plan import TOPOLOGY, compiled, small
 
 import llmasos_jax
 from llmasos_jax.config.build import load_config
-from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.config.precision import PrecisionConfig
-from llmasos_jax.config.schema import Config, DataConfig, MeshConfig, TrainConfig
+from llmasos_jax.config.schema import MeshConfig
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.models.count import count_matmul_parameters
 from llmasos_jax.plan import cache, run
 from llmasos_jax.plan.advice import advise
 from llmasos_jax.plan.best import write_best
 from llmasos_jax.plan.candidates import changed, reason_against
-from llmasos_jax.plan.chips import parse_topology
 from llmasos_jax.plan.estimate import estimate_figures
 from llmasos_jax.plan.figures import Figures, Memory, OutOfMemory, State, Traffic, Work, from_json
 from llmasos_jax.plan.hlo.live import Buffer
@@ -33,20 +29,7 @@ from llmasos_jax.plan.picture import draw, to_html, to_png, to_svg
 from llmasos_jax.plan.search import Limits, search
 
 GIB = 1 << 30
-TOPOLOGY = parse_topology("v5e:2x2")
 MANY = Limits(tries=50)
-
-
-def small(**train) -> Config:
-    return Config(
-        model=ModelConfig(
-            512, 1024, 2, num_heads=8, ffn_dim=4096, context_length=256, tie_embeddings=False
-        ),
-        data=DataConfig(sequence_length=256),
-        train=TrainConfig(**{"batch_size": 8, "remat": "none", **train}),
-        precision=PrecisionConfig("bfloat16"),
-        mesh=MeshConfig(fsdp=(2, 2)),
-    )
 
 
 def made(peak=2 * GIB, cycles=1_000_000_000, **changes) -> Figures:
@@ -65,25 +48,6 @@ def made(peak=2 * GIB, cycles=1_000_000_000, **changes) -> Figures:
         traffic=(Traffic("all-gather", ("fsdp_0",), 1, 2, 4 * 10**9, 2e9, 0.0, (1,)),),
     )
     return dataclasses.replace(figures, **changes)
-
-
-@functools.cache
-def compiled():
-    """The small step compiled for four chips, once for all tests."""
-    from llmasos_jax.parallel.mesh import make_mesh
-    from llmasos_jax.plan.compile import known_before, read_compiled
-    from llmasos_jax.plan.pod import pod_devices
-    from llmasos_jax.train.step import make_trainer
-
-    cfg = small()
-    trainer = make_trainer(cfg, make_mesh(cfg.mesh, pod_devices(TOPOLOGY)))
-    lowered = trainer.step.lower(trainer.abstract_state, trainer.abstract_batch)
-    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
-    # What is compiled for devices that are not here cannot be read back from the cache.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
-    program = lowered.compile()
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
-    return cfg, program, read_compiled(known_before(trainer, {}), trainer, program, 0.0)
 
 
 @pytest.fixture

@@ -181,8 +181,8 @@ class Plan:
         ]
         if self.figures.memory is not None:
             rows.append(
-                (_gib(self.figures.live_bytes), "all, by the program's own order: an estimate; the "
-                 "peak is the compiler's"),
+                (_gib(self.figures.live_bytes), "all, by the program's order: an estimate; the "
+                 "compiler's is the peak"),
             )  # fmt: skip
         return rows
 

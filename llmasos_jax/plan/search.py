@@ -1,10 +1,10 @@
 """Tries changes of a config on a pod that is not here, and ranks those that fit.
 
-One field group after the other, each from the best so far: meshes, what is kept for the backward
-pass, the batch in parts, the output layer in parts, kernel blocks, and last the batch. Within a
-group those come first of which the closed form promises most, and those of which it promises
-nothing are left out. Each program is compiled whole: layers are scanned, so fewer of them compile
-no faster.
+One field group after the other, each from the best so far: what is kept for the backward pass and
+in how many parts the batch goes, meshes, the output layer in parts, kernel blocks, and last the
+batch. Within a group those come first of which the closed form promises most, and those of which it
+promises nothing are left out. Each program is compiled whole: layers are scanned, so fewer of them
+compile no faster.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ from llmasos_jax.plan.run import compile_or_say, on_topology, plan_of
 Compile = Callable[[Config, Topology, Callable[[str], None]], Figures]
 _HOST_BYTES_PER_S = 8e9
 _STAGES = (
-    ("mesh", meshes),
     ("kept", remats),
+    ("mesh", meshes),
+    ("kept on another mesh", remats),
     ("parts", lambda cfg, _: parts(cfg)),
     ("output layer", lambda cfg, _: losses(cfg)),
     ("kernel blocks", lambda cfg, _: blocks(cfg)),
@@ -146,7 +147,7 @@ class Search:
             "ranked per token by the larger of links, network, memory, and estimated cycles with "
             "kernels"
         )
-        told = f"{len(self.tried)} candidates, {self.compiled} of them compiled now"
+        told = f"candidates: {len(self.tried)}, {self.compiled} of them compiled now"
         if self.compiled:
             told += f" in {self.seconds / 60:.1f} min"
         return "\n".join([wrapped("", note), *lines, *out, told, *end])
@@ -245,9 +246,7 @@ class _Runner:
     def run(self) -> None:
         base = self.found.base
         self._try({}, is_base=True)
-        # What does not fit on any mesh has to keep less first.
-        stages = _STAGES if self.found.best is not None else (_STAGES[1], *_STAGES)
-        for _, changes in stages:
+        for _, changes in _STAGES:
             best = self._change_of_best()
             start = self.found.best.config if self.found.best is not None else base
             for change in self._ordered([{**best, **c} for c in changes(start, self.topology)]):
