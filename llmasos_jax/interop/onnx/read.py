@@ -62,6 +62,7 @@ def open_onnx(path: Path) -> ModelFiles:
         tokenizer = folder_tokenizer_files(folder)
     except TokenizerError as error:
         raise FormatError(f"{folder}: {error}") from error
+    manifest = manifest.replace(metadata={**manifest.metadata, "source_format": "onnx"})
     return ModelFiles(folder, manifest, MappingProxyType(in_order), tokenizer)
 
 
