@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
     params.hostnames = ["127.0.0.1"]
     params.port = 0
-    params.verbosity = 0
+    params.verbosity = 1  # errors
     # Keys and values as they are, and attention by plain products.
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
