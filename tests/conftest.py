@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -58,3 +58,23 @@ def compiles() -> Iterator[CompileCount]:
 def key() -> jax.Array:
     """The one key that tests start from."""
     return jax.random.key(0)
+
+
+def _chips(topology: str) -> list:
+    from jax.experimental import topologies
+
+    return topologies.get_topology_desc(topology, "tpu").devices
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], list]]:
+    """The TPU compiler on a host without a TPU: gives the chips of a topology to compile for."""
+    pytest.importorskip("libtpu", reason="needs the extra `tpu`")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # What is compiled for devices that are not here cannot be read back from the cache.
+    name = "jax_persistent_cache_min_compile_time_secs"
+    seconds = getattr(jax.config, name)
+    jax.config.update(name, 1e9)
+    yield _chips
+    jax.config.update(name, seconds)

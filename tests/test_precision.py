@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from small_run import Record, small_config
+from tolerances import SIMPLE
 
 from llmasos_jax.checkpoint.orbax import Checkpointer
 from llmasos_jax.config.build import to_dict
@@ -22,7 +23,7 @@ from llmasos_jax.errors import ConfigError, TrainingFailedError
 from llmasos_jax.format.training import open_training
 from llmasos_jax.parallel.mesh import make_mesh
 from llmasos_jax.train.master import MasterState, next_params
-from llmasos_jax.train.moments import Coded, decode_rows, encode_rows, with_moments
+from llmasos_jax.train.moments import Coded
 from llmasos_jax.train.optim import TABLE
 from llmasos_jax.train.run import run
 from llmasos_jax.train.start import weights_of
@@ -225,7 +226,7 @@ def test_narrow_weights_go_on_are_exported_and_started_from(tmp_path):
     np.testing.assert_array_equal(begun.params["embed"]["table"], table)
 
 
-# ---- moments
+# ---- moments, see test_moments.py too
 
 
 @pytest.mark.parametrize(
@@ -266,29 +267,6 @@ def test_codes_live_with_their_weights():
     assert adam.mu["final_norm"]["scale"].dtype == np.float32
 
 
-@pytest.mark.parametrize("is_square", [True, False])
-def test_eight_bits_are_near_and_right_on_average(is_square, key):
-    x = jnp.exp(jax.random.uniform(key, (4, 50), minval=-12.0 * (1 + is_square), maxval=0.0))
-    x = x if is_square else x * jnp.where(jnp.arange(50) % 2, 1.0, -1.0)[None]
-    draws = [decode_rows(encode_rows(x, is_square=is_square, seed=s)) for s in range(200)]
-    assert np.max(np.abs(draws[0] / x - 1)) < 0.13
-    np.testing.assert_allclose(np.mean(draws, axis=0), x, rtol=0.03)
-
-
-@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
-def test_the_second_moment_decays(kind):
-    """By a thousandth each step: to the nearest it would stay where it is."""
-    shapes = {"head": {"w": jax.ShapeDtypeStruct((8, 128), jnp.float32)}}
-    adam = with_moments(optax.scale_by_adam(b2=0.999), kind, shapes, "adamw")
-    first = {"head": {"w": jnp.ones((8, 128))}}
-    none = jax.tree.map(jnp.zeros_like, first)
-    _, state = adam.update(first, adam.init(first), first)
-    state = jax.lax.fori_loop(0, 1000, lambda _, s: adam.update(none, s, first)[1], state)
-    nu = state.inner.nu["head"]["w"]
-    nu = decode_rows(nu) if kind == "int8" else nu.astype(jnp.float32)
-    np.testing.assert_allclose(nu.mean(), 1e-3 * 0.999**1000, rtol=0.05)
-
-
 def test_optimizers_without_moments_are_refused():
     with pytest.raises(ConfigError, match='optim.name="adafactor" keeps no moment'):
         trainer_for(optim="adafactor", moments="int8")
@@ -300,12 +278,22 @@ def test_optimizers_without_moments_are_refused():
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_rounded_products_train_on_a_mesh(kind):
-    (_, wanted), (_, found) = (
-        steps_of(trainer_for(mesh, dtype="bfloat16", **p), 8)
-        for mesh, p in ((ONE, {}), (EIGHT, {"quantize": kind}))
+    wanted = bfloat16_losses()
+    one, found = (
+        [(m.loss, m.grad_norm) for m in steps_of(trainer, 8)[1]]
+        for trainer in (trainer_for(m, dtype="bfloat16", quantize=kind) for m in (ONE, EIGHT))
     )
-    assert found[-1].loss < found[0].loss - 0.1
-    np.testing.assert_allclose(found[-1].loss, wanted[-1].loss, rtol=0.02)
+    assert found[-1][0] < found[0][0] - 0.1
+    np.testing.assert_allclose(found[-1][0], wanted[-1], rtol=0.02)
+    # A sum over devices may differ in its last bit, and the product's factor then in its code.
+    np.testing.assert_allclose(found[0], one[0], rtol=1e-3)
+    np.testing.assert_allclose(found[0][0], one[0][0], rtol=SIMPLE)
+    np.testing.assert_allclose([loss for loss, _ in found], [loss for loss, _ in one], rtol=2e-3)
+
+
+@functools.cache
+def bfloat16_losses():
+    return [m.loss for m in steps_of(trainer_for(dtype="bfloat16"), 8)[1]]
 
 
 @pytest.mark.slow
@@ -313,13 +301,7 @@ def test_rounded_products_train_on_a_mesh(kind):
     ("kind", "topology", "codes"),
     [("int8", "v5e:2x2", ("s8", "s8")), ("fp8", "v6e:2x2", ("f8e4m3fn", "f8e5m2"))],
 )
-def test_a_tpu_multiplies_codes(kind, topology, codes, monkeypatch):
-    pytest.importorskip("libtpu", reason="needs the extra `tpu`")
-    from jax.experimental import topologies
-
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+def test_a_tpu_multiplies_codes(kind, topology, codes, compiler):
     mesh = MeshConfig(fsdp=(2,), tensor=2)
     cfg = Config(
         model=MODEL.replace(
@@ -330,13 +312,9 @@ def test_a_tpu_multiplies_codes(kind, topology, codes, monkeypatch):
         precision=PrecisionConfig("bfloat16", quantize=kind, weights="bfloat16", moments="int8"),
         mesh=mesh,
     )
-    trainer = make_trainer(cfg, make_mesh(mesh, devices))
+    trainer = make_trainer(cfg, make_mesh(mesh, compiler(topology)))
     lowered = trainer.step.lower(trainer.abstract_state, trainer.abstract_batch)
-    # What is compiled for devices that are not here cannot be read back from the cache.
-    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
     text = lowered.compile().as_text()
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
     dtypes = dict(re.findall(r"(%[\w.-]+) = (\w+)\[", text))
     found = collections.Counter(
         tuple(sorted(dtypes[name] for name in pair))

@@ -4,12 +4,12 @@ A wrapper around any optimizer: between steps it keeps the large parts of its st
 gives them to the update as float32. Only what has the shape of a weight of products is encoded;
 the moments of scales and biases, and Adafactor's factors, stay as they are.
 
-Eight bits are a sign and 127 magnitudes, or 255 magnitudes for means of squares ("nu"), evenly
-spaced in the logarithm: 12% from one to the next, down to 2^-20 (for squares 2^-40) of the largest
-number of the row. A row is what lies along a weight's last axis. Dettmers et al., 2021,
-arXiv 2110.02861, have blocks of 2048 and a table with more levels near 1; a row has the shape and
-so the sharding of its weight, and the logarithm gives small numbers the precision of large ones,
-so that no block has to shield them from an outlier.
+Eight bits are a sign and 127 magnitudes, or 255 magnitudes for means of squares, evenly spaced in
+the logarithm: 12% from one to the next, down to 2^-20 (for squares 2^-40) of the largest number of
+the row. A row is what lies along a weight's last axis. Dettmers et al., 2021, arXiv 2110.02861,
+have blocks of 2048 and a table with more levels near 1; a row has the shape and so the sharding of
+its weight, and the logarithm gives small numbers the precision of large ones, so that no block has
+to shield them from an outlier.
 
 Both kinds are rounded up or down at random, right on average. Adam's second moment moves by a
 thousandth of itself in a step: rounded to the nearest it would not move at all. A square that is
@@ -18,11 +18,13 @@ not zero never becomes zero, so no step is divided by it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.nn.noise import round_at_random, uniform
@@ -31,7 +33,15 @@ from llmasos_jax.train.weights import map_named, matrix
 from llmasos_jax.types import Tree
 
 _OCTAVES = 20.0
-_SQUARES = "nu"  # optax's name of a mean of squares
+# What lies in the states that optimizers keep: which of their fields are moments, and of squares.
+_IS_SQUARE: Mapping[type, Mapping[str, bool]] = {
+    optax.ScaleByAdamState: {"mu": False, "nu": True},
+    optax.ScaleByLionState: {"mu": False},
+    optax.ScaleByRmsState: {"nu": True},
+    optax.TraceState: {"trace": False},
+    contrib.MuonState: {"mu": False},
+}
+_UNKNOWN = "unknown"
 
 
 class Coded(NamedTuple):
@@ -60,7 +70,8 @@ def with_moments(
       name: of the optimizer, for the error.
 
     Raises:
-      ConfigError: it keeps nothing that could be narrower.
+      ConfigError: it keeps nothing that could be narrower, or for "int8" keeps it in a state of
+        which is not known what are squares.
     """
     is_matrix = map_named(lambda path, _: matrix(path) is not None, shapes)
 
@@ -68,10 +79,11 @@ def with_moments(
         return like_params(state, shapes, is_matrix, default=False)
 
     def encode(state: Any, seed: jax.Array) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf, yes: _encode(path, leaf, kind, seed) if yes else leaf,
+        return jax.tree.map(
+            lambda leaf, yes, is_square: _encode(leaf, kind, is_square, seed) if yes else leaf,
             state,
             marks(state),
+            _squares(state),
         )
 
     def init(params: optax.Params) -> MomentsState:
@@ -86,11 +98,22 @@ def with_moments(
         count = state.count + 1
         return updates, MomentsState(count, encode(inner, count))
 
-    if not any(jax.tree.leaves(marks(jax.eval_shape(optimizer.init, shapes)))):
+    found = jax.eval_shape(optimizer.init, shapes)
+    marked = jax.tree.leaves_with_path(marks(found))
+    if not any(yes for _, yes in marked):
         raise ConfigError(
             f'precision.moments="{kind}": optim.name="{name}" keeps no moment of a weight\'s size; '
             'set precision.moments="float32"'
         )
+    squares = jax.tree.leaves(_squares(found))
+    for (path, yes), is_square in zip(marked, squares, strict=True):
+        if kind == "int8" and yes and is_square is _UNKNOWN:
+            raise ConfigError(
+                f'precision.moments="int8": optim.name="{name}" keeps '
+                f"{jax.tree_util.keystr(path)}, and squares are rounded unlike other numbers: keep "
+                f"them in one of {', '.join(known.__name__ for known in _IS_SQUARE)}, or set "
+                'precision.moments="bfloat16"'
+            )
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
@@ -139,11 +162,23 @@ def _levels(is_square: bool) -> tuple[int, float]:
     return top, (2 if is_square else 1) * _OCTAVES / (top - 1)
 
 
-def _encode(path: Any, leaf: jax.Array, kind: str, seed: jax.Array) -> Any:
+def _encode(leaf: jax.Array, kind: str, is_square: bool, seed: jax.Array) -> Any:
     if kind == "bfloat16":
         return round_at_random(leaf, seed)
-    names = {entry.name for entry in path if isinstance(entry, jax.tree_util.GetAttrKey)}
-    return encode_rows(leaf, is_square=_SQUARES in names, seed=seed)
+    return encode_rows(leaf, is_square=is_square, seed=seed)
+
+
+def _squares(state: Any) -> Any:
+    """A tree like `state`: whether each leaf is of squares; `_UNKNOWN` where its state is."""
+
+    def of(node: Any) -> Any:
+        if type(node) not in _IS_SQUARE:
+            return _UNKNOWN
+        known = _IS_SQUARE[type(node)]
+        like = lambda name: jax.tree.map(lambda _: known.get(name, _UNKNOWN), getattr(node, name))
+        return type(node)(*map(like, node._fields))
+
+    return jax.tree.map(of, state, is_leaf=lambda node: type(node) in _IS_SQUARE)
 
 
 def _decode(leaf: Any) -> jax.Array:
