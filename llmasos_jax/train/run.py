@@ -84,12 +84,10 @@ def run(
     # The objective is built twice: what it refuses in a config is said before a tokenizer is made.
     trainer, told = make_trainer(config, make_mesh(config.mesh)), _hooks(config, hooks)
     cache = cache or cache_folder() / "data"
-    with first_here(distributed.current()):
-        tokenizer = _tokenizer(config, workdir, cache, is_new=step is None)
+    tokenizer = _tokenizer(config, workdir, cache, is_new=step is None)
     vocabulary = vocabulary_of(tokenizer, config.model.vocab_size)
     trainer = dataclasses.replace(trainer, objective=build_objective(config, vocabulary))
-    with first_here(distributed.current()):
-        data = _open(config, tokenizer, trainer, cache)
+    data = _open(config, tokenizer, trainer, cache)
     check_same_text(distributed.current(), data.corpus.digest)
     with contextlib.closing(data), claimed(workdir, config, tokenizer, is_new=step is None):
         check_shared(distributed.current(), workdir)
@@ -111,12 +109,13 @@ def run(
 
 def _tokenizer(config: Config, workdir: Path, cache: Path, *, is_new: bool) -> Tokenizer:
     """The folder's own, else that of the run whose weights this one starts with, else a new one."""
-    saved = None if is_new else saved_tokenizer(workdir)
-    if saved is not None:
-        return saved
-    if config.train.start_from is not None:
-        return tokenizer_of(config)
-    return build_tokenizer(config, documents(config.data, cache), cache)
+    with first_here(distributed.current()):
+        saved = None if is_new else saved_tokenizer(workdir)
+        if saved is not None:
+            return saved
+        if config.train.start_from is not None:
+            return tokenizer_of(config)
+        return build_tokenizer(config, documents(config.data, cache), cache)
 
 
 def _finished(workdir: Path, config: Config, step: int) -> TrainResult | None:
@@ -133,15 +132,16 @@ def _finished(workdir: Path, config: Config, step: int) -> TrainResult | None:
 
 
 def _open(config: Config, tokenizer: Tokenizer, trainer: Trainer, cache: Path) -> Data:
-    return open_data(
-        config,
-        tokenizer,
-        cache,
-        own_rows=trainer.own_rows,
-        prepare=trainer.objective.prepare,
-        rows=trainer.objective.rows,
-        by_sentence=trainer.objective.by_sentence,
-    )
+    with first_here(distributed.current()):
+        return open_data(
+            config,
+            tokenizer,
+            cache,
+            own_rows=trainer.own_rows,
+            prepare=trainer.objective.prepare,
+            rows=trainer.objective.rows,
+            by_sentence=trainer.objective.by_sentence,
+        )
 
 
 def _speed(trainer: Trainer) -> Speed:
