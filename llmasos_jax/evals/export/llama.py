@@ -142,10 +142,9 @@ class OpenedLlama:
         """
         if not self._cfg.causal:
             return [{HIDDEN: self._hidden(probe)} for probe in probes]
-        return [
-            {LOG_PROBABILITIES: np.stack([self.log_probabilities(ids) for ids in rows_of(probe)])}
-            for probe in probes
-        ]
+        rows = [[tuple(ids) for ids in rows_of(probe)] for probe in probes]
+        found = {ids: self.log_probabilities(ids) for ids in {ids for row in rows for ids in row}}
+        return [{LOG_PROBABILITIES: np.stack([found[ids] for ids in row])} for row in rows]
 
     def log_probabilities(self, ids: Sequence[int]) -> np.ndarray:
         """Logarithms of the probabilities of all ids after `ids`, float32 [V], in nats."""
