@@ -135,7 +135,7 @@ class Run:
         """Sends a signal to one process."""
         os.kill(self.processes[index].pid, number)
 
-    def wait(self, *, without: int | None = None, timeout_s: float = 120) -> list[int]:
+    def wait(self, *, without: int | None = None, timeout_s: float = 300) -> list[int]:
         """Waits for the ends of all (but one) and returns their exit statuses."""
         try:
             return [p.wait(timeout_s) for i, p in enumerate(self.processes) if i != without]

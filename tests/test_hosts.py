@@ -242,6 +242,41 @@ def test_missing_processes_are_named() -> None:
         rolls.answer(place, "here", hosts)
 
 
+def test_who_was_not_let_in_is_named_too() -> None:
+    hosts = HostsConfig(start_timeout_s=2)
+    port, caught = host_runs.free_port(), []
+
+    def come():
+        try:
+            rolls.answer(Place(4, 1, "localhost", port, "test"), "there", hosts)
+        except ConfigError as error:
+            caught.append(str(error))
+
+    other = threading.Thread(target=come)
+    other.start()
+    words = r"missing: 1, 2; there: 0 \(here\); 1 \(there\) was not let in: it counts 4 processes"
+    with pytest.raises(TrainingFailedError, match=words):
+        rolls.answer(Place(3, 0, "localhost", port, "test"), "here", hosts)
+    other.join()
+    assert "process 1 is not let in: it counts 4 processes, process 0 3 (test)" in caught[0]
+
+
+def test_another_program_at_the_port_is_told_from_process_0() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        place = Place(2, 1, "127.0.0.1", stranger.getsockname()[1], "test")
+
+        def greet():
+            with stranger.accept()[0] as connection:
+                connection.sendall(b"SSH-2.0-OpenSSH\r\n")
+                connection.recv(1000)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        with pytest.raises(ConfigError, match="another program answers at 127.0.0.1:"):
+            rolls.answer(place, "here", HostsConfig(start_timeout_s=5))
+        thread.join()
+
+
 def test_relay_keeps_a_broken_end_from_the_other() -> None:
     with socket.create_server(("127.0.0.1", 0)) as far:
         relay = Relay("127.0.0.1", far.getsockname()[1])
