@@ -4,9 +4,13 @@ Layers are one loop, so the program has one of them however many there are. Only
 writes short loops out (of at most 16 periods, `Runtime.max_unrolled`): 8 layers are then a larger
 program than 80, which the case "CPU, as it trains" shows; the others are loops at both depths.
 
-Seconds are those of the processor, all cores together, the least of `--repeats` runs, the two depths by turns.
-Figures go to `depth.json` beside this file, under this interpreter's versions. It takes about
-three minutes on two cores; the TPU compiler comes with the extra `tpu`:
+Seconds are those of the processor, all cores together, the least of `--repeats` runs, the two
+depths by turns. Figures go to `depth.json` beside this file, under this interpreter's versions. It
+takes about ten minutes on two cores; the TPU compiler comes with the extra `tpu`.
+
+Seen so far, on busy cores: the TPU's programs are within 1.03 times, compiling them takes 1.4 to
+1.95 times. Why is not known: "wide" has weights that are too large for a chip's fast memory at both
+depths, to see whether it is that only the small stack fits there.
 
     python experiments/acceptance/depth.py
 """
