@@ -6,7 +6,7 @@ import importlib.util
 import json
 
 import pytest
-from test_plan import TOPOLOGY, compiled, small
+from small_plan import TOPOLOGY, compiled, small
 
 from llmasos_jax.config.build import load_config
 from llmasos_jax.errors import MissingExtraError
