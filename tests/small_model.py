@@ -1,15 +1,22 @@
 """Models small enough to generate with in a test."""
 
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.format.manifest import Generation, Manifest
+from llmasos_jax.format.names import expected
 from llmasos_jax.format.tensorfile import stored
+from llmasos_jax.format.write import write_model
 from llmasos_jax.generate.load import init_model
 from llmasos_jax.generate.model import Model
 from llmasos_jax.generate.weights import Placing, place_tensors
-from llmasos_jax.models.definition import file_def
+from llmasos_jax.models.definition import ModelDef, file_def, relayout
 
 SMALL = ModelConfig(
     300, 48, 2, context_length=96, num_heads=4, num_kv_heads=2, head_dim=12, ffn_dim=64
@@ -22,6 +29,18 @@ FAMILIES = {
     "windows": SMALL.replace(attention_windows=(8, None), qk_norm="head", logit_soft_cap=20.0),
     "untied": SMALL.replace(tie_embeddings=False, num_kv_heads=1, norm_placement="sandwich"),
 }
+
+
+def random_params(definition: ModelDef, seed: int = 0) -> Any:
+    """Every weight random, biases and scales included, so that none can be left out unseen."""
+    rng = np.random.default_rng(seed)
+
+    def make(shape: jax.ShapeDtypeStruct, init: str) -> jax.Array:
+        return jnp.asarray(rng.normal(init == "ones", 0.35, shape.shape), jnp.float32)
+
+    unrolled = file_def(definition.cfg)
+    params = jax.tree.map(make, unrolled.shapes, unrolled.inits)
+    return relayout(params, unrolled.layout, definition.layout)
 
 
 def small_model(cfg: ModelConfig = SMALL, *, seed: int = 0, **options) -> Model:
@@ -80,3 +99,27 @@ def ids_of(model: Model, prompts: list[str], max_new: int, **options) -> list[li
     run = start(model, prompts, max_new, **options)
     run.advance(max_new)
     return run.new_ids()
+
+
+def written(folder: Path, cfg: ModelConfig, tokenizer: Any, **manifest: Any) -> Path:
+    """A folder with random weights, norms' scales about 1."""
+    rng, tensors = np.random.default_rng(0), {}
+    for name, spec in expected(cfg).items():
+        centre = 1.0 if name.endswith("scale") else 0.0
+        array = centre + 0.3 * rng.normal(size=spec.shape)
+        tensors[name] = stored(array.astype(np.float32))
+    write_model(folder, Manifest("small", cfg, **manifest), tensors, tokenizer)
+    return folder
+
+
+def to_neighbours(w: np.ndarray) -> np.ndarray:
+    """The halves of a head, one number of each by turns."""
+    return w.reshape(*w.shape[:-1], 2, -1).swapaxes(-1, -2).reshape(w.shape)
+
+
+def rope_rows(
+    cfg: ModelConfig, arrays: dict[str, np.ndarray]
+) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+    """The rows of q and k as GGUF files of LLaMA have them."""
+    turned = {n: to_neighbours(a) for n, a in arrays.items() if n.endswith(("attn.q", "attn.k"))}
+    return cfg, {**arrays, **turned}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_encoder_api import written
+from small_model import written
 from tolerances import WHOLE_MODEL
 
 from llmasos_jax.config.heads import Encoder

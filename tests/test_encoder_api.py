@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tokenizers
+from small_model import written
 from tolerances import SIMPLE, WHOLE_MODEL
 
 from llmasos_jax.config.heads import Classifier
@@ -15,9 +16,6 @@ from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from llmasos_jax.errors import GenerationError
 from llmasos_jax.format.manifest import Manifest
-from llmasos_jax.format.names import expected
-from llmasos_jax.format.tensorfile import stored
-from llmasos_jax.format.write import write_model
 from llmasos_jax.generate.answers import Filled, Label, LabelledToken
 from llmasos_jax.generate.load import init_model, load_model
 from llmasos_jax.generate.model import Model
@@ -62,16 +60,6 @@ def word_pieces(*, mask: bool = True) -> HuggingFaceTokenizer:
     )
     ids = {"bos_id": 2, "eos_id": 3, "adds_bos": True, "pad_id": 0}
     return HuggingFaceTokenizer(file.to_str(), **ids, mask_id=4 if mask else None)
-
-
-def written(folder: Path, cfg: ModelConfig, tokenizer: Any, **manifest: Any) -> Path:
-    rng, tensors = np.random.default_rng(0), {}
-    for name, spec in expected(cfg).items():
-        centre = 1.0 if name.endswith("scale") else 0.0
-        array = centre + 0.3 * rng.normal(size=spec.shape)
-        tensors[name] = stored(array.astype(np.float32))
-    write_model(folder, Manifest("small", cfg, **manifest), tensors, tokenizer)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_transformer import random_params
+from small_model import random_params
 from tolerances import PARITY, SIMPLE
 
 from llmasos_jax.config.heads import Classifier, Encoder

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from small_model import rope_rows, to_neighbours
 
 from llmasos_jax import api
 from llmasos_jax.cli.main import main
@@ -81,16 +82,6 @@ def weight(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Any:
 
 def exchanged(one: str, two: str) -> Any:
     return lambda cfg, arrays: (cfg, {**arrays, one: arrays[two], two: arrays[one]})
-
-
-def to_neighbours(w: np.ndarray) -> np.ndarray:
-    return w.reshape(*w.shape[:-1], 2, -1).swapaxes(-1, -2).reshape(w.shape)
-
-
-def rope_rows(cfg: ModelConfig, arrays: Arrays) -> tuple[ModelConfig, Arrays]:
-    """The rows of q and k as GGUF files of LLaMA have them."""
-    turned = {n: to_neighbours(a) for n, a in arrays.items() if n.endswith(("attn.q", "attn.k"))}
-    return cfg, {**arrays, **turned}
 
 
 def transposed(w: np.ndarray) -> np.ndarray:

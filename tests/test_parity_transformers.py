@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_parity import rope_rows
+from small_model import rope_rows
 
 from llmasos_jax import api
 from llmasos_jax.config.model import ModelConfig

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_model import random_params
 from tolerances import PARITY, SIMPLE
 
 from llmasos_jax.config.model import ModelConfig, RopeScaling
@@ -50,18 +51,6 @@ CONFIGS = {
         rope_scaling=RopeScaling("yarn", 4.0, 8),
     ),
 }
-
-
-def random_params(definition: ModelDef, seed: int = 0) -> Any:
-    """Every weight random, biases and scales included, so that none can be left out unseen."""
-    rng = np.random.default_rng(seed)
-
-    def make(shape: jax.ShapeDtypeStruct, init: str) -> jax.Array:
-        return jnp.asarray(rng.normal(init == "ones", 0.35, shape.shape), jnp.float32)
-
-    file_definition = ModelDef(definition.cfg, unrolled_layout(definition.cfg))
-    params = jax.tree.map(make, file_definition.shapes, file_definition.inits)
-    return relayout(params, file_definition.layout, definition.layout)
 
 
 def scanned(cfg: ModelConfig) -> ModelDef:
