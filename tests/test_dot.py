@@ -61,8 +61,28 @@ def test_no_product_of_the_backward_pass_is_mixed() -> None:
     assert factors == [{"bfloat16"}] * 3
 
 
+@pytest.mark.parametrize("spec", SPECS)
+def test_float32_gradients_are_the_plain_products(spec: str, key: jax.Array) -> None:
+    x_key, w_key, g_key = jax.random.split(key, 3)
+    x, w = (jax.random.normal(k, s) for k, s in zip((x_key, w_key), SPECS[spec], strict=True))
+    g = jax.random.normal(g_key, dot(spec, x, w, out_dtype=jnp.float32).shape)
+
+    def both(product, x: jax.Array, w: jax.Array) -> tuple:
+        loss = lambda x, w: jnp.sum(product(spec, x, w, out_dtype=jnp.float32) * g)
+        return jax.grad(loss, argnums=(0, 1))(x, w)
+
+    for found, wanted in zip(both(dot_narrow, x, w), both(dot, x, w), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    # The weight's gradient sums over rows of two matrices, neither of them written anew.
+    jaxpr = jax.make_jaxpr(lambda x, w: both(dot_narrow, x, w)[1])(x, w)
+    products = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
+    assert products[-1].params["dimension_numbers"] == (((0,), (0,)), ((), ()))
+    assert not any(eqn.primitive.name == "transpose" for eqn in jaxpr.eqns[-2:])
+
+
 def test_which_product_where() -> None:
-    assert training_runtime(PrecisionConfig("bfloat16"), "cpu").product is dot_narrow
-    for dtype, platform in (("float32", "cpu"), ("bfloat16", "tpu"), ("bfloat16", "gpu")):
-        assert training_runtime(PrecisionConfig(dtype), platform).product is dot
+    for dtype in ("bfloat16", "float32"):
+        assert training_runtime(PrecisionConfig(dtype), "cpu").product is dot_narrow
+        for platform in ("tpu", "gpu"):
+            assert training_runtime(PrecisionConfig(dtype), platform).product is dot
     assert Runtime().product is dot

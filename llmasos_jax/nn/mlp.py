@@ -58,7 +58,7 @@ class MLP(nnx.Module):
         else:
             gate_btf = add_bias(runtime.dot("btd,df->btf", x_btd, self.gate[...]), self.gate_bias)
             gate_btf = runtime.tag(gate_btf, "gate")
-            if runtime.platform == "tpu":
+            if runtime.platform != "gpu":
                 hidden_btf = gated(self.act_fn, gate_btf, up_btf)
             else:
                 hidden_btf = self.act_fn(gate_btf) * up_btf
