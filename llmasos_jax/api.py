@@ -133,7 +133,9 @@ def export(
 
     Args:
       source: what `load_model` reads.
-      to: "hf", a Hugging Face folder, opened with transformers and torch (the extra `parity`).
+      to: "hf", a Hugging Face folder, opened with transformers and torch (the extra `parity`);
+        "gguf", a file for llama.cpp, "onnx", graphs for onnxruntime (both the extra `export`);
+        "stablehlo", programs that jax alone runs.
       out: a new or empty folder; None is the model's name and the target, here.
       dtype: of the weights, as that format calls it; None keeps the model's own.
       step: which checkpoint of a training folder; None takes the newest.
@@ -147,9 +149,9 @@ def export(
       What was written and how far it is from the model.
 
     Raises:
-      ExportError: it differs by more than 1e-4 of the largest number of an output, or does not open
-        there; nothing is kept.
-      FormatError: no class of the other program is this model, or `out` cannot be written.
+      ExportError: it differs by more than 1e-4 of the largest number of an output (more where
+        llama.cpp computes in fewer bits: docs/gguf.md), or does not open there; nothing is kept.
+      FormatError: the format cannot say this model or this dtype, or `out` cannot be written.
       MissingExtraError: the other program is not installed, and `unproven` was not said.
 
     Example:

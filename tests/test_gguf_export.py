@@ -11,7 +11,8 @@ from gguf_twins import TWINS, model
 
 from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer
 from llmasos_jax.errors import ExportError, FormatError
-from llmasos_jax.evals.export.gguf import GgufTarget, file_in
+from llmasos_jax.evals.export.gguf import Gguf, file_in
+from llmasos_jax.evals.export.proof import prove
 from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.format.tensorfile import StoredTensor, stored
@@ -176,9 +177,9 @@ def test_an_unknown_type(tmp_path: Path) -> None:
 )
 def test_llama_cpp_agrees(name: str, dtype: str, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
-    files, target = files_of(name), GgufTarget()
+    files, target = files_of(name), Gguf()
     written = target.write(files, tmp_path, dtype, lambda name, size: None)
-    proof = target.prove(files, tmp_path, written, dtype, 0, new_tokens=3)
+    proof = prove(target, files, tmp_path, written, dtype, 0, new_tokens=3)
     assert proof.greedy == 6 and proof.texts == len(write_tokenizer.PROBES)
     assert (proof.difference < 2e-6) == (dtype == "float32")
     assert (proof.rounded.tensors > 0) == (dtype == "Q8_0")
@@ -268,18 +269,18 @@ def test_a_planted_fault_is_refused(
 ) -> None:
     pytest.importorskip("xllamacpp")
     plant, told = FAULTS[fault]
-    files, target = files_of("llama-untied-biases"), GgufTarget()
+    files, target = files_of("llama-untied-biases"), Gguf()
     plant(monkeypatch)
     written = target.write(files, tmp_path, "float32", lambda name, size: None)
     with pytest.raises(ExportError, match=told):
-        target.prove(files, tmp_path, written, "float32", 0, new_tokens=1)
+        prove(target, files, tmp_path, written, "float32", 0, new_tokens=1)
 
 
 @pytest.mark.parity
 def test_a_file_that_llama_cpp_does_not_take(tmp_path: Path) -> None:
     """It ends its own process, not this one."""
     pytest.importorskip("xllamacpp")
-    files, target = files_of("llama"), GgufTarget()
+    files, target = files_of("llama"), Gguf()
     written = target.write(files, tmp_path, "float32", lambda name, size: None)
     path = file_in(tmp_path)
     path.write_bytes(path.read_bytes().replace(b"blk.1.attn_k.weight", b"blk.1.attn_x.weight"))

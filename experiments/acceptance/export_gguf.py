@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from llmasos_jax.evals.export.gguf import GgufTarget, file_in
+from llmasos_jax.evals.export.gguf import Gguf, file_in
 from llmasos_jax.evals.export.ours import OurModel
+from llmasos_jax.evals.export.proof import prove
 from llmasos_jax.evals.parity.probe import Probe
 from llmasos_jax.hub.open import open_model
 from llmasos_jax.models.answers import LOGITS
@@ -36,13 +37,13 @@ TYPES = ("float32", "Q8_0", "Q4_K")
 
 def exported(files: Any, dtype: str) -> dict[str, Any]:
     """Writes one type, proves it, and gives the figures."""
-    target = GgufTarget()
+    target = Gguf()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         start = time.perf_counter()
         written = target.write(files, folder, dtype, lambda name, size: None)
         seconds = time.perf_counter() - start
-        proof = target.prove(files, folder, written, dtype, 0)
+        proof = prove(target, files, folder, written, dtype, 0)
         proven_in = time.perf_counter() - start - seconds
         ids = files.tokenizer.load().encode(PROMPT)
         cfg = files.manifest.parameters
@@ -54,7 +55,7 @@ def exported(files: Any, dtype: str) -> dict[str, Any]:
             "bytes": file_in(folder).stat().st_size,
             "write_s": round(seconds, 2),
             "prove_s": round(proven_in, 2),
-            "bound": target.bound(dtype, cfg),
+            "bound": target.bound(files, dtype),
             "difference": proof.difference,
             "weights_rounded": proof.rounded.tensors,
             "worst_tensor_error": proof.rounded.worst,

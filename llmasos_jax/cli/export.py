@@ -43,8 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Exports to one format after the other, and says how far each is from the model."""
     from llmasos_jax import api
+    from llmasos_jax.evals.export.targets import target_of
 
     names = args.to.split(",")
+    for name in names:  # before the first is written
+        target = target_of(name, args.dtype)
+        if not args.unproven:
+            target.check_runtime()
     found = {}
     for name in names:
         result = api.export(

@@ -14,7 +14,7 @@ from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import ExportError
 from llmasos_jax.evals.export.hftokens import compare_tokenizer, import_both
 from llmasos_jax.evals.export.ours import Outputs
-from llmasos_jax.evals.export.target import Tick
+from llmasos_jax.evals.export.target import Opened, Target, Tick
 from llmasos_jax.evals.export.weights import Read
 from llmasos_jax.evals.parity.probe import Probe
 from llmasos_jax.format.cast import cast
@@ -30,7 +30,7 @@ from llmasos_jax.models.answers import HIDDEN, LABELS, LOGITS, NEXT, POOLED
 _CHECKED = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 
-class HuggingFace:
+class HuggingFace(Target):
     """A folder for transformers; see `Target`."""
 
     name = "hf"
@@ -51,7 +51,7 @@ class HuggingFace:
         rounded = files if dtype is None else cast(files, dtype)
         return write_huggingface(rounded, out, on_tensor=on_tensor)
 
-    def bound(self, dtype: str | None) -> float:
+    def bound(self, files: ModelFiles, dtype: str | None) -> float:
         """Both compute in float32."""
         return 1e-4
 
@@ -68,7 +68,7 @@ class HuggingFace:
         return f"transformers:{folder}"
 
 
-class OpenedFolder:
+class OpenedFolder(Opened):
     """A Hugging Face folder in transformers; see `Opened`.
 
     Raises:

@@ -21,6 +21,7 @@ from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer, encode_input
 from llmasos_jax.errors import ExportError, MissingExtraError
 from llmasos_jax.evals.export.ours import Outputs
+from llmasos_jax.evals.export.target import Opened
 from llmasos_jax.evals.export.weights import MismatchError
 from llmasos_jax.evals.parity.probe import Probe
 from llmasos_jax.interop.gguf.write_tokenizer import PROBES
@@ -38,11 +39,11 @@ def check_llama() -> None:
     if importlib.util.find_spec("xllamacpp") is None:
         raise MissingExtraError(
             "an export to GGUF is opened with llama.cpp to prove it, which is not installed; pip "
-            "install 'llmasos-jax[parity]', or say --unproven (unproven=True)"
+            "install 'llmasos-jax[export]', or say --unproven (unproven=True)"
         )
 
 
-class OpenedLlama:
+class OpenedLlama(Opened):
     """A GGUF file in llama.cpp, float32 keys and values; another process until it is closed.
 
     Args:

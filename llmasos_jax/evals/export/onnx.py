@@ -13,7 +13,7 @@ from llmasos_jax.data.tokenizers.huggingface import FILE as TOKENIZER
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer, encode_input
 from llmasos_jax.errors import ExportError, MissingExtraError
 from llmasos_jax.evals.export.ours import Outputs
-from llmasos_jax.evals.export.target import Tick
+from llmasos_jax.evals.export.target import Opened, Target, Tick
 from llmasos_jax.evals.export.weights import Read
 from llmasos_jax.evals.parity.probe import Probe
 from llmasos_jax.format.cast import cast
@@ -54,7 +54,7 @@ def import_runtime() -> Any:
     return onnxruntime
 
 
-class Onnx:
+class Onnx(Target):
     """Graphs for onnxruntime; see `Target`."""
 
     name = "onnx"
@@ -77,7 +77,7 @@ class Onnx:
         rounded = files if dtype is None else cast(files, dtype)
         return write_onnx(rounded, out, on_tensor=on_tensor)
 
-    def bound(self, dtype: str | None) -> float:
+    def bound(self, files: ModelFiles, dtype: str | None) -> float:
         """Both compute in float32, whatever the weights are stored as."""
         return BOUND
 
@@ -94,7 +94,7 @@ class Onnx:
         return str(folder)
 
 
-class OpenedGraphs:
+class OpenedGraphs(Opened):
     """An export in onnxruntime; see `Opened`.
 
     Raises:

@@ -106,6 +106,12 @@ def _rows(ids: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
     return np.broadcast_to(row, shape)
 
 
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Logarithms of probabilities along the last axis, float64, in nats."""
+    wide = logits.astype(np.float64)
+    return wide - np.logaddexp.reduce(wide, axis=-1, keepdims=True)
+
+
 def compare(
     ours: Sequence[Mapping[str, np.ndarray]],
     theirs: Sequence[Mapping[str, np.ndarray]],

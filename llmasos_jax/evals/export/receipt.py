@@ -45,7 +45,7 @@ def write_receipt(
         "class": written.saved_class,
         "dtype": dtype or _own_dtype(files),
         "proven": proof is not None,
-        "tolerance": target.bound(dtype),
+        "tolerance": target.bound(files, dtype),
         **_found(proof),
         "seed": seed,
         "platform": platform.machine(),

@@ -118,7 +118,7 @@ def export_model(
         target=to,
         saved_class=written.saved_class,
         proof=proof,
-        bound=target.bound(dtype),
+        bound=target.bound(files, dtype),
         notes=written.notes,
         num_tensors=written.num_tensors,
         num_bytes=written.num_bytes,

@@ -15,7 +15,7 @@ from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import ExportError
 from llmasos_jax.evals.export.ours import Outputs
-from llmasos_jax.evals.export.target import Tick
+from llmasos_jax.evals.export.target import Opened, Target, Tick
 from llmasos_jax.evals.export.weights import Read
 from llmasos_jax.evals.parity.probe import Probe
 from llmasos_jax.format.cast import cast
@@ -44,7 +44,7 @@ np.savez(sys.argv[3], **found)
 """
 
 
-class StableHLO:
+class StableHLO(Target):
     """Programs of `jax.export`; see `Target`."""
 
     name = "stablehlo"
@@ -63,7 +63,7 @@ class StableHLO:
         rounded = files if dtype is None else cast(files, dtype)
         return write_stablehlo(rounded, out, on_tensor=on_tensor)
 
-    def bound(self, dtype: str | None) -> float:
+    def bound(self, files: ModelFiles, dtype: str | None) -> float:
         """Both compute in float32."""
         return 1e-4
 
@@ -80,7 +80,7 @@ class StableHLO:
         return str(folder)
 
 
-class OpenedPrograms:
+class OpenedPrograms(Opened):
     """Programs run by the script beside them; see `Opened`."""
 
     pad_id: int | None = None

@@ -25,10 +25,10 @@ class Opened(Protocol):
       pad_id: what it takes for no token wherever it stands; None if it goes by a mask.
     """
 
-    pad_id: int | None
+    pad_id: int | None = None
 
     def outputs(self, probes: Sequence[Probe]) -> list[Outputs]:
-        """What the program gives for each probe, float32, by the names of `ours.py`."""
+        """What the program gives for each probe, float32: what `Target.shown` names."""
         ...
 
     def greedy(self, prompt_ids: Sequence[int], count: int) -> list[int]:
@@ -46,6 +46,10 @@ class Opened(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Ends what was started for it."""
+        return
+
 
 class Target(Protocol):
     """A format of another program.
@@ -55,12 +59,16 @@ class Target(Protocol):
       opens: the program that it is for, as messages call it.
       packages: whose versions the receipt names.
       dtypes: that `--dtype` may say.
+      reads_types: whether the program takes the type of each token.
+      room: places of its context that stand free behind a row that it is given.
     """
 
     name: str
     opens: str
     packages: tuple[str, ...]
     dtypes: tuple[str, ...]
+    reads_types: bool = True
+    room: int = 0
 
     def check(self, files: ModelFiles, dtype: str | None) -> None:
         """Refuses, before a byte is written, what the format cannot express.
@@ -85,12 +93,20 @@ class Target(Protocol):
         """
         ...
 
-    def bound(self, dtype: str | None) -> float:
+    def bound(self, files: ModelFiles, dtype: str | None) -> float:
         """The largest difference, as a share of an output's largest number, that is a match.
 
         Both programs have the weights as they were written: rounding them is no part of it.
         """
         ...
+
+    def said(self, files: ModelFiles) -> ModelFiles:
+        """The same network in the format's words: what the folder is compared with."""
+        return files
+
+    def shown(self, outputs: Outputs, probe: Probe) -> Outputs:
+        """What the program shows of our outputs for a probe."""
+        return outputs
 
     def open(self, folder: Path, written: Written, cfg: ModelConfig) -> Opened:
         """Opens what was written with its own program.

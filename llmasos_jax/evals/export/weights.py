@@ -16,6 +16,7 @@ from llmasos_jax.format.tensorfile import StoredTensor
 # for numbers that are less even. Another tensor is at 1.4.
 ROUNDING = {
     **{"float32": 0.0, "float16": 2.0**-10, "bfloat16": 2.0**-8},
+    **{"F32": 0.0, "F16": 2.0**-10, "BF16": 2.0**-8},
     **{"Q8_0": 0.01, "Q6_K": 0.03, "Q5_0": 0.06, "Q5_1": 0.06, "Q5_K": 0.06},
     **{"Q4_0": 0.14, "Q4_1": 0.14, "Q4_K": 0.14},
 }
