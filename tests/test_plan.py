@@ -176,6 +176,13 @@ def test_what_a_killed_process_left_is_taken_away(own_cache, monkeypatch):
     assert [path.name for path in folder.iterdir()] == ["b.2.part"]
 
 
+def test_a_cache_that_cannot_be_written_to_is_said(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    cache.save_figures("key", made())
+    assert "note: the plan is not kept for the next call" in capsys.readouterr().err
+
+
 def test_lines_fit_a_terminal():
     long = Buffer(
         GIB, "bf16[32,4,2048,32,128]", "jit(_step)/" + "transpose(jvp())/" * 5, "temporary"
@@ -342,6 +349,7 @@ def test_numbers_of_tokens():
         (["--config=tiny", "--topology=v5e:2x2", "--tries=3"], "--search"),
         (["--config=tiny", "--topology=v5e:2x2", "--minutes=3"], "--search"),
         (["--config=tiny", "--topology=v5e:2x2", "--search", "--memory=0"], "above 0"),
+        (["--config=tiny", "--topology=v5e:2x2", "--search", "--memory=inf"], "above 0"),
         (["--config=tiny", "--topology=v5e:2x2", "--slices=0"], "slices"),
         (["--config=tiny", "--topology=v5e:3x5"], "two even numbers"),
         (["--config=tiny", "--topology=v5p:2x3x4"], "any third"),

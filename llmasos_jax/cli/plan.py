@@ -8,6 +8,7 @@ Exit status 1 if the step does not fit; it then says what to change.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -94,8 +95,8 @@ def _search(args: argparse.Namespace, config: Config, tokens: float | None) -> i
 
     for name in ("tries", "minutes", "memory"):
         value = getattr(args, name)
-        if value is not None and not value > 0:
-            raise ConfigError(f"--{name}={value} must be above 0")
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"--{name}={value} must be a number above 0")
     tries = Limits.tries if args.tries is None else args.tries
     limits = Limits(tries, args.minutes, args.memory)
     stage = Stage("search", lines=True)

@@ -256,10 +256,11 @@ def _bind(place: Place, port: int) -> socket.socket:
             return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
         return socket.create_server(("", port))
     except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        field = "LLMASOS_COORDINATOR" if "LLMASOS" in place.source else "hosts.coordinator"
         raise ConfigError(
-            f"process 0 cannot listen at port {port} ({os.strerror(error.errno or 0)}); another program or run "
-            f"has it, and {place.port} and {place.port + 1} are needed: end that, or give another "
-            f"port ({'LLMASOS_COORDINATOR' if 'LLMASOS' in place.source else 'hosts.coordinator'})"
+            f"process 0 cannot listen at port {port} ({why}); another program or run has it, and "
+            f"{place.port} and {place.port + 1} are needed: end that, or another port ({field})"
         ) from error
 
 

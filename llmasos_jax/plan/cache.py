@@ -69,7 +69,8 @@ def save_figures(key: str, figures: Figures) -> None:
     except OSError as error:
         print(f"note: the plan is not kept for the next call ({error})", file=sys.stderr)
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it has its name, or was never there
+            part.unlink()
 
 
 def _remove_left_over(folder: Path) -> None:
