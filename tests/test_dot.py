@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from llmasos_jax.config.precision import PrecisionConfig
+from llmasos_jax.config.schema import MeshConfig
 from llmasos_jax.nn.runtime import Runtime, dot, dot_narrow, training_runtime
+from llmasos_jax.parallel.manual import Manual
+from llmasos_jax.parallel.mesh import make_mesh
+from llmasos_jax.parallel.rules import training_rules
 
 SPECS = {
     "btd,df->btf": ((2, 5, 16), (16, 8)),
@@ -78,6 +82,23 @@ def test_float32_gradients_are_the_plain_products(spec: str, key: jax.Array) -> 
     products = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
     assert products[-1].params["dimension_numbers"] == (((0,), (0,)), ((), ()))
     assert not any(eqn.primitive.name == "transpose" for eqn in jaxpr.eqns[-2:])
+
+
+def test_gradients_of_narrow_weights_are_summed_before_they_are_rounded(key: jax.Array) -> None:
+    """Of float32 products, over the parts of a loss."""
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    manual = Manual(mesh, training_rules(mesh))
+    runtime = training_runtime(PrecisionConfig(weights="bfloat16"), "cpu", manual=manual)
+    x_pbtd = jax.random.normal(key, (64, 1, 2, 8))
+
+    def loss(w: jax.Array) -> jax.Array:
+        whole = runtime.gather(w, (None, None), is_product=True)
+        part = lambda total, x: (total + jnp.sum(runtime.dot("btd,df->btf", x, whole)), None)
+        return jax.lax.scan(part, 0.0, x_pbtd)[0]
+
+    found = jax.grad(loss)(jnp.ones((8, 4), jnp.bfloat16))
+    wanted = jnp.broadcast_to(jnp.sum(x_pbtd, (0, 1, 2))[:, None], (8, 4))
+    np.testing.assert_allclose(found.astype(jnp.float32), wanted, rtol=2.0**-8)
 
 
 def test_which_product_where() -> None:

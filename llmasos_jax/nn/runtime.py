@@ -235,7 +235,9 @@ class Runtime:
         """The whole weight from its shard, in `dtype` if products want it so."""
         if self.manual is None:
             return w
-        is_cast = is_product and self.product is not dot_narrow  # which casts, and wants to itself
+        # `dot_narrow` casts, and wants to itself; but gradients of what is widened here are summed
+        # before they are rounded to the type of the weights.
+        is_cast = is_product and (self.product is not dot_narrow or self.dtype == jnp.float32)
         return self.manual.gather(w, axes, self.dtype if is_cast else w.dtype)
 
 
