@@ -7,7 +7,6 @@ import pathlib
 import tempfile
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from onnx_options import BASE, CASES, OPTIONS
@@ -19,7 +18,7 @@ from llmasos_jax.config.latent import LatentAttention
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.rope import RopeScaling
 from llmasos_jax.errors import ExportError, FormatError
-from llmasos_jax.evals.export.ours import OurModel, Outputs, compare
+from llmasos_jax.evals.export.ours import OurModel, Outputs, compare, compiled
 from llmasos_jax.evals.export.proof import prove
 from llmasos_jax.evals.parity.probe import Probe
 from llmasos_jax.format.cast import cast
@@ -66,7 +65,7 @@ def ours(files: ModelFiles) -> list[Outputs]:
     """What we compute, with whatever stands for a text in addition."""
     cfg = files.manifest.parameters
     model = OurModel(cfg, {n: np.asarray(t.read()) for n, t in files.tensors.items()}, 0)
-    model._run = jax.jit(model._forward, compiler_options=QUICK)
+    model._run = compiled.__wrapped__(cfg, compiler_options=QUICK)
     return model.outputs([probe(cfg)])
 
 

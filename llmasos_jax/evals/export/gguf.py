@@ -89,7 +89,7 @@ class Gguf(Target):
         """
         path = file_in(folder)
         files = open_gguf(path)
-        apart = config_differences(folded(cfg), files.manifest.parameters)
+        apart = config_differences(files.manifest.parameters, folded(cfg))
         if apart:
             raise ExportError(
                 f"what was written is not the model: {path.name} says {'; '.join(apart[:4])}; "

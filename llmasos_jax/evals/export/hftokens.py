@@ -8,9 +8,12 @@ from typing import Any
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer, encode_input
 from llmasos_jax.errors import ExportError, MissingExtraError
+from llmasos_jax.evals.export.texts import TEXTS as SHORT
+from llmasos_jax.evals.export.texts import compare_tokens
+from llmasos_jax.interop.hf.tokenizer import folder_tokenizer_files
 
 FIRST, SECOND = "It rained all day.", "The street was wet."
-TEXTS = ("Hello, world! 123", "  two  spaces\nand a line", "Über naïve 世界 🙂", "", FIRST)
+TEXTS = (*SHORT, FIRST)
 
 
 def import_both() -> tuple[Any, Any]:
@@ -39,13 +42,15 @@ def compare_tokenizer(folder: Path, tokenizer: Tokenizer, cfg: ModelConfig) -> i
       cfg: the model.
 
     Returns:
-      How many texts and pairs were compared.
+      How many texts and pairs were compared; 0 if the folder has no tokenizer, as its notes say.
 
     Raises:
       ExportError: transformers does not open it, or gives something else.
       MissingExtraError: torch or transformers is not installed.
     """
     _, transformers = import_both()
+    if folder_tokenizer_files(folder) is None:
+        return 0
     try:
         theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever it says, the export is not what it should be
@@ -73,6 +78,7 @@ def compare_tokenizer(folder: Path, tokenizer: Tokenizer, cfg: ModelConfig) -> i
         # A decoder's ids have no end here, whatever the file's template says.
         wanted, end = tokenizer.encode(text), getattr(tokenizer, "sep_id", None)
         _check("input_ids", what, ids[:-1] if ids == [*wanted, end] else ids, wanted)
+    compare_tokens(tokenizer, theirs.convert_ids_to_tokens)
     return len(cases)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +53,7 @@ class OurModel:
         self._cfg, self._start_id = cfg, start_id
         named = {name: np.asarray(x).astype(np.float32) for name, x in tensors.items()}
         self._params = jax.device_put(unflatten(named))
-        self._run = jax.jit(self._forward)
+        self._run = compiled(cfg)
 
     def outputs(self, probes: Sequence[Probe]) -> list[Outputs]:
         """Everything that the model answers, float32, for each probe.
@@ -88,15 +89,26 @@ class OurModel:
             out = self._run(self._params, *args)
         return {name: np.asarray(x) for name, x in out.items()}
 
-    def _forward(
-        self, params: Any, tokens_bt: Any, mask_bt: Any, types_bt: Any, reads_bt: Any
+
+@functools.lru_cache(maxsize=8)  # the same model once more: rounded and exact, or of other formats
+def compiled(cfg: ModelConfig, **options: Any) -> Callable[..., dict[str, jax.Array]]:
+    """What a model answers, as a compiled function of its weights and a batch.
+
+    Args:
+      cfg: the model.
+      options: of `jax.jit`.
+    """
+    # Plain products alone, as other programs have them.
+    runtime = Runtime(kernels=KernelsConfig(attention="reference"))
+
+    def forward(
+        params: Any, tokens_bt: Any, mask_bt: Any, types_bt: Any, reads_bt: Any
     ) -> dict[str, jax.Array]:
-        # Plain products alone: other runtimes read this program.
-        runtime = Runtime(kernels=KernelsConfig(attention="reference"))
-        definition = file_def(self._cfg)
         return answers(
-            definition, params, tokens_bt, mask_bt, runtime, types_bt=types_bt, reads_bt=reads_bt
+            file_def(cfg), params, tokens_bt, mask_bt, runtime, types_bt=types_bt, reads_bt=reads_bt
         )
+
+    return jax.jit(forward, **options)
 
 
 def _rows(ids: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:

@@ -103,6 +103,7 @@ def _prove(
     pads_count = cfg.encoder.num_layers > 0
 
     with contextlib.closing(target.open(folder, written, cfg)) as opened:
+        texts = 0 if tokenizer is None else opened.check_texts(tokenizer, cfg)
         probes = _probes(target, files, opened.pad_id, tokenizer, seed)
         raw = ours.outputs(probes)
         own = _shown(target, raw, probes)
@@ -119,7 +120,6 @@ def _prove(
             count = min(new_tokens, probes[0].tokens_bt.shape[1] - 1)
             for ids in _prompts(probes, count):
                 greedy += _greedy(ours, opened, ids, count, probes[0], bound, target.opens)
-        texts = 0 if tokenizer is None else opened.check_texts(tokenizer, cfg)
     effect: Sequence[Compared] = ()
     if rounded.tensors:
         exact = OurModel(cfg, Read(said.tensors), start_id).outputs(probes)

@@ -16,6 +16,7 @@ from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import ExportError
 from llmasos_jax.evals.export.ours import Outputs
 from llmasos_jax.evals.export.target import Opened, Target, Tick
+from llmasos_jax.evals.export.texts import compare_texts
 from llmasos_jax.evals.export.weights import Read
 from llmasos_jax.evals.parity.probe import Probe
 from llmasos_jax.format.cast import cast
@@ -111,8 +112,9 @@ class OpenedPrograms(Opened):
         return self._ask(asked)["ids"].tolist()
 
     def check_texts(self, tokenizer: Tokenizer, cfg: ModelConfig) -> int:
-        """The folder holds the model's tokenizer for those who have this package: 0."""
-        return 0
+        """The folder is a model of ours: what this package reads in it gives the same ids."""
+        theirs = read_model(self._folder, allow_code=True).tokenizer
+        return 0 if theirs is None else compare_texts(tokenizer, theirs.load(), cfg)
 
     def _ask(self, asked: Mapping[str, np.ndarray]) -> Outputs:
         with tempfile.TemporaryDirectory() as name:
