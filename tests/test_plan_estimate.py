@@ -75,7 +75,7 @@ def test_a_7b_on_256_chips():
     figures = llama()
     assert figures.state.parameters / GIB == pytest.approx(0.099, abs=5e-4)
     assert figures.state.optimizer / GIB == pytest.approx(0.198, abs=5e-4)
-    assert figures.memory.peak / GIB == pytest.approx(9.93, rel=0.05)
+    assert figures.memory.peak / GIB == pytest.approx(9.99, rel=0.05)
     assert figures.work.flops == pytest.approx(381.93e12, rel=1e-4)
     assert figures.work.kernel_flops == pytest.approx(24.20e12, rel=1e-3)
     assert sum(sent(figures).values()) == pytest.approx(40.01e9, rel=0.01)

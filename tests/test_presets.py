@@ -128,6 +128,10 @@ def test_a_preset_of_ones_own(monkeypatch):
         ({"slices": 4, "fsdp": (2,), "tensor": 4, "slice_axis": "fsdp"}, "mesh.fsdp=2, which is"),
         ({"slices": 2, "slice_axis": "pipeline"}, "are joined by mesh.pipeline=1, which is not"),
         ({"fsdp": (16,)}, "is 16 devices, there are 8; make the product 8"),
+        (
+            {"fsdp": (3,)},
+            "mesh fsdp=3 x tensor=1 is 3 devices, there are 8; make the product 8, or",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(cfg, words):

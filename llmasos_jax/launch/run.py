@@ -123,9 +123,10 @@ def _check_mesh(config: Config, devices: int, told: str, other: str) -> None:
     rest = math.prod(sizes)
     data = mesh.data if mesh.data is not None else max(1, devices // rest)
     if data * rest != devices:
+        made = f"{data} x {rest} = {data * rest}" if mesh.data is not None else f"{rest}"
+        multiple = "" if mesh.data is not None else " or a multiple (mesh.data)"
         raise ConfigError(
-            f"the config's mesh is {data} x {rest} = {data * rest} devices, {told}; "
-            f"change config.mesh, or {other}"
+            f"the config's mesh is {made} devices{multiple}, {told}; change config.mesh, or {other}"
         )
     rows, ways = config.train.batch_size, devices // (mesh.tensor * mesh.context)
     parts = ways * config.train.accumulate_steps

@@ -99,6 +99,11 @@ def _axes(cfg: MeshConfig, num_devices: int) -> dict[str, int]:
     }
     rest = math.prod(math.prod(sizes) for sizes in inner.values()) * cfg.tensor
     data = cfg.data if cfg.data is not None else max(1, num_devices // rest)
+    if cfg.data is None and num_devices % rest:
+        raise ConfigError(
+            f"mesh {_described(cfg, None)} is {rest} devices, there are {num_devices}; make the "
+            f"product {num_devices}, or a divisor of it: mesh.data=None takes what it leaves"
+        )
     if data * rest != num_devices:
         raise ConfigError(
             f"mesh {_described(cfg, data)} is {data * rest} devices, there are {num_devices}; "
@@ -113,9 +118,10 @@ def _axes(cfg: MeshConfig, num_devices: int) -> dict[str, int]:
     return axes | {"tensor": cfg.tensor}
 
 
-def _described(cfg: MeshConfig, data: int) -> str:
+def _described(cfg: MeshConfig, data: int | None) -> str:
     others = {name: getattr(cfg, name) for name in ("pipeline", "expert", "context")}
-    parts = [f"data={data}", f"fsdp={'x'.join(map(str, cfg.fsdp))}"]
+    parts = [f"data={data}"] if data is not None else []
+    parts += [f"fsdp={'x'.join(map(str, cfg.fsdp))}"]
     parts += [f"{name}={size}" for name, size in others.items() if size > 1]
     return " x ".join([*parts, f"tensor={cfg.tensor}"])
 

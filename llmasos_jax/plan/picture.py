@@ -147,14 +147,18 @@ def _time(plan: Pictured, shapes: list[Box | Text], y: float) -> float:
     scale = (WIDTH - LEFT - 110) / max(s for _, s, _ in rows)
     y += 14
     top = y
+    bound = LEFT + line.bound_s * scale
     for name, seconds, colour in rows:
+        label, x = _seconds(seconds), LEFT + seconds * scale + 8
+        if x < bound + 8 and x + 6.8 * len(label) > bound:
+            x = bound + 8  # beyond the line, which would go through it
         shapes += [
             Text(LEFT - 8, y + BAR / 2, name, anchor="end"),
             Box(LEFT, y + 3, max(1.0, seconds * scale), BAR - 6, colour),
-            Text(LEFT + seconds * scale + 8, y + BAR / 2, _seconds(seconds), _PALE, 12),
+            Text(x, y + BAR / 2, label, _PALE, 12),
         ]
         y += BAR
-    shapes.append(Box(LEFT + line.bound_s * scale - 1, top, 2, y - top, _LINE))
+    shapes.append(Box(bound - 1, top, 2, y - top, _LINE))
     note = "red: the lower bound"
     if line.cycles_s is not None:
         note += "; cycles, without kernels and collectives, are not in it"
