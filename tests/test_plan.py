@@ -351,6 +351,7 @@ def test_numbers_of_tokens():
         (["--config=tiny", "--topology=v5e:2x2", "--search", "--memory=0"], "above 0"),
         (["--config=tiny", "--topology=v5e:2x2", "--search", "--memory=inf"], "above 0"),
         (["--config=tiny", "--topology=v5e:2x2", "--slices=0"], "slices"),
+        (["--config=tiny", "--topology=v5e:0x2"], "at least one chip"),
         (["--config=tiny", "--topology=v5e:3x5"], "two even numbers"),
         (["--config=tiny", "--topology=v5p:2x3x4"], "any third"),
         (["--config=tiny", "--topology=v5e:32x32"], "--slices=N joins more"),

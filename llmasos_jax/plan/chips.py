@@ -140,7 +140,9 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
         hint = did_you_mean(found[1], list(CHIPS))
         raise ConfigError(f'topology "{text}": no chip is named "{found[1]}"{hint}')
     chip, shape = CHIPS[found[1]], tuple(map(int, found[2].split("x")))
-    if len(shape) != chip.axes or min(shape) < 1:
+    if min(shape) < 1:
+        raise ConfigError(f'topology "{text}": each axis has at least one chip')
+    if len(shape) != chip.axes:
         like = "x".join("4" * chip.axes)
         raise ConfigError(
             f'topology "{text}": a {chip.name} pod is a torus of {chip.axes} axes, as in '
