@@ -77,17 +77,43 @@ def write_model(
       54080
     """
     out = Path(out)
-    check_tensors(manifest.parameters, tensors, "the model to write")
+    _check(manifest, tensors)
+    with folders.replaced_folder(out, _own_files(out)) as temporary:
+        fill_folder(
+            temporary, manifest, tensors, tokenizer, shard_bytes=shard_bytes, on_tensor=on_tensor
+        )
+    return out
+
+
+def fill_folder(
+    folder: Path,
+    manifest: Manifest,
+    tensors: Mapping[str, StoredTensor],
+    tokenizer: SavesFiles | None = None,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    on_tensor: Callable[[str, int], None] | None = None,
+) -> None:
+    """Writes a model into an empty folder that is not in its place yet; see `write_model`.
+
+    Raises:
+      FormatError: a tensor is missing, extra or of another shape.
+      OSError: the disk does not take it.
+    """
+    _check(manifest, tensors)
     in_order = {name: tensors[name] for name in expected(manifest.parameters)}
     manifest = manifest.replace(format_version=FORMAT_VERSION, weights=None)
-    to_json(manifest)  # what cannot be written is said before gigabytes are
-    with folders.replaced_folder(out, _own_files(out)) as temporary:
-        if tokenizer is not None:
-            manifest = manifest.replace(tokenizer=_save_tokenizer(tokenizer, temporary))
-        weights = write_weights(temporary, in_order, shard_bytes, on_tensor)
-        text = to_json(manifest.replace(weights=weights))
-        write_file(temporary / folders.MANIFEST, text.encode("utf-8"))
-    return out
+    if tokenizer is not None:
+        manifest = manifest.replace(tokenizer=_save_tokenizer(tokenizer, folder))
+    weights = write_weights(folder, in_order, shard_bytes, on_tensor)
+    text = to_json(manifest.replace(weights=weights))
+    write_file(folder / folders.MANIFEST, text.encode("utf-8"))
+
+
+def _check(manifest: Manifest, tensors: Mapping[str, StoredTensor]) -> None:
+    """What cannot be written is said before gigabytes are."""
+    check_tensors(manifest.parameters, tensors, "the model to write")
+    to_json(manifest.replace(format_version=FORMAT_VERSION, weights=None))
 
 
 def _save_tokenizer(tokenizer: SavesFiles, folder: Path) -> dict[str, Any]:

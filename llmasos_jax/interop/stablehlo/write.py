@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from llmasos_jax.format.read import ModelFiles
-from llmasos_jax.format.write import write_file, write_model
+from llmasos_jax.format.write import fill_folder, write_file
 from llmasos_jax.interop.stablehlo.program import PLATFORMS, export_programs
 from llmasos_jax.interop.written import Written
 
@@ -34,7 +34,7 @@ def write_stablehlo(
     """
     cfg = files.manifest.parameters
     programs = export_programs(cfg, {name: t.dtype for name, t in files.tensors.items()})
-    write_model(out, files.manifest, files.tensors, files.tokenizer, on_tensor=on_tensor)
+    fill_folder(out, files.manifest, files.tensors, files.tokenizer, on_tensor=on_tensor)
     about: dict[str, Any] = {
         "version": VERSION,
         "jax": jax.__version__,

@@ -1,0 +1,142 @@
+"""Exports that end early leave a whole folder or none; what cannot be exported is one line."""
+
+import functools
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import commands
+import pytest
+import small_export
+from small_export import CFG
+
+import llmasos_jax
+from llmasos_jax.cli.main import main
+from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.errors import FormatError, MissingExtraError
+from llmasos_jax.evals.export.targets import TABLE
+
+TARGETS = ("hf", "gguf", "onnx", "stablehlo")
+KILLED = ("before_anything", "among_tensors", "before_the_receipt", "before_the_name")
+
+
+@functools.cache
+def ended(folder: Path) -> dict[str, dict[str, Any]]:
+    pytest.importorskip("onnx", reason="needs the extra `export`")
+    model = small_export.source(folder / "m")
+    for to in TARGETS:
+        (folder / to / "out").mkdir(parents=True)
+    script = Path(__file__).with_name("killed_exports.py")
+    commands.run(script, model, folder, *TARGETS, home=folder)
+    return json.loads((folder / "found.json").read_bytes())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ended")
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_killed_at_any_moment_it_is_whole_or_not_there(to: str, place: Path) -> None:
+    found = ended(place)[to]
+    for moment in KILLED:
+        assert found[moment]["status"] == -signal.SIGKILL
+        assert not found[moment]["there"], moment
+        # What it was writing is beside, and the next export to that name takes it away.
+        mine = [name for name in found[moment]["beside"] if name.startswith(f".{moment}.writing-")]
+        assert len(mine) == 1
+    late = found["after_the_name"]
+    assert late["status"] == -signal.SIGKILL and late["there"] and late["whole"]
+    assert found["nothing"]["status"] == 0 and found["nothing"]["whole"]
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_a_full_disk_is_one_line(to: str, place: Path) -> None:
+    found = ended(place)[to]["disk_full"]
+    assert found["status"] == 2 and not found["there"]
+    assert (
+        found["said"].startswith("llmasos: error: cannot write")
+        and os.strerror(27) in (found["said"])
+    )
+    assert found["said"].count("\n") == 1
+    assert not [name for name in found["beside"] if "disk_full" in name]
+
+
+def test_the_next_export_takes_away_what_was_left(place: Path) -> None:
+    ended(place)
+    out = place / "gguf" / "out" / "among_tensors"
+    llmasos_jax.export(place / "m", "gguf", out, unproven=True)
+    assert sorted(p.name for p in out.iterdir()) == ["parity.json", "tiny-F32.gguf"]
+    assert not list(out.parent.glob(".among_tensors*"))
+    assert list(out.parent.glob(".before_anything*"))  # another name's
+
+
+UNSAYABLE: dict[str, tuple[ModelConfig, str]] = {
+    "hf": (CFG.replace(position="alibi"), "position='alibi'"),
+    "gguf": (CFG.replace(block="parallel"), "no architecture of llama.cpp.*block"),
+    "onnx": (CFG.replace(prefix_lm=True), "prefix_lm=True"),
+}
+
+
+@pytest.mark.parametrize("to", UNSAYABLE)
+def test_what_a_format_cannot_say_is_one_line(
+    to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg, named = UNSAYABLE[to]
+    if to == "onnx":
+        pytest.importorskip("onnx", reason="needs the extra `export`")
+    model = small_export.source(tmp_path / "m", cfg)
+    out = tmp_path / "new" / "out"
+    assert main(["export", str(model), f"--to={to}", f"--out={out}", "--unproven"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and not out.parent.exists()
+    with pytest.raises(FormatError, match=named):
+        llmasos_jax.export(model, to, out, unproven=True)
+
+
+def test_a_dtype_is_looked_at_for_every_format_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = small_export.source(tmp_path / "m"), tmp_path / "out"
+    words = ["export", str(model), "--to=gguf,stablehlo", f"--out={out}", "--unproven"]
+    assert main([*words, "--dtype=Q8_0"]) == 2
+    assert 'stablehlo is not written as "Q8_0"; known: ' in capsys.readouterr().err
+    assert main([*words, "--dtype=float61"]) == 2
+    assert 'gguf is not written as "float61"; did you mean "float16"' in capsys.readouterr().err
+    assert not out.exists()
+
+
+MISSING = {
+    "hf": ("transformers", "an export to Hugging Face is opened with transformers and torch .*"),
+    "gguf": ("xllamacpp", "an export to GGUF is opened with llama.cpp to prove it, .*"),
+    "onnx": ("onnxruntime", "an export to ONNX is opened with onnxruntime to prove it .*"),
+}
+
+
+@pytest.mark.parametrize("to", MISSING)
+def test_without_its_program_it_has_to_be_said(
+    to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, said = MISSING[to]
+    if to != "gguf":
+        pytest.importorskip({"hf": "torch", "onnx": "onnx"}[to], reason="needs the extras")
+    monkeypatch.setitem(sys.modules, module, None)
+    model = small_export.source(tmp_path / "m")
+    extra = "parity" if to == "hf" else "export"
+    line = rf"{said}pip install 'llmasos-jax\[{extra}\]', or say --unproven \(unproven=True\)$"
+    with pytest.raises(MissingExtraError, match=line):
+        llmasos_jax.export(model, to, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    result = llmasos_jax.export(model, to, tmp_path / "out", unproven=True)
+    receipt = json.loads((result.path / "parity.json").read_bytes())
+    assert not result.proven and receipt["proven"] is False and receipt["target"] == to
+    assert "not proven" in str(result)
+
+
+def test_every_target_says_what_it_is() -> None:
+    assert tuple(TABLE) == TARGETS
+    for name, target in TABLE.items():
+        assert target.name == name and {"float32", "bfloat16"} <= set(target.dtypes)
