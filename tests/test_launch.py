@@ -298,9 +298,10 @@ def test_machines_of_a_slice(topology, hosts, chips_per_host, name) -> None:
         ("slurm", {"workdir": "runs/x"}, "--workdir=runs/x is not a whole path"),
         ("tpu-vm", {"workdir": "~/x"}, "--workdir=~/x is not a whole path"),
         ("tpu-vm", {"restart_lost": True}, "has no use for --restart-lost"),
-        ("slurm", {"max_restarts": 3}, "has no use for --max-restarts"),
+        ("slurm", {"max_restarts": 3}, "for --max-restarts; leave it out, or add --restart-lost"),
         ("slurm", {"slices": 2}, "has no use for --slices=2"),
         ("slurm", {"nodes": 0}, "--nodes=0 must be at least 1"),
+        ("slurm", {"partition": "a b"}, "--partition='a b' has to be one word"),
         ("slurm", {"partitoin": "gpu"}, 'did you mean "partition"'),
         ("tpu-vm", {"topology": "tpu7x:2x2x1"}, "tpu7x cannot be had as a TPU VM"),
         ("xpk", {"topology": "v5e:16"}, "torus of 2 axes"),
@@ -322,6 +323,17 @@ def test_config_has_to_mean_the_same_there(tmp_path) -> None:
         llmasos_jax.launch("quickstart", "xpk", tmp_path / "x", **NEEDED["xpk"])
     with pytest.raises(ConfigError, match=r"multiple .*, --nodes x --gpus-per-node has 32; ch"):
         llmasos_jax.launch(config, "slurm", tmp_path / "x", **NEEDED["slurm"], gpus_per_node=8)
+    config.mesh.fsdp = (64,)
+    with pytest.raises(ConfigError, match=r"2 slices are joined by mesh.data=1, which they do not"):
+        llmasos_jax.launch(config, "gke", tmp_path / "x", **NEEDED["gke"] | {"slices": 2})
+    config = quickstart()
+    config.mesh.preset = "fdsp_tp"
+    with pytest.raises(ConfigError, match=r'"fdsp_tp" is not known; did you mean "fsdp_tp"'):
+        llmasos_jax.launch(config, "gke", tmp_path / "x", **NEEDED["gke"])
+    config.mesh.preset = "fsdp_tp"
+    with pytest.raises(ConfigError, match=r"split the batch \(8\) .* \(1\); .*size=8$"):
+        config.train.batch_size = 6
+        llmasos_jax.launch(config, "gke", tmp_path / "x", **NEEDED["gke"])
     config = quickstart()
     config.data.source, config.data.path = "text", "my/text"
     with pytest.raises(ConfigError, match=r"data.path: 'my/text' is not a whole path"):

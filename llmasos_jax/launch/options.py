@@ -70,6 +70,9 @@ class LaunchOptions:
             value = getattr(self, field.name)
             if isinstance(value, str) and (not value.strip() or "\n" in value):
                 raise ConfigError(f"{flag(field.name)}={value!r} has to be one line of text")
+        for name in ("partition", "account"):  # in lines that Slurm reads, which have no quotes
+            if len((getattr(self, name) or "").split()) > 1:
+                raise ConfigError(f"{flag(name)}={getattr(self, name)!r} has to be one word")
 
     @property
     def fatal_statuses(self) -> list[int]:
@@ -118,7 +121,8 @@ def check_options(on: str, options: LaunchOptions, topology: str | None, slices:
     if slices > 1 and "slices" not in known:
         extra.append(f"--slices={slices}")
     if extra:
-        raise ConfigError(f"--on={on} has no use for {' '.join(extra)}; leave it out")
+        other = ", or add --restart-lost" if on == "slurm" and extra == ["--max-restarts"] else ""
+        raise ConfigError(f"--on={on} has no use for {' '.join(extra)}; leave it out{other}")
     if not str(options.workdir).startswith("/"):
         raise ConfigError(
             f"--workdir={options.workdir} is not a whole path, and hosts start in another folder; "

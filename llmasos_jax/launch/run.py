@@ -17,6 +17,7 @@ from llmasos_jax.launch import scripts
 from llmasos_jax.launch.gke import jobset
 from llmasos_jax.launch.machines import slice_of
 from llmasos_jax.launch.options import REQUIRED, LaunchOptions, check_options, object_name
+from llmasos_jax.parallel.presets import mesh_config
 from llmasos_jax.plan.chips import parse_topology
 
 TARGETS = tuple(REQUIRED)
@@ -115,10 +116,13 @@ def _check_paths(config: Config) -> None:
 
 
 def _check_mesh(config: Config, devices: int, told: str, other: str) -> None:
-    """Refuses sizes that do not make the devices or cut the batch; presets are resolved there."""
+    """Refuses sizes that do not make the devices or cut the batch; own presets come later."""
     mesh = config.mesh
     if mesh.preset is not None:
-        return
+        if ":" in mesh.preset:
+            return
+        # The sizes, not the places: for those any devices will do.
+        mesh = mesh_config(mesh, range(devices))
     sizes = (*mesh.fsdp, mesh.tensor, mesh.context, mesh.expert, mesh.pipeline)
     rest = math.prod(sizes)
     data = mesh.data if mesh.data is not None else max(1, devices // rest)
@@ -127,6 +131,12 @@ def _check_mesh(config: Config, devices: int, told: str, other: str) -> None:
         multiple = "" if mesh.data is not None else " or a multiple (mesh.data)"
         raise ConfigError(
             f"the config's mesh is {made} devices{multiple}, {told}; change config.mesh, or {other}"
+        )
+    joined = {"data": data, "fsdp": mesh.fsdp[0], "pipeline": mesh.pipeline}[mesh.slice_axis]
+    if joined % mesh.slices:
+        raise ConfigError(
+            f"{mesh.slices} slices are joined by mesh.{mesh.slice_axis}={joined}, which they do "
+            "not divide; change config.mesh, or --slices"
         )
     rows, ways = config.train.batch_size, devices // (mesh.tensor * mesh.context)
     parts = ways * config.train.accumulate_steps

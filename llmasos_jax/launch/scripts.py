@@ -130,7 +130,7 @@ if ! flock -n 9; then
   exit 1
 fi
 echo $folder > ~/.llmasos-run
-rm -f stop
+rm -f stop && touch train.log
 echo $config | base64 -d > config.json
 run() {
 $setup  while true; do
