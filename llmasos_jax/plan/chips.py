@@ -18,8 +18,7 @@ class Chip:
 
     Attributes:
       name: as in a topology, "v5e" of "v5e:16x16".
-      memory_gib: of HBM, as sold.
-      program_gib: of it, what the compiler leaves to a program of one device.
+      program_gib: of HBM, what the compiler leaves to a program of one device.
       most: chips of one slice at most.
       flops: bfloat16 operations per second.
       int8_flops: 8-bit operations per second (int8; fp8 on tpu7x). None where 8 bits are no faster.
@@ -34,7 +33,6 @@ class Chip:
     """
 
     name: str
-    memory_gib: float
     program_gib: float
     most: int
     flops: float
@@ -58,22 +56,22 @@ CHIPS = {
     chip.name: chip
     for chip in (
         Chip(
-            *("v4", 32, 30.75, 4096, 275e12, None, 1228e9, 50e9, 3, 6.25e9),
+            *("v4", 30.75, 4096, 275e12, None, 1228e9, 50e9, 3, 6.25e9),
             config="megacore",
             clock_hz=1.05e9,
         ),
         Chip(
-            *("v5e", 16, 15.75, 256, 197e12, 393e12, 819e9, 50e9, 2, 3.125e9),
+            *("v5e", 15.75, 256, 197e12, 393e12, 819e9, 50e9, 2, 3.125e9),
             wraps=16,
             clock_hz=1.5e9,
         ),
         Chip(
-            *("v5p", 95, 95.74, 8960, 459e12, 918e12, 2765e9, 100e9, 3, 6.25e9),
+            *("v5p", 95.74, 8960, 459e12, 918e12, 2765e9, 100e9, 3, 6.25e9),
             config="megacore",
             clock_hz=1.75e9,
         ),
-        Chip(*("v6e", 32, 31.25, 256, 918e12, 1836e12, 1638e9, 100e9, 2, 12.5e9), wraps=16),
-        Chip(*("tpu7x", 192, 94.75, 9216, 2307e12, 4614e12, 7380e9, 100e9, 3, 12.5e9), devices=2),
+        Chip(*("v6e", 31.25, 256, 918e12, 1836e12, 1638e9, 100e9, 2, 12.5e9), wraps=16),
+        Chip(*("tpu7x", 94.75, 9216, 2307e12, 4614e12, 7380e9, 100e9, 3, 12.5e9), devices=2),
     )
 }
 
