@@ -258,6 +258,8 @@ def test_search_asks_the_closed_form_first(own_cache):
     assert within.best.config.train.remat == "tags" and "out  as it is" in str(within)
     assert found.best.score <= within.best.score
     assert max(map(len, str(within).splitlines())) <= 80
+    none = search(cfg, "v5e:2x2", compile_one=compile_one, limits=Limits(memory_gib=0.01))
+    assert none.best is None and str(none).startswith("nothing that was tried fits\nout  as it is")
 
 
 def test_search_ends_in_time(own_cache, monkeypatch):

@@ -150,7 +150,8 @@ class Search:
         told = f"candidates: {len(self.tried)}, {self.compiled} of them compiled now"
         if self.compiled:
             told += f" in {self.seconds / 60:.1f} min"
-        return "\n".join([wrapped("", note), *lines, *out, told, *end])
+        table = [wrapped("", note), *lines] if self.ranked else ["nothing that was tried fits"]
+        return "\n".join([*table, *out, told, *end])
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the ranking, what is out and why, and the best plan's figures."""
