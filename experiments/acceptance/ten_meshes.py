@@ -10,6 +10,7 @@ float32; each gradient leaf by itself, error relative to its norm. Models and me
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -35,6 +36,7 @@ def main() -> None:
         for model in MODELS:
             start = time.monotonic()
             found = errors(three_steps(model, cfg), wanted(model))
+            found = {name: e if math.isfinite(e) else math.inf for name, e in found.items()}
             where = max(found, key=found.__getitem__)
             worst = max(worst, found[where])
             results.setdefault(mesh, {})[model] = {"largest": found[where], "where": where}
