@@ -66,9 +66,9 @@ class ProgressBar(Hook):
         self._say(f"step {step}  sample:\n{text}")
 
     def on_checkpoint(self, step: int) -> None:
-        """Writes a line, unless there is a bar: saving does not stop the run."""
+        """Writes a line, unless there is a bar: saving goes on beside the next steps."""
         if self._bar is None:
-            self._say(f"step {step}  saved")
+            self._say(f"step {step}  saving")
 
     def on_end(self, step: int, error: BaseException | None) -> None:
         """Takes the bar away and says how it ended."""
