@@ -279,6 +279,8 @@ def test_a_field_that_does_nothing_is_no_difference() -> None:
     other = BERT.replace(rope_theta=5e5, relative_buckets=64, num_heads=2, ffn_dim=512)
     assert differences(BERT, other) == []
     assert canonical(BERT).num_heads == 2
+    scaled = BERT.replace(embedding_scale=8.0)
+    assert differences(scaled, scaled.replace(embedding_scale=7.999999999999998)) == []
     assert differences(BERT, BERT.replace(norm_eps=1e-5)) == [
         "parameters.norm_eps=1e-12, not 1e-05"
     ]

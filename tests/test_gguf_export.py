@@ -156,6 +156,12 @@ def test_what_llama_cpp_cannot_say(changes: dict, named: str, tmp_path: Path) ->
         write_config.express(manifest)
 
 
+def test_heads_of_an_encoder() -> None:
+    masked = model(causal=False, head="mlm", pooler=True)
+    with pytest.raises(FormatError, match="has parameters.head='mlm', parameters.pooler=True; exp"):
+        write_config.express(Manifest("m", masked, architecture="BERT"))
+
+
 def test_a_window_that_llama_cpp_leaves_out() -> None:
     with pytest.raises(FormatError, match="attention_windows"):
         write_config.express(files_of("phi3-window").manifest)

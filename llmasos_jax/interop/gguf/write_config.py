@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from llmasos_jax.config.heads import Classifier
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.rope import RopeScaling
 from llmasos_jax.errors import FormatError
@@ -64,6 +65,11 @@ def express(manifest: Manifest) -> Expressed:
             "a model with an encoder and a decoder is not written as GGUF in this version; export "
             "it to hf"
         )
+    if more := _heads_of_encoder(cfg):
+        raise FormatError(
+            f"llama.cpp runs the trunk of an encoder alone, and this one has {', '.join(more)}; "
+            "export it to hf, onnx or stablehlo"
+        )
     apart: list[tuple[list[str], str]] = []
     own = sorted(ARCHITECTURES, key=lambda arch: family(arch, {}) != manifest.architecture)
     for arch in own:
@@ -101,6 +107,16 @@ def folded(cfg: ModelConfig) -> ModelConfig:
     return cfg.replace(**changes)
 
 
+def _heads_of_encoder(cfg: ModelConfig) -> list[str]:
+    none = {"head": None, "pooler": False, "next_sentence": False, "classifier": Classifier()}
+    found = {name: getattr(cfg, name) for name in none} if not cfg.causal else {}
+    return [
+        f"parameters.{name}={shown(repr(value))}"
+        for name, value in found.items()
+        if value != none[name]
+    ]
+
+
 def _is_of_other_kind(problems: list[str]) -> bool:
     return any(p.startswith(("parameters.causal=", "it cannot")) for p in problems)
 
@@ -108,8 +124,6 @@ def _is_of_other_kind(problems: list[str]) -> bool:
 def _problems(found: Expressed) -> list[str]:
     """What is read back of it otherwise; empty where nothing is."""
     cfg, arch = found.cfg, found.arch
-    if missing := _not_computed(arch, cfg):
-        return [missing]
     try:
         theirs = unbind(gguf_table(arch, cfg, {}), cfg, _shapes(cfg))
         theirs |= {name: stored(array) for name, array in found.factors.items()}
@@ -118,7 +132,8 @@ def _problems(found: Expressed) -> list[str]:
         keys.check_all_read()
     except FormatError as error:
         return [f"it cannot be said there ({str(error).removeprefix('the file: ')[:200]})"]
-    return config_differences(cfg, back)
+    missing = _not_computed(arch, cfg)
+    return config_differences(cfg, back) or ([missing] if missing else [])
 
 
 def _not_computed(arch: str, cfg: ModelConfig) -> str | None:

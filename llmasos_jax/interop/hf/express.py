@@ -10,6 +10,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from llmasos_jax.config.heads import Encoder
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.rope import RopeScaling
@@ -131,14 +133,24 @@ def _without_numbers(cfg: ModelConfig) -> dict[str, StoredTensor]:
 
 
 def differences(cfg: ModelConfig, other: ModelConfig) -> list[str]:
-    """The fields in which two models are not the same network, as "parameters.x=1, not 2"."""
+    """The fields in which two models are not the same network, as "parameters.x=1, not 2".
+
+    Numbers are compared as float32, in which both are computed: a square root that is squared again
+    differs in its last bit.
+    """
     one, two = canonical(cfg), canonical(other)
     return [
         f"parameters.{f.name}={shown(repr(getattr(cfg, f.name)))}, not "
         f"{shown(repr(getattr(two, f.name)))}"
         for f in dataclasses.fields(ModelConfig)
-        if getattr(one, f.name) != getattr(two, f.name)
+        if not _is_alike(getattr(one, f.name), getattr(two, f.name))
     ]
+
+
+def _is_alike(one: Any, two: Any) -> bool:
+    if isinstance(one, float) and isinstance(two, float):
+        return bool(np.float32(one) == np.float32(two))
+    return one == two
 
 
 def canonical(cfg: ModelConfig) -> ModelConfig:
