@@ -37,6 +37,8 @@ fence_gradient.defvjp(lambda x: (x, None), _fence_bwd)
 def gated(act_fn: Callable[[jax.Array], jax.Array], gate: jax.Array, up: jax.Array) -> jax.Array:
     """Gives act_fn(gate) * up; both gradients come from one pass in float32, apart from products.
 
+    The backward pass keeps `gate` and `up`, and nothing that is between: of use on a CPU too.
+
     Example:
       >>> pull = jax.vjp(partial(gated, jax.nn.relu), jnp.float32(2.0), jnp.float32(3.0))[1]
       >>> print(*pull(jnp.float32(1.0)))
