@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 from small_hf import written
+from small_model import SMALL
+from small_model import written as small_written
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 import llmasos_jax
-from llmasos_jax.data.tokenizers.tokenizer import encode_input
+from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer, encode_input
 from llmasos_jax.data.tokenizers.wordpiece import bert_tokenizer, vocabulary_file
 from llmasos_jax.errors import ExportError
 from llmasos_jax.evals.export import huggingface as export_hf
@@ -174,3 +176,12 @@ class TestParity:
             llmasos_jax.export(source, "hf", tmp_path / "out")
         assert "\n" not in str(caught.value)
         assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+    def test_a_tokenizer_that_has_no_words_there_is_left_out(self, tmp_path: Path) -> None:
+        cfg = SMALL.replace(num_layers=1, context_length=24)
+        source = small_written(tmp_path / "in", cfg, tokenizer=ByteTokenizer())
+        result = llmasos_jax.export(source, "hf", tmp_path / "out")
+        assert result.proof is not None and result.proof.texts == 0
+        (note,) = result.notes
+        assert note.startswith("the tokenizer is left out: Hugging Face folders hold no tokenizer")
+        assert not list((tmp_path / "out").glob("tokenizer*"))
