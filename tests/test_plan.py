@@ -357,6 +357,7 @@ def test_numbers_of_tokens():
         (["--config=tiny", "--topology=v5e:3x5"], "two even numbers"),
         (["--config=tiny", "--topology=v5p:2x3x4"], "any third"),
         (["--config=tiny", "--topology=v5e:32x32"], "--slices=N joins more"),
+        (["--config=tiny", "--topology=v5e:2x2", "--out=/dev/null/x"], "take another --out"),
     ],
 )
 def test_wrong_input_is_one_line(words, says, capsys, own_cache):

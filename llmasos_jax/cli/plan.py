@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("tries", "minutes", "memory"):
         if getattr(args, name) is not None:
             raise ConfigError(f"--{name} goes with --search; add it, or leave --{name} out")
+    _make_folder(args.out)
     plan = make_plan(config, args.topology, args.slices, tokens)
     if args.out is not None:
         _write_pictures(plan, args.out)
@@ -99,6 +100,7 @@ def _search(args: argparse.Namespace, config: Config, tokens: float | None) -> i
             raise ConfigError(f"--{name}={value} must be a number above 0")
     tries = Limits.tries if args.tries is None else args.tries
     limits = Limits(tries, args.minutes, args.memory)
+    _make_folder(args.out)
     stage = Stage("search", lines=True)
     try:
         found = search(config, args.topology, args.slices, tokens=tokens, limits=limits, say=stage)
@@ -115,6 +117,15 @@ def _search(args: argparse.Namespace, config: Config, tokens: float | None) -> i
         if best is not None and best.plan is not None:
             print(f"\nthe best: {best.text}\n\n{best.plan}")
     return 0 if best is not None else 1
+
+
+def _make_folder(out: Path | None) -> None:
+    """Before minutes of compiling, whose answer would be lost."""
+    try:
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {out} ({error}); take another --out") from error
 
 
 def _write_pictures(plan: Plan, folder: Path) -> None:
