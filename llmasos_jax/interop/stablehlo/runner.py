@@ -6,9 +6,9 @@
 the next ones; `greedy` shows how. Shapes and names of all arrays are in stablehlo.json.
 """
 
-import argparse
 import json
 import math
+import sys
 from pathlib import Path
 
 import jax
@@ -76,8 +76,6 @@ class Model:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Prints the likeliest next ids.")
-    parser.add_argument("ids", type=int, nargs="+")
-    parser.add_argument("--new", type=int, default=16)
-    args = parser.parse_args()
-    print(*Model().greedy(args.ids, args.new))
+    counts = [int(word.removeprefix("--new=")) for word in sys.argv[1:] if word[:1] == "-"]
+    prompt = [int(word) for word in sys.argv[1:] if word[:1] != "-"]
+    print(*Model().greedy(prompt, *(counts or [16])))
