@@ -13,6 +13,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 import llmasos_jax
+from llmasos_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer, train_model
 from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer, encode_input
 from llmasos_jax.data.tokenizers.wordpiece import bert_tokenizer, vocabulary_file
 from llmasos_jax.errors import ExportError
@@ -185,3 +186,19 @@ class TestParity:
         (note,) = result.notes
         assert note.startswith("the tokenizer is left out: Hugging Face folders hold no tokenizer")
         assert not list((tmp_path / "out").glob("tokenizer*"))
+
+    @pytest.mark.parametrize("kind", ["bpe", "unigram"])
+    def test_a_sentencepiece_model_becomes_a_tokenizer_json(
+        self, kind: str, tmp_path: Path
+    ) -> None:
+        learned = train_model([Path(__file__).read_text()], 320, kind)
+        tokenizer = SentencePieceTokenizer(learned)
+        cfg = SMALL.replace(vocab_size=320, num_layers=1, context_length=24)
+        source = small_written(tmp_path / "in", cfg, tokenizer=tokenizer)
+        result = llmasos_jax.export(source, "hf", tmp_path / "out")
+        assert result.proof is not None and result.proof.texts == 5 and result.notes == ()
+        back = open_hf(tmp_path / "out").tokenizer
+        assert back is not None
+        text = "def f(x):\n\treturn  x + 1  # 世界 🙂"
+        assert back.load().encode(text) == tokenizer.encode(text)
+        assert back.load().decode(tokenizer.encode(text)) == text

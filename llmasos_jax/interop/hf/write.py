@@ -10,12 +10,13 @@ from typing import Any
 
 from llmasos_jax.data.tokenizers.huggingface import FILE as TOKENIZER
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer, encode_input
-from llmasos_jax.errors import FormatError
+from llmasos_jax.errors import FormatError, TokenizerError
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.format.write import write_file, write_weights
 from llmasos_jax.interop.hf.express import Expressed, express
 from llmasos_jax.interop.hf.open import CONFIG, GENERATION
 from llmasos_jax.interop.hf.sentence import MODULES
+from llmasos_jax.interop.hf.sentencepiece import FILES, sentencepiece_tokenizer
 from llmasos_jax.interop.hf.tokenizer import CONFIG as TOKENIZER_CONFIG
 from llmasos_jax.interop.hf.tokenizer import folder_tokenizer_files
 from llmasos_jax.interop.tables import unbind
@@ -132,7 +133,14 @@ def write_tokenizer(files: ModelFiles, tokenizer: Tokenizer | None, out: Path) -
         return ["the model has no tokenizer, so the folder has none"]
     entry = files.tokenizer.save(out)
     kind = entry["kind"]
-    if kind == "tokenizers":
+    if kind == "sentencepiece":
+        try:
+            entry = _write_as_json(out, entry["file"], tokenizer)
+        except TokenizerError as error:
+            for path in out.iterdir():
+                path.unlink()
+            return [f"the tokenizer is left out: {error}"]
+    if entry["kind"] == "tokenizers":
         if entry["file"] != TOKENIZER:
             os.replace(out / entry["file"], out / TOKENIZER)
         _write_json(out / TOKENIZER_CONFIG, _tokenizer_config(tokenizer, files))
@@ -146,6 +154,23 @@ def write_tokenizer(files: ModelFiles, tokenizer: Tokenizer | None, out: Path) -
     for path in out.iterdir():
         path.unlink()
     return [f"the tokenizer is left out: {problem}"]
+
+
+def _write_as_json(out: Path, file: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Makes of a sentencepiece model a `tokenizer.json` that begins texts in the same way."""
+    from tokenizers import processors
+
+    if file != FILES[0]:
+        os.replace(out / file, out / FILES[0])
+    library, _, _ = sentencepiece_tokenizer(out / FILES[0])
+    (out / FILES[0]).unlink()
+    if tokenizer.adds_bos and tokenizer.bos_id is not None:
+        name = library.id_to_token(tokenizer.bos_id)
+        library.post_processor = processors.TemplateProcessing(
+            single=[name, "$A"], pair=[name, "$A", "$B"], special_tokens=[(name, tokenizer.bos_id)]
+        )
+    write_file(out / TOKENIZER, library.to_str().encode("utf-8"))
+    return {"kind": "tokenizers", "file": TOKENIZER}
 
 
 def _reads_whole(files: ModelFiles) -> bool:
