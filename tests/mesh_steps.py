@@ -1,30 +1,19 @@
 """Three models and more than ten meshes: what `test_ten_meshes` and the full product both run."""
 
-import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import on_meshes
 import optax
+from on_meshes import BERT, ONE, OPTIONS, QUICK, SMALL, B, T, V
 
 from llmasos_jax.config.experts import Experts
-from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.config.schema import (
-    Config,
-    DataConfig,
-    MeshConfig,
-    ObjectiveConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from llmasos_jax.config.schema import Config, MeshConfig, ObjectiveConfig, OptimConfig
 from llmasos_jax.data.batch import Batch
-from llmasos_jax.parallel.mesh import make_mesh
-from llmasos_jax.train.step import Trainer, make_trainer
 
-B, T, M, V, STEPS = 16, 16, 8, 64, 3
-ONE = MeshConfig(data=1)
+M, STEPS = 8, 3
 MESHES = {
     "data 8": MeshConfig(data=8),
     "fsdp 8": MeshConfig(data=1, fsdp=(8,)),
@@ -42,22 +31,15 @@ MESHES = {
     "pipeline 2, expert 2, context 2": MeshConfig(data=1, pipeline=2, expert=2, context=2),
     "hsdp, 2 slices": MeshConfig(preset="hsdp", slices=2),
 }
-_SMALL = ModelConfig(V, 32, 4, context_length=T, num_heads=8, ffn_dim=32)
+_WIDE = {"num_layers": 4, "num_heads": 8}
 MODELS = {
     "decoder": (
         "causal",
-        _SMALL.replace(
+        OPTIONS.replace(
             num_layers=8,
-            num_kv_heads=2,
+            num_heads=8,
             attention_windows=(5, None),
-            attention_soft_cap=20.0,
-            qk_norm="head",
-            qkv_bias=True,
-            attention_out_bias=True,
-            mlp_bias=True,
-            norm="layernorm",
             norm_placement="sandwich",
-            logit_soft_cap=30.0,
             rope_theta_local=100.0,
             tie_embeddings=False,
             embedding_norm=True,
@@ -65,51 +47,29 @@ MODELS = {
     ),
     "experts": (
         "causal",
-        _SMALL.replace(
+        SMALL.replace(
             experts=Experts(
                 *(8, 3, 16, (), "sigmoid", True, 1.8, True, 4, 2, "top2"), shared_ffn_dim=16
-            )
+            ),
+            **_WIDE,
         ),
     ),
     "bert": (
         "mlm_nsp",
-        _SMALL.replace(
-            causal=False,
-            norm="layernorm",
-            norm_placement="post",
-            final_norm=False,
-            embedding_norm=True,
-            token_types=2,
-            position="learned",
-            qkv_bias=True,
-            attention_out_bias=True,
-            mlp="gelu",
-            mlp_bias=True,
-            head="mlm",
-            pooler=True,
-            next_sentence=True,
-        ),
+        BERT.replace(qkv_bias=True, attention_out_bias=True, mlp_bias=True, **_WIDE),
     ),
 }
 
 
-def trainer_for(model: str, mesh: MeshConfig) -> Trainer:
+def config(model: str, mesh: MeshConfig) -> Config:
     objective, parameters = MODELS[model]
-    cfg = Config(
-        model=parameters,
-        data=DataConfig(sequence_length=T),
+    return on_meshes.config(
+        parameters,
+        mesh,
         objective=ObjectiveConfig(name=objective, z_loss=1e-3, router_balance=0.3, router_z=0.1),
         # An eps of the gradients' size: else Adam makes whole steps of rounding.
         optim=OptimConfig(warmup_steps=0, learning_rate=2e-3, eps=1e-3, schedule="constant"),
-        train=TrainConfig(batch_size=B, steps=10, dropout_rate=0.1),
-        mesh=mesh,
     )
-    sizes = (mesh.data or 1, *mesh.fsdp, mesh.tensor, mesh.expert, mesh.context, mesh.pipeline)
-    count = math.prod(sizes) if mesh.preset is None else 8
-    trainer = make_trainer(cfg, make_mesh(mesh, jax.devices()[:count]))
-    # Scanned layers compile faster than written out ones.
-    runtime = dataclasses.replace(trainer.runtime, max_unrolled=1)
-    return dataclasses.replace(trainer, runtime=runtime)
 
 
 @functools.cache
@@ -132,18 +92,11 @@ def batch(model: str, step: int) -> Batch:
     return Batch(draw(B, T), draw(*weights.shape), weights, segments, positions, extra)
 
 
-@functools.cache
-def params(model: str):
-    """Weights with no two alike and none zero, biases and scales included."""
-    rng = np.random.default_rng(1)
-    draw = lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) * 0.3
-    return jax.tree.map(draw, trainer_for(model, ONE).definition.shapes)
-
-
 def three_steps(model: str, mesh: MeshConfig) -> list:
     """Sums of the loss and the gradient of each step, on the host."""
-    trainer = trainer_for(model, mesh)
-    weights = jax.device_put(params(model), trainer.state_shardings.params)
+    cfg = config(model, mesh)
+    trainer = on_meshes.trainer_of(cfg)
+    weights = jax.device_put(on_meshes.params(cfg.model), trainer.state_shardings.params)
     moments = jax.jit(trainer.optimizer.init, out_shardings=trainer.state_shardings.opt_state)
 
     def step(weights, opt_state, rows, key):
@@ -152,8 +105,7 @@ def three_steps(model: str, mesh: MeshConfig) -> list:
         updates, opt_state = trainer.optimizer.update(grads, opt_state, weights)
         return optax.apply_updates(weights, updates), opt_state, sums, grads
 
-    quick = {"xla_backend_optimization_level": 0}
-    step = jax.jit(step, compiler_options=quick)
+    step = jax.jit(step, compiler_options=QUICK)
     opt_state, found = moments(weights), []
     for number in range(STEPS):
         rows = trainer.put(batch(model, number))
@@ -169,19 +121,12 @@ def wanted(model: str) -> list:
 
 
 def errors(found: list, expected: list) -> dict[str, float]:
-    """The error of each sum and each gradient's leaf, relative to its norm.
-
-    A leaf that is zero but for rounding (the bias of keys, to which a softmax is blind) is compared
-    with the norm of the whole gradient.
-    """
-    errors = {}
-    for step, (one, other) in enumerate(zip(found, expected, strict=True)):
-        whole = float(optax.tree.norm(other[1]))
-        for (path, a), b in zip(
-            jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True
-        ):
-            norm = np.linalg.norm(b)
-            scale = norm if norm > 1e-5 * whole or path[0].idx == 0 else whole
-            name = f"step {step + 1} {jax.tree_util.keystr(path)}"
-            errors[name] = float(np.linalg.norm(a - b) / max(scale, 1e-30))
-    return errors
+    """The error of each step's sums and of each leaf of its gradient, relative to its norm."""
+    result = {}
+    for step, ((sums, grads), (wanted_sums, wanted)) in enumerate(
+        zip(found, expected, strict=True), 1
+    ):
+        own = on_meshes.errors(sums, wanted_sums)
+        own |= on_meshes.errors(grads, wanted, whole=float(optax.tree.norm(wanted)))
+        result |= {f"step {step} {name}": error for name, error in own.items()}
+    return result

@@ -5,34 +5,35 @@ import functools
 import jax
 import numpy as np
 import pytest
-from test_sharding import QUICK, assert_same
-from tolerances import SIMPLE
+from on_meshes import (
+    MIXED,
+    ONE,
+    QUICK,
+    B,
+    V,
+    assert_same,
+    config,
+    loss_and_grad,
+    params,
+    trainer_of,
+)
+from on_meshes import expected as on_one
 
 from llmasos_jax.config.heads import Encoder
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.config.schema import (
-    Config,
-    DataConfig,
-    MeshConfig,
-    ObjectiveConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from llmasos_jax.config.schema import Config, MeshConfig, ObjectiveConfig
 from llmasos_jax.data.batch import Batch
 from llmasos_jax.models.definition import ModelDef, relayout
 from llmasos_jax.models.layout import unrolled_layout
 from llmasos_jax.nn.runtime import Runtime
-from llmasos_jax.parallel.mesh import make_mesh
-from llmasos_jax.train.step import Trainer, make_trainer
 from llmasos_jax.train.weights import decay_mask, is_in_block, is_stacked, map_named
 
-B, S, T, V = 16, 12, 8, 64
-ONE = MeshConfig(data=1)
+S, T = 12, 8
 MESHES = {
     "data 8": MeshConfig(data=8),
     "fsdp 8": MeshConfig(fsdp=(8,)),
     "fsdp 2x4": MeshConfig(fsdp=(2, 4)),
-    "data 2, fsdp 2, tensor 2": MeshConfig(data=2, fsdp=(2,), tensor=2),
+    "data 2, fsdp 2, tensor 2": MIXED,
 }
 RELATIVE = {"position": "relative", "relative_buckets": 8, "relative_max_distance": 16}
 T5 = ModelConfig(
@@ -44,19 +45,9 @@ MODELS = {
 }
 
 
-def trainer_for(model: str, mesh: MeshConfig, **train: object) -> Trainer:
-    objective, cfg = MODELS[model]
-    settings = {"batch_size": B, "dropout_rate": 0.1, "steps": 10} | train
-    config = Config(
-        model=cfg,
-        data=DataConfig(sequence_length=T),
-        objective=ObjectiveConfig(name=objective, z_loss=1e-3),
-        optim=OptimConfig(warmup_steps=0, learning_rate=1e-2),
-        train=TrainConfig(**settings),
-        mesh=mesh,
-    )
-    num_devices = (mesh.data or 1) * int(np.prod(mesh.fsdp)) * mesh.tensor
-    return make_trainer(config, make_mesh(mesh, jax.devices()[:num_devices]))
+def run_of(model: str, mesh: MeshConfig, **train: object) -> Config:
+    objective = ObjectiveConfig(name=MODELS[model][0], z_loss=1e-3)
+    return config(MODELS[model][1], mesh, objective=objective, sequence_length=T, **train)
 
 
 @functools.cache
@@ -64,13 +55,13 @@ def batch(model: str) -> Batch:
     """Rows of two texts and padding; the encoder's rows have another length than the decoder's."""
     rng = np.random.default_rng(0)
 
-    def rows(length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def texts(length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         segments = np.sort(rng.integers(1, 3, (B, length)), axis=1).astype(np.int32)
         segments[:, -2:] = 0
         positions = np.tile(np.arange(length, dtype=np.int32), (B, 1))
         return rng.integers(0, V, (B, length)).astype(np.int32), segments, positions
 
-    (tokens, segments, positions), (read, read_segments, read_positions) = rows(T), rows(S)
+    (tokens, segments, positions), (read, read_segments, read_positions) = texts(T), texts(S)
     weights = (rng.random((B, T)) * (segments > 0)).astype(np.float32)
     extra = {"prefix": (rng.random((B, T)) < 0.5).astype(np.int32)}
     if model == "t5":
@@ -80,24 +71,12 @@ def batch(model: str) -> Batch:
     return Batch(tokens, targets, weights, segments, positions, extra)
 
 
-@functools.cache
-def params(model: str):
-    """Weights with no two alike and none zero."""
-    shapes = trainer_for(model, ONE).definition.shapes
-    rng = np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) * 0.3, shapes)
+def rows(cfg: Config) -> Batch:
+    return batch("t5" if cfg.model.encoder.num_layers else "prefix")
 
 
-def loss_and_grad(model: str, mesh: MeshConfig, **train: object):
-    trainer = trainer_for(model, mesh, **train)
-    weights = jax.device_put(params(model), trainer.state_shardings.params)
-    run = jax.jit(trainer.loss_and_grad, compiler_options=QUICK)
-    return jax.device_get(run(weights, trainer.put(batch(model)), jax.random.key(3)))
-
-
-@functools.cache
 def expected(model: str):
-    sums, grads = loss_and_grad(model, ONE)
+    sums, grads = on_one(run_of(model, ONE), rows)
     assert all(np.abs(grad).max() > 1e-3 for grad in jax.tree.leaves(grads))
     return sums, grads
 
@@ -113,15 +92,16 @@ CASES = [
 
 @pytest.mark.parametrize(("model", "mesh", "remat"), CASES)
 def test_every_gradient_is_the_same_on_every_mesh(model: str, mesh: str, remat: str) -> None:
-    assert_same(loss_and_grad(model, MESHES[mesh], remat=remat), expected(model), SIMPLE)
+    assert_same(loss_and_grad(run_of(model, MESHES[mesh], remat=remat), rows), expected(model))
 
 
 def test_parts_of_a_batch_add_up() -> None:
-    assert_same(loss_and_grad("t5", MeshConfig(data=2), accumulate_steps=4), expected("t5"), SIMPLE)
+    found = loss_and_grad(run_of("t5", MeshConfig(data=2), accumulate_steps=4), rows)
+    assert_same(found, expected("t5"))
 
 
 def test_layers_that_are_not_scanned_have_the_same_gradients() -> None:
-    trainer = trainer_for("t5", ONE, dropout_rate=0.0)
+    trainer = trainer_of(run_of("t5", ONE, dropout_rate=0.0))
     scanned, unrolled = trainer.definition, ModelDef(T5, unrolled_layout(T5))
     assert scanned.layout.encoder is not None and scanned.layout.encoder.count == 2
 
@@ -129,15 +109,15 @@ def test_layers_that_are_not_scanned_have_the_same_gradients() -> None:
         def loss(weights, given):
             return trainer.objective.loss(definition.bind(weights), given, Runtime(), None).loss_sum
 
-        weights = relayout(params("t5"), scanned.layout, definition.layout)
+        weights = relayout(params(T5), scanned.layout, definition.layout)
         return jax.jit(jax.grad(loss), compiler_options=QUICK)(weights, batch("t5"))
 
     found = relayout(grads(scanned), scanned.layout, unrolled.layout)
-    assert_same(jax.device_get(found), jax.device_get(grads(unrolled)), SIMPLE)
+    assert_same(jax.device_get(found), jax.device_get(grads(unrolled)))
 
 
 def test_an_optimizer_knows_the_encoders_weights() -> None:
-    shapes = trainer_for("t5", ONE).definition.shapes
+    shapes = trainer_of(run_of("t5", ONE)).definition.shapes
     decays = decay_mask(shapes)
     assert decays["encoder"]["periods"]["0"]["attn"]["q"]
     assert decays["prefix" if "prefix" in decays else "periods"]["0"]["cross_attn"]["o"]

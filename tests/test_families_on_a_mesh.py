@@ -1,22 +1,17 @@
 """Every family's tiny preset on data 2 x fsdp 2 x tensor 2: the loss of one device."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
-from test_sharding import ONE, QUICK
+from on_meshes import MIXED, ONE, QUICK, T, config, params, trainer_of
 from tolerances import SIMPLE
 
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.config.schema import Config, DataConfig, MeshConfig, ObjectiveConfig, TrainConfig
+from llmasos_jax.config.schema import MeshConfig, ObjectiveConfig
 from llmasos_jax.data.batch import Batch
 from llmasos_jax.models.zoo import preset, presets
-from llmasos_jax.parallel.mesh import make_mesh
-from llmasos_jax.train.step import make_trainer
 
-B, T, M, V = 8, 16, 4, 272
-MIXED = MeshConfig(data=2, fsdp=(2,), tensor=2)
+B, M, V = 8, 4, 272
 # Of each family one, the one with the most options where they differ.
 CHOSEN = {
     "Gemma": "gemma-2-2b",
@@ -59,24 +54,18 @@ def batch(model: ModelConfig) -> Batch:
 
 
 def losses(model: ModelConfig, mesh: MeshConfig) -> dict[str, float]:
-    cfg = Config(
-        model=model,
-        data=DataConfig(sequence_length=T),
+    cfg = config(
+        model,
+        mesh,
         objective=ObjectiveConfig(name=objective(model)),
-        train=TrainConfig(batch_size=B),
-        mesh=mesh,
+        batch_size=B,
+        dropout_rate=0.0,
     )
-    count = 1 if mesh == ONE else 8
-    trainer = make_trainer(cfg, make_mesh(mesh, jax.devices()[:count]))
-    # Scanned layers compile faster than written out ones.
-    runtime = dataclasses.replace(trainer.runtime, max_unrolled=1)
-    trainer = dataclasses.replace(trainer, runtime=runtime)
-    rng = np.random.default_rng(1)
-    draw = lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) * 0.2
-    params = jax.tree.map(draw, trainer.definition.shapes)
-    params = jax.device_put(params, trainer.state_shardings.params)
+    trainer = trainer_of(cfg)
+    weights = jax.tree.map(lambda leaf: leaf * np.float32(2 / 3), params(model))
+    weights = jax.device_put(weights, trainer.state_shardings.params)
     run = jax.jit(trainer._evaluate, compiler_options=QUICK)
-    return {n: float(v) for n, v in run(params, trainer.put(batch(model))).means().items()}
+    return {n: float(v) for n, v in run(weights, trainer.put(batch(model))).means().items()}
 
 
 def test_every_family_is_here():

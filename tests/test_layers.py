@@ -119,3 +119,17 @@ def test_the_rules_bite():
     assert ("llmasos_jax.config.build.load_config", 12) in set(
         (module, 12) for module, _ in imports("api.py")
     )
+
+
+def test_no_test_file_imports_another():
+    """What several share stands in a module of its own: a file of tests runs alone, and once."""
+    here = pathlib.Path(__file__).parent
+    found = {
+        f"{path.name}: {name}"
+        for path in here.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in [getattr(node, "module", None), *(alias.name for alias in node.names)]
+        if name is not None and name.startswith("test_")
+    }
+    assert not found

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_sharding
+from on_meshes import MIXED, assert_mesh_is_one_device, config
+from on_meshes import SMALL as TRAINED
 from small_model import SMALL, greedy_by_forward, ids_of, loud, small_model
 from tolerances import PARITY, SIMPLE, WHOLE_MODEL
 
@@ -241,16 +242,10 @@ def test_texts_equal_whole_forwards_on_one_device_and_on_a_mesh() -> None:
     assert k.addressable_shards[0].data.shape == (24, 2, 6)
 
 
-@pytest.mark.parametrize("mesh", ["fsdp 2x4", "data 2, fsdp 2, tensor 2"])
-def test_loss_and_gradients_do_not_depend_on_the_mesh(monkeypatch, mesh: str) -> None:
-    cfg = test_sharding.SMALL.replace(latent=LatentAttention(16, 24, 4, 6), head_dim=8)
-    monkeypatch.setitem(test_sharding.MODELS, "latent", cfg)
-    sums, grads = test_sharding.loss_and_grad("latent", test_sharding.MESHES[mesh])
-    wanted_sums, wanted_grads = test_sharding.expected("latent")
-    test_sharding.assert_same(sums, wanted_sums)
-    test_sharding.assert_same(grads, wanted_grads)
-    for path, grad in jax.tree_util.tree_leaves_with_path(wanted_grads):
-        assert np.abs(grad).max() > 1e-4, path
+@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=(2, 4)), MIXED])
+def test_loss_and_gradients_do_not_depend_on_the_mesh(mesh: MeshConfig) -> None:
+    model = TRAINED.replace(latent=LatentAttention(16, 24, 4, 6), head_dim=8)
+    assert_mesh_is_one_device(config(model, mesh))
 
 
 def test_the_tpu_kernel_takes_values_of_another_width() -> None:

@@ -1,35 +1,38 @@
 """Layers in stages on other devices: the same numbers as on one, little time wasted."""
 
-import functools
+import dataclasses
 import re
 
 import jax
 import numpy as np
 import pytest
-import test_mlm_training as pairs
-from test_sharding import QUICK, SMALL, B, T, V, assert_same, batch
-from test_tpu_compile import chips, compiler  # noqa: F401
+from on_meshes import (
+    BERT,
+    CAUSAL,
+    QUICK,
+    SMALL,
+    T,
+    V,
+    assert_mesh_is_one_device,
+    assert_same,
+    assert_training_is_one_devices,
+    config,
+    rows_of,
+    trainer_of,
+)
 
 from llmasos_jax.checkpoint.orbax import Checkpointer
 from llmasos_jax.config.experts import Experts
 from llmasos_jax.config.heads import Encoder
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.precision import PrecisionConfig
-from llmasos_jax.config.schema import (
-    Config,
-    DataConfig,
-    MeshConfig,
-    ObjectiveConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from llmasos_jax.config.schema import Config, DataConfig, MeshConfig, TrainConfig
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.parallel.mesh import make_mesh
 from llmasos_jax.parallel.schedule import Schedule
 from llmasos_jax.plan.hlo import read_program
-from llmasos_jax.train.step import Trainer, make_trainer
+from llmasos_jax.train.step import make_trainer
 
-ONE = MeshConfig(data=1)
 MODELS = {
     # Four periods of two layers, and one layer behind them.
     "windows": SMALL.replace(
@@ -40,7 +43,7 @@ MODELS = {
         *(V, 32, 5, T), num_heads=4, ffn_dim=32, experts=Experts(4, 2, 16, (0,), shared_ffn_dim=8)
     ),
     # Without rotary positions a bias of all keys changes nothing: its gradient is rounding alone.
-    "pairs": pairs.BERT.replace(num_layers=4, qkv_bias=False),
+    "pairs": BERT.replace(num_layers=4, attention_out_bias=True, mlp_bias=True),
     "plain": SMALL.replace(num_layers=4),
 }
 STAGES = {
@@ -56,48 +59,6 @@ STAGES = {
 }
 
 
-def config(model: str, mesh: MeshConfig, **train: object) -> Config:
-    name = "mlm_nsp" if model == "pairs" else "causal"
-    return Config(
-        model=MODELS[model],
-        data=DataConfig(sequence_length=pairs.T if model == "pairs" else T),
-        objective=ObjectiveConfig(name=name, z_loss=1e-3, router_balance=0.3, router_z=0.1),
-        optim=OptimConfig(warmup_steps=0, learning_rate=1e-2, eps=1e-6),
-        train=TrainConfig(**{"batch_size": B, "dropout_rate": 0.1, "steps": 10, **train}),
-        mesh=mesh,
-    )
-
-
-def trainer_for(model: str, mesh: MeshConfig, **train: object) -> Trainer:
-    sizes = (mesh.data or 1, *mesh.fsdp, mesh.pipeline, mesh.context, mesh.expert, mesh.tensor)
-    return make_trainer(
-        config(model, mesh, **train), make_mesh(mesh, jax.devices()[: np.prod(sizes)])
-    )
-
-
-@functools.cache
-def params(model: str):
-    rng = np.random.default_rng(1)
-    draw = lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) * 0.3
-    return jax.tree.map(draw, trainer_for(model, ONE).definition.shapes)
-
-
-def loss_and_grad(model: str, mesh: MeshConfig, **train: object):
-    trainer = trainer_for(model, mesh, **train)
-    weights = jax.device_put(params(model), trainer.state_shardings.params)
-    run = jax.jit(trainer.loss_and_grad, compiler_options=QUICK)
-    rows = pairs.batch() if model == "pairs" else batch()
-    sums, grads = run(weights, trainer.put(rows), jax.random.key(3))
-    for grad, weight in zip(jax.tree.leaves(grads), jax.tree.leaves(weights), strict=True):
-        assert grad.sharding.is_equivalent_to(weight.sharding, grad.ndim)
-    return jax.device_get(sums), jax.device_get(grads)
-
-
-@functools.cache
-def expected(model: str, **train: object):
-    return loss_and_grad(model, ONE, **train)
-
-
 @pytest.mark.parametrize(
     ("model", "mesh", "train"),
     [
@@ -110,47 +71,29 @@ def expected(model: str, **train: object):
     ],
 )
 def test_loss_and_gradients_do_not_depend_on_stages(model, mesh, train):
-    sums, grads = loss_and_grad(model, STAGES[mesh], **train)
+    name = "mlm_nsp" if model == "pairs" else "causal"
+    objective = dataclasses.replace(CAUSAL, name=name)
     # What experts are balanced over is a part of a batch.
-    parts = {name: n for name, n in train.items() if name == "accumulate_steps"}
-    wanted_sums, wanted_grads = expected(model, **parts)
-    assert_same(sums, wanted_sums)
-    assert_same(grads, wanted_grads)
-    for path, grad in jax.tree_util.tree_leaves_with_path(wanted_grads):
-        assert np.abs(grad).max() > 1e-5, path
-
-
-def three_steps(mesh: MeshConfig):
-    trainer = trainer_for("plain", mesh)
-    state, metrics = trainer.init(jax.random.key(7)), []
-    step = trainer.step.lower(trainer.abstract_state, trainer.abstract_batch)
-    step = step.compile(compiler_options=QUICK)
-    for _ in range(3):
-        state, step_metrics = step(state, trainer.put(batch()))
-        metrics.append(jax.device_get(step_metrics))
-    return trainer, state, metrics
+    assert_mesh_is_one_device(config(MODELS[model], STAGES[mesh], objective=objective, **train))
 
 
 def test_training_goes_on_with_other_stages(tmp_path):
-    trainer, state, metrics = three_steps(STAGES["2 stages, twice"])
-    _, wanted, wanted_metrics = three_steps(ONE)
-    assert metrics[2].loss < metrics[0].loss - 0.1
-    assert_same(metrics, wanted_metrics)
-    assert_same(jax.device_get(state.params), jax.device_get(wanted.params))
+    found = assert_training_is_one_devices(config(MODELS["plain"], STAGES["2 stages, twice"]))
+    trainer, state = found.trainer, found.state
     saved = Checkpointer(tmp_path)
     saved.save(3, state, {}, {})
     saved.wait()
     scores = []
     for mesh in (STAGES["2 stages"], MeshConfig(data=2, tensor=2)):
-        other = trainer_for("plain", mesh)
-        found = saved.restore(other.abstract_state).state
+        cfg = config(MODELS["plain"], mesh)
+        other = trainer_of(cfg)
+        restored = saved.restore(other.abstract_state).state
         for leaf, before in zip(
-            jax.tree.leaves(found.params), jax.tree.leaves(state.params), strict=True
+            jax.tree.leaves(restored.params), jax.tree.leaves(state.params), strict=True
         ):
             np.testing.assert_array_equal(leaf, before)
-        scores.append(
-            jax.jit(other._evaluate, compiler_options=QUICK)(found.params, other.put(batch()))
-        )
+        evaluate = jax.jit(other._evaluate, compiler_options=QUICK)
+        scores.append(evaluate(restored.params, other.put(rows_of(cfg))))
     saved.close()
     assert_same(*map(jax.device_get, scores))
     assert trainer.state_shardings.params["periods"]["0"]["attn"]["q"].shard_shape(
@@ -200,27 +143,27 @@ def test_each_run_of_layers_moves_once(stages, repeats):
     assert found == set(range(stages * repeats))
 
 
-def jaxpr_of(num_layers: int, mesh: MeshConfig, **train: object):
-    trainer = trainer_for("deep", mesh, **train)
+def jaxpr_of(model: ModelConfig, mesh: MeshConfig, **train: object):
+    cfg = config(model, mesh, **train)
+    trainer = trainer_of(cfg)
     weights, key = trainer.abstract_state.params, jax.random.key(0)
-    return trainer, jax.make_jaxpr(trainer.loss_and_grad)(weights, batch(), key)
+    return trainer, jax.make_jaxpr(trainer.loss_and_grad)(weights, rows_of(cfg), key)
 
 
 @pytest.mark.parametrize("repeats", [1, 2])
-def test_the_program_does_not_grow_with_depth(monkeypatch, repeats):
+def test_the_program_does_not_grow_with_depth(repeats):
     mesh = MeshConfig(data=1, pipeline=2, fsdp=(2,), pipeline_repeats=repeats)
     sizes = set()
     for num_layers in (4, 16):
-        monkeypatch.setitem(MODELS, "deep", SMALL.replace(num_layers=num_layers))
-        sizes.add(len(re.findall(" = ", str(jaxpr_of(num_layers, mesh)[1]))))
+        program = jaxpr_of(SMALL.replace(num_layers=num_layers), mesh)[1]
+        sizes.add(len(re.findall(" = ", str(program))))
     assert len(sizes) == 1
 
 
 @pytest.mark.parametrize("remat", ["none", "full", "dots"])
-def test_no_tick_keeps_weights(monkeypatch, remat):
-    monkeypatch.setitem(MODELS, "deep", SMALL.replace(num_layers=8, ffn_dim=48))
+def test_no_tick_keeps_weights(remat):
     mesh = MeshConfig(data=1, pipeline=2, fsdp=(2,), pipeline_repeats=2)
-    trainer, program = jaxpr_of(8, mesh, remat=remat)
+    trainer, program = jaxpr_of(SMALL.replace(num_layers=8, ffn_dim=48), mesh, remat=remat)
     ticks, text = trainer.runtime.schedule.ticks, str(program)
     # The residual stream of each tick and period is there, no [D, F] of them, whole or in part.
     assert f"f32[{ticks},2,4,{T},32]" in text
@@ -242,20 +185,13 @@ def test_no_tick_keeps_weights(monkeypatch, remat):
     ],
 )
 def test_what_has_no_equal_stages_is_refused(mesh, model, train, words):
-    mesh = MeshConfig(**mesh)
-    cfg = Config(
-        model=SMALL.replace(**model),
-        data=DataConfig(sequence_length=T),
-        train=TrainConfig(**{"batch_size": B, **train}),
-        mesh=mesh,
-    )
+    cfg = config(SMALL.replace(**model), MeshConfig(**mesh), **train)
     with pytest.raises(ConfigError, match=re.escape(words)):
-        make_trainer(cfg, make_mesh(mesh))
+        make_trainer(cfg, make_mesh(cfg.mesh))
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("compiler")
-def test_stages_on_a_tpu_pass_activations_on():
+def test_stages_on_a_tpu_pass_activations_on(compiler):
     cfg = Config(
         model=ModelConfig(512, 256, 4, context_length=256, num_heads=2, ffn_dim=512),
         data=DataConfig(sequence_length=256),
@@ -263,7 +199,7 @@ def test_stages_on_a_tpu_pass_activations_on():
         precision=PrecisionConfig("bfloat16"),
         mesh=MeshConfig(data=2, pipeline=2),
     )
-    trainer = make_trainer(cfg, make_mesh(cfg.mesh, chips("v5e:2x2")))
+    trainer = make_trainer(cfg, make_mesh(cfg.mesh, compiler("v5e:2x2")))
     lowered = trainer.step.lower(trainer.abstract_state, trainer.abstract_batch)
     program = read_program(lowered.compile().as_text())
     ticks = trainer.runtime.schedule.ticks

@@ -273,6 +273,27 @@ def test_optimizers_without_moments_are_refused():
     assert set(TABLE) == {"adamw", "lion", "sgd", "muon", "adafactor"}
 
 
+def test_eight_bits_on_a_mesh_are_those_of_one_device():
+    """Of the same gradients: the bits of a number say whether it is rounded up."""
+    found = []
+    for mesh in (ONE, EIGHT):
+        trainer = trainer_for(mesh, moments="int8")
+        state = trainer.init(jax.random.key(1))
+        update = jax.jit(trainer.optimizer.update, compiler_options=QUICK)
+        opt_state, rng = state.opt_state, np.random.default_rng(0)
+        # Their norm is below `clip_norm`: a sum over devices would differ in its last bit.
+        draw = lambda leaf, rng=rng: rng.normal(size=leaf.shape).astype(np.float32) * 1e-4
+        for _ in range(3):
+            grads = jax.tree.map(draw, state.params)
+            grads = jax.device_put(grads, trainer.state_shardings.params)
+            updates, opt_state = update(grads, opt_state, state.params)
+        found.append(jax.device_get((updates, opt_state)))
+    codes = [leaf for leaf in jax.tree.leaves(found[0]) if leaf.dtype in (np.int8, np.uint8)]
+    assert len(codes) > 10 and all(len(np.unique(leaf)) > 10 for leaf in codes)
+    for one, eight in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(eight, one, rtol=SIMPLE, atol=1e-12)
+
+
 # ---- products in eight bits, see test_quantized.py too
 
 

@@ -127,7 +127,7 @@ def test_the_devices_choose_the_kernel_not_the_host():
 
 
 @functools.cache
-def pod_program():
+def pod_program(chips):
     """The step of a small decoder compiled for 16 chips: FSDP 4 x 2, tensor 2."""
     mesh_cfg = MeshConfig(fsdp=(4, 2), tensor=2)
     mesh = make_mesh(mesh_cfg, chips("v5e:4x4"))
@@ -154,28 +154,9 @@ def pod_program():
     return mesh, read_program(lowered.compile().as_text())
 
 
-def chips(topology: str):
-    from jax.experimental import topologies
-
-    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-
-
-@pytest.fixture
-def compiler(monkeypatch):
-    """The TPU compiler on a host without one."""
-    pytest.importorskip("libtpu", reason="needs the extra `tpu`")
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    # What is compiled for devices that are not here cannot be read back from the cache.
-    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
-    yield
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
-
-
 @pytest.fixture
 def pod(compiler):
-    return pod_program()
+    return pod_program(compiler)
 
 
 @pytest.mark.slow
@@ -221,16 +202,18 @@ def test_pod_sums_no_whole_gradient(pod):
 
 
 @pytest.mark.slow
-def test_kernel_outside_the_training_step(compiler):
+@pytest.mark.parametrize("num_kv_heads", [1, 2])
+def test_kernel_outside_the_training_step(compiler, num_kv_heads):
     """A loaded model on several chips: nothing is manual there but the kernel."""
     cfg = MeshConfig(data=2, tensor=2)
-    mesh = make_mesh(cfg, chips("v5e:2x2"))
-    definition = file_def(ModelConfig(512, 256, 1, num_heads=2, context_length=128))
+    mesh = make_mesh(cfg, compiler("v5e:2x2"))
+    model = ModelConfig(512, 256, 1, 128, num_heads=2, num_kv_heads=num_kv_heads)
+    definition = file_def(model)
     runtime = Runtime(dtype=jnp.bfloat16, act_dtype=jnp.bfloat16, platform="tpu", mesh=mesh)
     params = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=where),
         definition.shapes,
-        shardings(definition.axes, mesh, serving_rules(mesh)),
+        shardings(definition.axes, mesh, serving_rules(mesh, num_kv_heads)),
     )
 
     def logits(params, tokens):
@@ -254,7 +237,7 @@ def test_experts_multiply_their_own_rows_alone(compiler):
         precision=PrecisionConfig("bfloat16"),
         mesh=mesh_cfg,
     )
-    trainer = make_trainer(cfg, make_mesh(mesh_cfg, chips("v5e:2x2")))
+    trainer = make_trainer(cfg, make_mesh(mesh_cfg, compiler("v5e:2x2")))
     lowered = trainer.step.lower(trainer.abstract_state, trainer.abstract_batch)
     text = lowered.compile().as_text()
     products = {n: runs for n, runs in read_program(text).kernels.items() if "ragged" in n}
