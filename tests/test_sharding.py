@@ -146,7 +146,7 @@ def test_abstract_batch_is_what_put_gives():
     ("mesh", "model", "train", "words"),
     [
         (MeshConfig(data=3), {}, {}, "is 3 devices, there are 8; make the product 8"),
-        (MeshConfig(fsdp=(3,)), {}, {}, "mesh data=2 x fsdp=3 x tensor=1 is 6 devices"),
+        (MeshConfig(fsdp=(3,)), {}, {}, "mesh fsdp=3 x tensor=1 is 3 devices, there are 8"),
         (MeshConfig(), {}, {"batch_size": 12}, "batch_size=12 is not divisible by 8"),
         (MeshConfig(), {}, {"accumulate_steps": 4}, "make it a multiple of 32"),
         (

@@ -54,7 +54,7 @@ def jobset(name: str, config: str, made: Slice, slices: int, options: LaunchOpti
         f"# service account may write to gs://{options.bucket}, and each slice is a node pool.\n"
         f"# Status 75 (preempted and saved) starts the run again, {options.max_restarts} times at "
         f"most; it goes on\n# from its newest checkpoint. Status "
-        f"{', '.join(map(str, options.fatal_statuses))} ends it: {_LOST[options.restart_lost]}\n"
+        f"{' or '.join(map(str, options.fatal_statuses))} ends it: {_LOST[options.restart_lost]}\n"
     )
     return f"{head}{to_yaml(config_map)}---\n{to_yaml(_jobset(metadata, made, slices, options))}"
 

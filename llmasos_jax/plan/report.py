@@ -213,7 +213,8 @@ class Plan:
         rows = []
         for traffic in self.figures.traffic:
             axes = ", ".join(traffic.axes) or "not known"
-            text = f"{axes:<16} {_si(traffic.link_bytes)}B sent, {traffic.runs:,} runs"
+            text = f"{axes:<16} {_si(traffic.link_bytes)}B sent, {traffic.runs:,} run"
+            text += "s" if traffic.runs != 1 else ""
             if traffic.network_bytes:
                 text += f", {_si(traffic.network_bytes)}B of it between slices"
             rows.append((traffic.kind, text))
