@@ -11,6 +11,7 @@ from small_hf import written
 
 import llmasos_jax
 from llmasos_jax.cli.main import main
+from llmasos_jax.config.experts import Experts
 from llmasos_jax.config.heads import Classifier
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.errors import ExportError, FormatError, MissingExtraError
@@ -281,6 +282,8 @@ def test_a_field_that_does_nothing_is_no_difference() -> None:
     assert canonical(BERT).num_heads == 2
     scaled = BERT.replace(embedding_scale=8.0)
     assert differences(scaled, scaled.replace(embedding_scale=7.999999999999998)) == []
+    mixture = ModelConfig(40, 16, 1, ffn_dim=24, experts=Experts(4, 2))  # as wide as the MLP
+    assert differences(mixture, mixture.replace(experts=Experts(4, 2, 24))) == []
     assert differences(BERT, BERT.replace(norm_eps=1e-5)) == [
         "parameters.norm_eps=1e-12, not 1e-05"
     ]

@@ -34,7 +34,7 @@ def page(record: dict[str, Any]) -> str:
         cells = [_cell(found["pairs"].get(f"llmasos -> {to}"), reasons) for to in TITLES]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", *(f"- **{letter}** {text}" for text, letter in reasons.items())]
-    lines += ["", _pairs(models), "", "## Types that round", ""]
+    lines += ["", _pairs(models), "", *_refused(models), "", "## Types that round", ""]
     lines += [
         "How far the weights that the file holds are from the model's: root mean square of the "
         "difference as a share of that of the weights, of all numbers together, and of the worst "
@@ -66,6 +66,18 @@ def _cell(found: dict[str, Any] | None, reasons: dict[str, str]) -> str:
     return "="
 
 
+def _refused(models: dict[str, Any]) -> list[str]:
+    """Pairs that are refused where LLMasOS itself is not: what a format cannot give back."""
+    titles = {"llmasos": "LLMasOS", **TITLES}
+    found: dict[str, list[str]] = {}
+    for name, model in models.items():
+        for pair, said in model["pairs"].items():
+            a, to = pair.split(" -> ")
+            if "refused" in said and "refused" not in model["pairs"].get(f"llmasos -> {to}", said):
+                found.setdefault(f"{titles[a]} -> {titles[to]}: {said['refused']}", []).append(name)
+    return [f"- {', '.join(names)}: {text}" for text, names in found.items()]
+
+
 def _letters(number: int) -> str:
     """A to z, then aa, ab.
 
@@ -83,6 +95,6 @@ def _pairs(models: dict[str, Any]) -> str:
     wrong = sum(bool(p.get("wrong") or p.get("config")) for p in every)
     tensors = sum(p.get("tensors", 0) for p in every)
     return (
-        f"And from each of the formats to each other (real models: to LLMasOS): {len(every)} pairs "
+        f"From each of the formats to each other (real models: to LLMasOS): {len(every)} pairs "
         f"in all, {refused} refused, {wrong} that differ, {tensors:,} tensors compared."
     )

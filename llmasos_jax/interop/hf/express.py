@@ -169,6 +169,8 @@ def canonical(cfg: ModelConfig) -> ModelConfig:
         "ffn_dim": cfg.ffn_width,
         "attention_windows": _shortest(windows),
     }
+    if cfg.experts.count and cfg.experts.ffn_dim is None:
+        changes["experts"] = dataclasses.replace(cfg.experts, ffn_dim=cfg.ffn_width)
     if cfg.attention_scale is not None and cfg.attention_scale == cfg.head_width**-0.5:
         changes["attention_scale"] = None
     unused: list[str] = []
