@@ -93,11 +93,13 @@ CASES = {
         "v6e:16x16",
         f"model_name=llama3.1-8b per_device_batch_size=4 attention=flash {_V6E_PEER}",
         V6E,
+        V6E,
     ),
     "8B, v6e:16x16, 8 x 8192 a chip": Case(
         "llama3_1_8b:v6e:16x16-b8",
         "v6e:16x16",
         "",  # MaxText's published recipe, which does not fit with this compiler
+        "",
         V6E,
     ),
 }
