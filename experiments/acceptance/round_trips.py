@@ -7,7 +7,7 @@ back. Of each tensor the sha256 before and after is compared, and the two config
 that round: how far the weights are from the model's.
 
     JAX_PLATFORMS=cpu python experiments/acceptance/round_trips.py                # all, minutes
-    JAX_PLATFORMS=cpu python experiments/acceptance/round_trips.py LLaMA BERT     # some
+    JAX_PLATFORMS=cpu python experiments/acceptance/round_trips.py LLaMA "real "  # some
     JAX_PLATFORMS=cpu python experiments/acceptance/round_trips.py --page         # docs alone
 
 Figures go to `round_trips.json` beside this file, the page `docs/round_trips.md` is made of them.
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -144,6 +145,7 @@ def rounded(files: ModelFiles, folder: Path) -> dict[str, Any]:
             "tensors": result.tensors,
             "bytes": sum(p.stat().st_size for p in place.iterdir() if p.stat().st_size > 2**16),
         }
+        shutil.rmtree(place)
     return found
 
 
