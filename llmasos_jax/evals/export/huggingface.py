@@ -78,6 +78,7 @@ class OpenedFolder(Opened):
 
     def __init__(self, folder: Path, saved_class: str, cfg: ModelConfig) -> None:
         self._torch, transformers = import_both()
+        self._transformers = transformers
         self._folder, self._class, self._cfg = folder, saved_class, cfg
         self._model = _opened(self._torch, transformers, folder, saved_class, cfg)
         self.pad_id: int | None = json.loads((folder / CONFIG).read_bytes()).get("pad_token_id")
@@ -94,8 +95,14 @@ class OpenedFolder(Opened):
         # Nothing but the likeliest token, and no end before `count`.
         for name in ("eos_token_id", "stop_strings", "repetition_penalty", "suppress_tokens"):
             setattr(config, name, None)
+        cache = {}
+        if self._cfg.encoder.num_layers:
+            # Made by `generate` it would have as many layers as the encoder has.
+            kept = [self._transformers.DynamicCache() for _ in range(2)]
+            cache["past_key_values"] = self._transformers.EncoderDecoderCache(*kept)
         out = self._model.generate(
             ids,
+            **cache,
             attention_mask=self._torch.ones_like(ids),
             do_sample=False,
             use_cache=True,
