@@ -233,8 +233,11 @@ def test_metrics_of_another_program_are_left_alone(tmp_path):
 
 def test_a_warmup_that_is_as_long_as_the_run_is_said(tmp_path, capsys):
     cfg = small_config(tmp_path, steps=2, optim={"warmup_steps": 2})
-    ProgressBar().on_start(RunInfo(cfg, tmp_path, 0, 1, metrics.Speed(1, 1.0, 1.0, "", 1)))
-    assert "optim.warmup_steps=2 is not below train.steps=2" in capsys.readouterr().err
+    speed = metrics.Speed(1, 1.0, 1.0, "", 1)
+    ProgressBar().on_start(RunInfo(cfg, tmp_path, 0, 1, speed, "1 device (cpu)"))
+    said = capsys.readouterr().err
+    assert "optim.warmup_steps=2 is not below train.steps=2" in said
+    assert "compiling the first step for 1 device (cpu)" in said
 
 
 def test_peak_of_known_and_unknown_devices():

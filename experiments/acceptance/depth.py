@@ -33,6 +33,7 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import jax
 
+from llmasos_jax.config.build import load_config
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.precision import PrecisionConfig
 from llmasos_jax.config.schema import Config, DataConfig, MeshConfig, TrainConfig
@@ -57,6 +58,7 @@ class Case:
       is_loop: whether a CPU too has its layers in a loop.
       is_judged: whether the limit is for this one.
       width: of the model.
+      config: the model and step of a pod config, in place of the small ones.
     """
 
     mesh: MeshConfig
@@ -64,6 +66,7 @@ class Case:
     is_loop: bool = True
     is_judged: bool = True
     width: int = 256
+    config: str | None = None
 
 
 CASES = {
@@ -71,6 +74,9 @@ CASES = {
     "TPU v5e:2x4, fsdp 2x4, wide": Case(MeshConfig(data=1, fsdp=(2, 4)), "v5e:2x4", width=2048),
     "TPU v5e:2x4, fsdp 4, tensor 2": Case(MeshConfig(data=1, fsdp=(4,), tensor=2), "v5e:2x4"),
     "TPU v5e:2x4, pipeline 2, fsdp 4": Case(MeshConfig(data=1, pipeline=2, fsdp=(4,)), "v5e:2x4"),
+    "TPU v5e:16x16, LLaMA-2 7B": Case(
+        MeshConfig(fsdp=(16, 16)), "v5e:16x16", config="llama2_7b:v5e:16x16"
+    ),
     "CPU, one loop": Case(ONE),
     "CPU, one loop, fsdp 4, tensor 2": Case(MeshConfig(data=1, fsdp=(4,), tensor=2)),
     "CPU, as it trains": Case(ONE, is_loop=False, is_judged=False),
@@ -79,6 +85,10 @@ CASES = {
 
 def trainer_for(case: Case, num_layers: int) -> Trainer:
     """A step over so many layers."""
+    if case.config is not None and case.pod is not None:
+        cfg = load_config(case.config)
+        cfg = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, num_layers=num_layers))
+        return make_trainer(cfg, make_mesh(cfg.mesh, pod_devices(parse_topology(case.pod))))
     cfg = Config(
         model=ModelConfig(
             *(1024, case.width, num_layers, T),

@@ -45,6 +45,8 @@ def main() -> None:
         limit = peer["peak_gib"]
         words = ["--search", f"--memory={limit}", f"--tries={args.tries}", f"--out={folder}"]
         found, seconds = plan(CONFIG, *words)
+        if found["best"] is None:
+            raise SystemExit("nothing that was compiled fits")
         again, again_s = plan(f"{folder}/best.py")
         best = load_config(f"{folder}/best.py")
     cycles, peak = found["best"]["work"]["cycles"], found["best"]["memory"]["peak"] / 2**30

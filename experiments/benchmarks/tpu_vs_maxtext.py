@@ -95,6 +95,12 @@ CASES = {
         V6E,
         V6E,
     ),
+    "8B, v6e:16x16, 4 x 8192 a chip, without flags": Case(
+        "llama3_1_8b:v6e:16x16",
+        "v6e:16x16",
+        "",  # what the flag does for ours
+        "",
+    ),
     "8B, v6e:16x16, 8 x 8192 a chip": Case(
         "llama3_1_8b:v6e:16x16-b8",
         "v6e:16x16",

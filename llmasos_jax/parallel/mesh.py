@@ -51,6 +51,19 @@ def ways(mesh: Mesh, *names: str) -> int:
     return math.prod(mesh.shape[name] for name in present(mesh, *names))
 
 
+def describe(mesh: Mesh) -> str:
+    """The devices and how they are laid out, as a person says it.
+
+    Example:
+      >>> from llmasos_jax.config.devices import MeshConfig
+      >>> describe(make_mesh(MeshConfig(data=1), jax.devices()[:1])).startswith("1 device (")
+      True
+    """
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
+    count, kind = mesh.size, mesh.devices.flat[0].device_kind
+    return f"{count} device{'s' if count > 1 else ''} ({kind}){': ' + axes if axes else ''}"
+
+
 def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Lays all devices out as `cfg` says.
 

@@ -29,6 +29,7 @@ class RunInfo:
       start_step: steps done before; 0 for a fresh run.
       num_parameters: weights of the model.
       speed: tokens per step, and what MFU is measured against.
+      devices: what the run is on, as `parallel.mesh.describe` says it.
     """
 
     config: Config
@@ -36,6 +37,7 @@ class RunInfo:
     start_step: int
     num_parameters: int
     speed: Speed
+    devices: str
 
     def is_logged(self, step: int) -> bool:
         """Whether a step's values go to files: each `log_every_steps`, the first and the last."""

@@ -30,6 +30,8 @@ class ProgressBar(Hook):
             f"{cfg.name}: {run.num_parameters:,} parameters, {where} {cfg.train.steps:,} steps of "
             f"{run.speed.tokens_per_step:,} tokens; MFU against {run.speed.peak_note}"
         )
+        # Before a silence of seconds, or of minutes for a large model.
+        self._say(f"compiling the first step for {run.devices}")
         if cfg.optim.warmup_steps >= cfg.train.steps:
             self._say(
                 f"note: optim.warmup_steps={cfg.optim.warmup_steps} is not below train.steps="

@@ -26,7 +26,7 @@ from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.data.tokenizers.vocabulary import Vocabulary, vocabulary_of
 from llmasos_jax.models.count import count_parameters, flops_per_row
 from llmasos_jax.parallel import distributed
-from llmasos_jax.parallel.mesh import make_mesh
+from llmasos_jax.parallel.mesh import describe, make_mesh
 from llmasos_jax.train.agree import check_same, check_same_text, check_shared, first_here
 from llmasos_jax.train.hooks import Hook, Hooks, MetricsFile, RunInfo, TensorBoard, named_hooks
 from llmasos_jax.train.loop import Fitted, fit, restore_or_start
@@ -96,7 +96,8 @@ def run(
         with contextlib.closing(keeper):
             state = restore_or_start(trainer, data, keeper)
             speed, parameters = _speed(trainer), count_parameters(config.model)
-            info = RunInfo(config, workdir, int(state.step), parameters, speed)
+            devices = describe(trainer.mesh)
+            info = RunInfo(config, workdir, int(state.step), parameters, speed, devices)
             sampler = None if sample is None else functools.partial(sample, config, tokenizer)
             fitted = fit(trainer, data, keeper, state, told, info, sampler)
             counts = _baselines(config, vocabulary, data, fitted)
