@@ -1,6 +1,5 @@
 """Tiny models of every architecture and variant that GGUF files are read of."""
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +25,6 @@ class Twin:
       cfg: the model, as its folder would describe it.
       keys: metadata of this architecture alone, beside those that all have.
       tensors: extra tensors.
-      differs: fields that are another way of saying the same once read.
       tolerance: of llama.cpp's logits, which look up GELU in a table of float16; None where it
         computes something else.
       is_older: whether each expert has tensors of its own.
@@ -36,13 +34,8 @@ class Twin:
     cfg: ModelConfig
     keys: dict[str, Any] = field(default_factory=dict)
     tensors: Params = field(default_factory=dict)
-    differs: dict[str, Any] = field(default_factory=dict)
     tolerance: float | None = 1e-4
     is_older: bool = False
-
-    def read(self) -> ModelConfig:
-        """The config that reading gives."""
-        return dataclasses.replace(self.cfg, **self.differs)
 
 
 def model(**changes: Any) -> ModelConfig:
@@ -62,7 +55,6 @@ _GEMMA = {
     "embedding_scale": math.sqrt(32),
     "norm_eps": 1e-6,
 }
-_PLAIN = {"norm_unit_offset": False}
 _LAYER_NORM = {
     **{"norm": "layernorm", "qkv_bias": True, "attention_out_bias": True, "mlp_bias": True},
     "num_kv_heads": 4,
@@ -176,7 +168,7 @@ TWINS = {
         ),
         _GATED,
     ),
-    "gemma": Twin("gemma", model(**_GEMMA, num_kv_heads=1), differs=_PLAIN, tolerance=GELU),
+    "gemma": Twin("gemma", model(**_GEMMA, num_kv_heads=1), tolerance=GELU),
     "gemma2": Twin(
         "gemma2",
         model(
@@ -191,7 +183,6 @@ TWINS = {
             **{"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
             "attention.sliding_window": 4,
         },
-        differs=_PLAIN,
         tolerance=GELU,
     ),
     "gemma3": Twin(
@@ -211,7 +202,6 @@ TWINS = {
             **{"attention.sliding_window": 4, "rope.scaling.type": "linear"},
             "rope.scaling.factor": 8.0,
         },
-        differs=_PLAIN,
         tolerance=GELU,
     ),
     "phi3": Twin(

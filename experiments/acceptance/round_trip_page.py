@@ -64,8 +64,6 @@ def _cell(found: dict[str, Any] | None, reasons: dict[str, str]) -> str:
         return reasons.setdefault(text, _letters(len(reasons)))
     if found["wrong"] or found["config"]:
         return f"**{len(found['wrong'])} tensors, {len(found['config'])} fields differ**"
-    if "scales_error" in found:
-        return f"= but 1 + scale of norms, {found['scales_error']:.0e} off"
     return "="
 
 

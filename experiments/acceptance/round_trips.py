@@ -81,24 +81,10 @@ def pair(a: ModelFiles, to: str, folder: Path) -> dict[str, Any]:
         return {"refused": str(error)}
     b = open_model(folder)
     one, two = a.manifest.parameters, b.manifest.parameters
-    # GGUF has no 1 + scale: it is the same network with the sums.
-    wanted = TABLE["gguf"].said(a) if to == "gguf" else a
     unlike = config_differences(folded(one), two) if to == "gguf" else differences(one, two)
-    before, after = hashes(wanted), hashes(b)
+    before, after = hashes(a), hashes(b)
     wrong = sorted(n for n in before.keys() | after.keys() if before.get(n) != after.get(n))
-    found: dict[str, Any] = {"tensors": len(before), "wrong": wrong, "config": unlike}
-    if wanted.tensors is not a.tensors:
-        found["scales_error"] = scales_error(a, b)
-    return found
-
-
-def scales_error(a: ModelFiles, b: ModelFiles) -> float:
-    """How far 1 + scale, rounded to float32, is from what it was: of the scale's largest."""
-    worst = 0.0
-    for name in (n for n in a.tensors if n.endswith(".scale")):
-        one, two = (np.asarray(x.tensors[name].read(), np.float64) for x in (a, b))
-        worst = max(worst, float(np.abs(two - 1 - one).max() / np.abs(one).max()))
-    return worst
+    return {"tensors": len(before), "wrong": wrong, "config": unlike}
 
 
 def trips(files: ModelFiles, folder: Path, *, is_small: bool) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from llmasos_jax.evals.parity.probe import Probe
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.interop.gguf.open import open_gguf
 from llmasos_jax.interop.gguf.quantize import WRITTEN
-from llmasos_jax.interop.gguf.write import check_gguf, folded_tensors, type_named, write_gguf
+from llmasos_jax.interop.gguf.write import check_gguf, type_named, write_gguf
 from llmasos_jax.interop.gguf.write_config import config_differences, folded
 from llmasos_jax.interop.written import Written
 from llmasos_jax.models.answers import LOGITS
@@ -71,9 +71,9 @@ class Gguf(Target):
         return max(usual, _GELU_BOUND) if files.manifest.parameters.mlp in _GELU else usual
 
     def said(self, files: ModelFiles) -> ModelFiles:
-        """A norm's 1 + scale is its scale."""
+        """Rotary scaling in the words that GGUF has."""
         manifest = files.manifest.replace(parameters=folded(files.manifest.parameters))
-        return dataclasses.replace(files, manifest=manifest, tensors=folded_tensors(files))
+        return dataclasses.replace(files, manifest=manifest)
 
     def shown(self, outputs: Outputs, probe: Probe) -> Outputs:
         """Of a decoder the probabilities after each row, of an encoder everything."""

@@ -19,6 +19,7 @@ from llmasos_jax.format.strict import check, schema, shown
 from llmasos_jax.format.tensorfile import StoredTensor
 from llmasos_jax.interop.gguf.deepseek import read_deepseek
 from llmasos_jax.interop.gguf.keys import Keys
+from llmasos_jax.interop.gguf.norms import read_offset
 from llmasos_jax.interop.gguf.rope import read_scaling
 from llmasos_jax.interop.gguf.source import (
     MOST_EXPERTS,
@@ -46,7 +47,9 @@ def read_config(keys: Keys, tensors: Mapping[str, StoredTensor]) -> ModelConfig:
             f"{', '.join(sorted(_READERS))}"
         )
     try:
-        cfg = ModelConfig(**_READERS[keys.arch](Source(keys, tensors)))
+        cfg = ModelConfig(
+            **_READERS[keys.arch](Source(keys, tensors)), norm_unit_offset=read_offset(keys)
+        )
     except ConfigError as error:
         raise keys.error(str(error).replace("model.", "parameters.")) from error
     # What the format could not hold is refused before anything is made as large as the file says.
@@ -142,13 +145,11 @@ def _qwen3moe(source: Source) -> dict[str, Any]:
 
 
 def _gemma(source: Source) -> dict[str, Any]:
-    """Its norms multiply by 1 + scale; the converter has added the 1, so here they are plain."""
     fields = _decoder(source)
     return {
         **fields,
         "mlp": "geglu_tanh",
         "embedding_scale": math.sqrt(fields["embedding_dim"]),
-        "norm_unit_offset": False,
     }
 
 

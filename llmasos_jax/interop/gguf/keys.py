@@ -18,6 +18,8 @@ from llmasos_jax.format.strict import shown
 
 _LOG = logging.getLogger(__name__)
 _MOST = 2**31
+# What begins a key that this library alone writes; other programs pass over it.
+OURS = "llmasos."
 # Keys that change nothing in what the model computes, and why. "ARCH" stands for the architecture.
 INERT = {
     "general.*": "says where the model comes from; what matters of it is read by name",
@@ -51,6 +53,12 @@ class Keys:
     def error(self, text: str) -> FormatError:
         """A FormatError that names the file."""
         return FormatError(f"{self._where}: {text}")
+
+    def ours(self) -> dict[str, Any]:
+        """The keys that this library alone writes, by whole key; who asks has to know each."""
+        found = {k: v for k, v in self._metadata.items() if k.startswith(OURS)}
+        self._used |= found.keys()
+        return found
 
     def has(self, name: str) -> bool:
         """Whether the architecture's key is there."""

@@ -19,6 +19,7 @@ from llmasos_jax.interop.gguf.config import family, read_config
 from llmasos_jax.interop.gguf.container import TensorInfo
 from llmasos_jax.interop.gguf.keys import Keys
 from llmasos_jax.interop.gguf.names import gguf_table
+from llmasos_jax.interop.gguf.norms import without_one
 from llmasos_jax.interop.gguf.parts import Whole, read_whole
 from llmasos_jax.interop.gguf.quants import (
     PLAIN,
@@ -60,7 +61,7 @@ def open_gguf(path: Path, *, ignore: Sequence[str] = ()) -> ModelFiles:
     cfg = read_config(keys, theirs)
     keys.check_all_read(ignore)
     table = gguf_table(keys.arch, cfg, theirs)
-    tensors = bind(table, cfg, theirs, where, ignore=ignore)
+    tensors = without_one(keys, cfg, bind(table, cfg, theirs, where, ignore=ignore))
     try:
         tokenizer = rebuild(whole.metadata)
         ends = end_ids(whole.metadata)

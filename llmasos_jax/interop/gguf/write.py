@@ -18,6 +18,7 @@ from llmasos_jax.format.tensorfile import StoredTensor, stored
 from llmasos_jax.interop.gguf.config import family
 from llmasos_jax.interop.gguf.container import DEFAULT_ALIGNMENT
 from llmasos_jax.interop.gguf.names import gguf_table
+from llmasos_jax.interop.gguf.norms import rests, with_one
 from llmasos_jax.interop.gguf.quantize import TYPES, WRITTEN, written_parts
 from llmasos_jax.interop.gguf.write_config import Expressed, express
 from llmasos_jax.interop.gguf.write_file import Outgoing, write_file
@@ -104,7 +105,8 @@ def write_gguf(
     """
     kind, found = type_named(dtype, files.tensors), express(files.manifest)
     tokens, notes = write_tokenizer(files, found.cfg)
-    metadata = {**_general(files.manifest, found, kind), **found.keys, **tokens}
+    lost = rests(found.cfg, files.tensors)
+    metadata = {**_general(files.manifest, found, kind), **found.keys, **lost, **tokens}
     tensors = outgoing(files, found, kind)
     notes += _said_of(tensors, kind, files)
     path = out / f"{_file_stem(files.manifest.name)}-{kind}.gguf"
@@ -151,7 +153,7 @@ def outgoing(files: ModelFiles, found: Expressed, kind: str) -> list[Outgoing]:
       found: how GGUF says it.
       kind: the type that weights get.
     """
-    ours = folded_tensors(files)
+    ours = with_one(found.cfg, files.tensors)
     made = {name: stored(array) for name, array in found.factors.items()}
     made |= unbind(gguf_table(found.arch, found.cfg, {}), found.cfg, ours)
     tensors = []
@@ -160,24 +162,6 @@ def outgoing(files: ModelFiles, found: Expressed, kind: str) -> list[Outgoing]:
         own = type_of(name, shape, kind)
         tensors.append(Outgoing(name, shape, own, partial(_parts, own, name, tensor)))
     return tensors
-
-
-def folded_tensors(files: ModelFiles) -> Mapping[str, StoredTensor]:
-    """The tensors of the network as `write_config.folded` says it: 1 added to norms' scales."""
-    cfg = files.manifest.parameters
-    if not cfg.norm_unit_offset:
-        return files.tensors
-    return {
-        name: _plus_one(tensor) if name.endswith(".scale") else tensor
-        for name, tensor in files.tensors.items()
-    }
-
-
-def _plus_one(tensor: StoredTensor) -> StoredTensor:
-    def read() -> np.ndarray:
-        return tensor.read().astype(np.float32) + np.float32(1)
-
-    return StoredTensor(tensor.shape, "float32", read)
 
 
 def type_of(name: str, shape: tuple[int, ...], kind: str) -> str:
@@ -218,5 +202,8 @@ def _said_of(tensors: list[Outgoing], kind: str, files: ModelFiles) -> list[str]
         num = sum(t.type == "F32" for t in tensors)
         notes.append(f"{num} tensors are F32: norms, biases, and what else llama.cpp keeps so")
     if files.manifest.parameters.norm_unit_offset:
-        notes.append("scales of norms are 1 + scale there, rounded to float32")
+        notes.append(
+            "scales of norms are 1 + scale there, rounded to float32; what rounding took away is "
+            "beside them, for whoever reads the file with this library"
+        )
     return notes

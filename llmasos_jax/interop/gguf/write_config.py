@@ -25,6 +25,7 @@ from llmasos_jax.format.tensorfile import StoredTensor, stored
 from llmasos_jax.interop.gguf.config import ARCHITECTURES, family, read_config
 from llmasos_jax.interop.gguf.keys import Keys
 from llmasos_jax.interop.gguf.names import gguf_table
+from llmasos_jax.interop.gguf.norms import offset_key
 from llmasos_jax.interop.gguf.rope import FREQS, LONG, SHORT, llama3_divisors
 from llmasos_jax.interop.hf.express import canonical
 from llmasos_jax.interop.tables import unbind
@@ -89,10 +90,9 @@ def express(manifest: Manifest) -> Expressed:
 def folded(cfg: ModelConfig) -> ModelConfig:
     """The same network in the words that GGUF has.
 
-    A norm's 1 + scale becomes its scale (`write.folded_tensors` adds the 1), and Llama 3's scaling
-    with numbers of its own becomes one divisor for each frequency.
+    Llama 3's scaling with numbers of its own becomes one divisor for each frequency.
     """
-    changes: dict[str, Any] = {"norm_unit_offset": False}
+    changes: dict[str, Any] = {}
     scaling = cfg.rope_scaling
     usual = RopeScaling("llama3", scaling.factor, original_length=8192)
     if scaling.kind == "llama3" and scaling != usual:
@@ -239,7 +239,8 @@ def _said(arch: str, cfg: ModelConfig) -> tuple[dict[str, Any], dict[str, np.nda
     if cfg.experts.count:
         found |= _experts(arch, cfg)
     found |= _OWN.get(arch, lambda _: {})(cfg)
-    return {f"{arch}.{name}": value for name, value in found.items()}, factors
+    keys = {f"{arch}.{name}": value for name, value in found.items()}
+    return keys | offset_key(arch, cfg), factors
 
 
 def _scaling(arch: str, cfg: ModelConfig) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
