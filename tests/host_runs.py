@@ -63,6 +63,61 @@ def free_port() -> int:
                 continue
 
 
+# What Slurm has: a job that is a script, and in it a step that is processes. They stand beside the
+# script with their output.
+_PROGRAMS = {
+    "sbatch": "SLURM_JOB_ID=$JOB exec bash $1",
+    "scontrol": 'echo "$@"',
+    "llmasos": 'exec "$PYTHON" -m llmasos "$@"',
+    "srun": """
+while [[ $1 == --* ]]; do shift; done
+worst=0
+export SLURM_STEP_ID=0 SLURM_STEP_NODELIST=localhost SLURM_STEP_NUM_TASKS=$TASKS
+for (( i = 0; i < TASKS; i++ )); do
+  SLURM_PROCID=$i "$@" $MORE > $i.out 2> $i.log &
+  tasks+=($!)
+done
+for task in ${tasks[@]}; do
+  wait $task
+  status=$?
+  (( status > worst )) && worst=$status
+done
+exit $worst""",
+}
+
+
+def slurm(script: Path, tasks: int, *more: str) -> subprocess.Popen[str]:
+    """`sbatch SCRIPT` with programs in the place of Slurm's, which start processes here.
+
+    Args:
+      script: its folder is the one to run in, and gets `0.out`, `0.log` and so on.
+      tasks: processes of each step.
+      more: put behind the words of each process.
+    """
+    programs = script.parent / "bin"
+    programs.mkdir()
+    for name, text in _PROGRAMS.items():
+        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
+        (programs / name).chmod(0o755)
+    variables = environment(script.parent.parent)
+    variables |= {
+        "PATH": f"{programs}:/bin:/usr/bin",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "JOB": str(random.SystemRandom().randrange(1 << 20)),  # a port goes by it
+        "TASKS": str(tasks),
+        "MORE": " ".join(more),
+        "PYTHON": sys.executable,
+    }
+    return subprocess.Popen(
+        [programs / "sbatch", script],
+        cwd=script.parent,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 class Run:
     """`llmasos train` in several processes.
 

@@ -43,6 +43,7 @@ SLICES = TPU | {
 MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}
 JOB = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}
 OWN = {"LLMASOS_NUM_PROCESSES": "2", "LLMASOS_COORDINATOR": "job-0.svc:9000"}
+ENDS = ("out", "log")
 URI = {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911"}
 
 
@@ -307,16 +308,21 @@ def losses(workdir):
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
-def test_two_processes_train_as_one_and_one_goes_on(folder) -> None:
-    run = host_runs.Run(folder, 2, by_config=False, options=["--json"])
+def test_slurm_file_trains_two_processes_as_one_and_one_goes_on(folder) -> None:
     cfg = load_config(str(folder / "small.py"))
+    options = {"partition": "cpu", "nodes": 2, "time": "1:00:00", "workdir": str(folder / "run")}
+    llmasos_jax.launch(cfg, "slurm", folder / "slurm", **options)
+    job = host_runs.slurm(folder / "slurm" / "train.sbatch", 2, "--json")
     llmasos_jax.train(cfg, folder / "one")
-    assert run.wait() == [0, 0], run.log(0) + run.log(1)
-    two, one = run.losses(), losses(folder / "one")
+    said, log = job.communicate(timeout=120)
+    out, errors = ([(folder / "slurm" / f"{i}.{end}").read_text() for i in (0, 1)] for end in ENDS)
+    assert job.returncode == 0 and said == "", (log, errors)
+    two, one = losses(folder / "run"), losses(folder / "one")
     assert list(two) == list(range(1, 7))
     np.testing.assert_allclose([*two.values()], [*one.values()], rtol=tolerances.PARITY)
-    assert json.loads(run.output(0))["step"] == 6 and run.output(1) == ""
-    assert "step 6" in run.log(0) and "step" not in run.log(1)  # one process speaks for all
+    assert json.loads(out[0])["step"] == 6 and out[1] == ""
+    assert "step 6" in errors[0] and "step" not in errors[1]  # one process speaks for all
+    assert "2 processes, Slurm, coordinator localhost:" in errors[1]
     shutil.rmtree(folder / "run" / "checkpoints" / "6")
     (folder / "run" / "result.json").unlink()
     llmasos_jax.train(cfg, folder / "run")
@@ -346,7 +352,8 @@ def test_one_that_is_stopped_or_killed_takes_the_other_with_it(folder) -> None:
 
 
 def test_another_config_on_one_host_is_refused_by_all(folder) -> None:
-    run = host_runs.Run(folder, 2, workdir="other", one=(1, ["--config.optim.learning_rate=0.5"]))
+    one = (1, ["--config.optim.learning_rate=0.5"])
+    run = host_runs.Run(folder, 2, workdir="other", one=one, by_config=False)
     statuses = run.wait()
     assert set(statuses) <= {2, 3} and 2 in statuses
     for index in range(2):
