@@ -1,0 +1,1 @@
+"""Looks inside of models: attention maps, logit lens, attributions, patching, probes."""
