@@ -43,6 +43,10 @@ class GenerationError(LLMasOSError):
     """A sampling argument is out of range or a prompt does not fit the model."""
 
 
+class EvaluationError(LLMasOSError):
+    """A metric, task or comparison was given what it cannot measure."""
+
+
 class MissingExtraError(LLMasOSError):
     """A feature needs an optional dependency; the message names the extra that brings it."""
 

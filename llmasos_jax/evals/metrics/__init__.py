@@ -1,0 +1,1 @@
+"""Metrics, each as docs/metrics.md defines it, with intervals and paired significance."""
