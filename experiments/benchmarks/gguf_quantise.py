@@ -6,7 +6,7 @@ One tensor of 2048 x 1536 normal numbers, one thread each, so that memory traffi
 export. Each pair is timed one after the other, `REPEATS` times; the figure is the median of the
 ratios, theirs over ours, so above 1 ours is faster. The package has no quantiser for K types: those
 are timed beside llama.cpp's own functions in C, called through ctypes where the build shows them.
-Expected: at least 1 for every type that the package has.
+Expected: at least 1 for every type that the package has (F16 and BF16 are its casts).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 from llmasos_jax.interop.gguf.quantize import TYPES, written_parts
 
 REPEATS = 7
-PACKAGE = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "BF16")
+PACKAGE = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "F16", "BF16")
 K_TYPES = ("Q4_K", "Q5_K", "Q6_K")
 
 
