@@ -1,0 +1,1 @@
+"""Runs code that nobody has read, walled in, and counts which samples pass (pass@k)."""
