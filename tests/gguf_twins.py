@@ -47,6 +47,16 @@ def model(**changes: Any) -> ModelConfig:
     return ModelConfig(**(fields | changes))
 
 
+def wide_twins() -> dict[str, Twin]:
+    """Models whose rows are whole blocks of K types, so that whole files have one."""
+    sizes: dict[str, Any] = {"embedding_dim": 256, "head_dim": 64, "ffn_dim": 512, "num_layers": 1}
+    experts = Experts(count=4, per_token=2, ffn_dim=256)
+    return {
+        "llama-wide": Twin("llama", model(**sizes, tie_embeddings=False)),
+        "qwen3moe-wide": Twin("qwen3moe", model(**sizes, qk_norm="head", experts=experts)),
+    }
+
+
 _LONG = tuple(round(1 + 0.7 * i, 2) for i in range(4))
 _SHORT = tuple(round(1 + 0.1 * i, 2) for i in range(4))
 _GEMMA = {

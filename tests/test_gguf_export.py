@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf_converter import random_params
-from gguf_twins import TWINS, model
+from gguf_twins import TWINS, model, wide_twins
 
 from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer
 from llmasos_jax.errors import ExportError, FormatError
@@ -202,6 +202,24 @@ def test_llama_cpp_agrees(name: str, dtype: str, tmp_path: Path) -> None:
     assert proof.greedy == 6 and proof.texts == len(write_tokenizer.PROBES)
     assert (proof.difference < 2e-6) == (dtype == "float32")
     assert (proof.rounded.tensors > 0) == (dtype == "Q8_0")
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", ["F16", "Q5_1", "Q4_K", "Q5_K", "Q6_K"])
+def test_whole_files_of_a_type_in_llama_cpp(kind: str, tmp_path: Path) -> None:
+    """All types and experts: `experiments/acceptance/export_gguf_types.py`."""
+    pytest.importorskip("xllamacpp")
+    twin, target = wide_twins()["llama-wide"], Gguf()
+    tensors = {n: stored(array) for n, array in random_params(twin.cfg).items()}
+    manifest = Manifest("wide", twin.cfg, architecture="LLaMA")
+    files = ModelFiles(Path("x"), manifest, tensors, BuiltTokenizer(ByteTokenizer))
+    written = target.write(files, tmp_path, kind, lambda name, size: None)
+    found = read_container(file_in(tmp_path)).tensors.values()
+    assert {t.type.name for t in found if len(t.shape) > 1} == {kind}
+    proof = prove(target, files, tmp_path, written, kind, 0, new_tokens=2)
+    # Products of 16 bits are rounded to 16 there, quantised ones to 8.
+    assert 1e-5 < proof.difference < (1e-3 if kind == "F16" else 0.03)
+    assert proof.greedy == 4 and proof.rounded.tensors == 9
 
 
 def without_head(write: pytest.MonkeyPatch) -> None:
