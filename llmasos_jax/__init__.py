@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llmasos_jax.config.model import ModelConfig
     from llmasos_jax.config.schema import Config
     from llmasos_jax.errors import LLMasOSError
+    from llmasos_jax.evals.tasks.evaluate import evaluate
     from llmasos_jax.generate.load import init_model, load_model
     from llmasos_jax.generate.model import Model, generate_text
 
@@ -32,6 +33,7 @@ __all__ = [
     "ModelConfig",
     "convert",
     "default_config",
+    "evaluate",
     "export",
     "generate_text",
     "init_model",
@@ -53,6 +55,7 @@ _HOMES = {
     "ModelConfig": "config.model",
     "convert": "api",
     "default_config": "config.build",
+    "evaluate": "evals.tasks.evaluate",
     "export": "api",
     "generate_text": "generate.model",
     "init_model": "generate.load",
