@@ -123,6 +123,7 @@ def export(
     ignore: Sequence[str] = (),
     unproven: bool = False,
     seed: int = 0,
+    iree: bool = True,
 ) -> ExportResult:
     """Writes a model in another program's format, and proves it there before it is kept.
 
@@ -144,6 +145,8 @@ def export(
       ignore: as in `load_model`.
       unproven: keeps it without a proof.
       seed: of the ids.
+      iree: whether programs of StableHLO are compiled and run by IREE as well, where it is
+        installed; what comes of it stands in the receipt.
 
     Returns:
       What was written and how far it is from the model.
@@ -182,6 +185,7 @@ def export(
         ignore=ignore,
         unproven=unproven,
         seed=seed,
+        iree=iree,
     )
 
 

@@ -1,8 +1,9 @@
-"""A progress bar for work that takes more than two seconds, and silence for the rest."""
+"""A bar, or the step, of work that takes more than two seconds, and silence for the rest."""
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Any
@@ -52,6 +53,63 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+class Steps:
+    """Says which step of some work is being done, once the work has lasted two seconds.
+
+    For steps that say nothing of how far they are; on standard error, if that is a terminal.
+
+    Args:
+      label: what is being done.
+
+    Example:
+      >>> with Steps("Proving") as steps:
+      ...     steps.begin("reading it back")
+    """
+
+    def __init__(self, label: str) -> None:
+        self._label, self._step = label, ""
+        self._lock = threading.Lock()
+        self._status: Any = None
+        self._is_over = False
+        self._timer = threading.Timer(QUIET_S, self._show)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Steps:
+        if sys.stderr.isatty():
+            self._timer.start()
+        return self
+
+    def begin(self, step: str) -> None:
+        """Says what is done from now on."""
+        with self._lock:
+            self._step = step
+            if self._status is not None:
+                self._status.update(self._text())
+
+    def _show(self) -> None:
+        with self._lock:
+            if not self._is_over:
+                from rich.console import Console
+
+                self._status = Console(stderr=True).status(self._text())
+                self._status.start()
+
+    def _text(self) -> str:
+        return f"{self._label}: {self._step}".rstrip(": ")
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+        with self._lock:
+            self._is_over = True
+            if self._status is not None:
+                self._status.stop()
 
 
 def _bar(is_bytes: bool) -> Any:

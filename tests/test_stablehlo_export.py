@@ -1,9 +1,11 @@
 """Exports to StableHLO: run by the script beside them, in a process without this package."""
 
+import functools
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +15,11 @@ from llmasos_jax.config.experts import Experts
 from llmasos_jax.config.heads import Encoder
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.errors import ExportError
-from llmasos_jax.evals.export import stablehlo
+from llmasos_jax.evals.export import iree, stablehlo
 from llmasos_jax.evals.export.ours import OurModel
+from llmasos_jax.evals.export.proof import second_of
+from llmasos_jax.evals.export.questions import Questions
+from llmasos_jax.evals.export.run import ExportResult
 from llmasos_jax.evals.export.weights import Read
 from llmasos_jax.evals.parity.probe import Probe
 from llmasos_jax.format.manifest import Generation, Manifest
@@ -50,8 +55,10 @@ def model(cfg: ModelConfig, out: Path) -> Path:
 @pytest.mark.parametrize("name", MODELS)
 def test_it_is_the_model_where_only_jax_is(name: str, tmp_path: Path) -> None:
     source = model(MODELS[name], tmp_path / "in")
-    result = llmasos_jax.export(source, "stablehlo", tmp_path / "out")
+    result = llmasos_jax.export(source, "stablehlo", tmp_path / "out", iree=False)
     assert result.proof is not None and result.proof.difference < 2e-6
+    receipt = json.loads((tmp_path / "out" / "parity.json").read_bytes())
+    assert receipt["second"]["why"] == "it was not asked for" and not receipt["second"]["proven"]
     assert result.proof.greedy == (0 if name == "bert" else 32)
     outputs = {c.output for c in result.proof.compared}
     assert outputs == ({"logits", "next_sentence"} if name == "bert" else {"logits"})
@@ -94,5 +101,56 @@ def test_other_weights_are_kept_nowhere(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(
         ExportError, match="layers.1.attn.q is .*nothing was kept. .*they part at layer 1"
     ):
-        llmasos_jax.export(source, "stablehlo", tmp_path / "out")
+        llmasos_jax.export(source, "stablehlo", tmp_path / "out", iree=False)
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+@functools.cache
+def compiled(folder: Path) -> tuple[ExportResult, dict[str, Any]]:
+    pytest.importorskip("iree.compiler", reason="needs the extra `export`")
+    source = model(SMALL.replace(num_layers=1), folder / "in")
+    result = llmasos_jax.export(source, "stablehlo", folder / "out", dtype="bfloat16")
+    return result, json.loads((folder / "out" / "parity.json").read_bytes())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("iree")
+
+
+def test_iree_computes_the_same(place: Path) -> None:
+    result, receipt = compiled(place)
+    second = receipt["second"]
+    assert second["program"] == "IREE" and second["proven"], second
+    # Another compiler: near to ours, and not the very same sums.
+    assert 0 < second["difference"] < 2e-6 and second["greedy"] == 32
+    assert [c["output"] for c in second["compared"]] == ["logits"]
+    assert receipt["versions"]["iree-base-compiler"]
+    assert "proven in IREE too" in str(result)
+
+
+def questions(folder: Path, cfg: ModelConfig, more: float) -> Questions:
+    """One batch, answered by a model whose weights are `more` larger."""
+    held = {n: x.astype(np.float32) + more for n, x in Read(read_model(folder).tensors).items()}
+    ours, probe = OurModel(cfg, held), Probe(*np.ones((2, 1, 8), np.int32))
+    return Questions((probe,), (), 1, ours, tuple(ours.outputs([probe])), 1e-4, False)
+
+
+def test_what_iree_makes_otherwise_is_said_in_a_line(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled(place)
+    cfg, target = SMALL.replace(num_layers=1), stablehlo.StableHLO()
+    ask = functools.partial(second_of, target, place / "out", cfg)
+    monkeypatch.setattr(iree, "MOST_S", 120)
+    found = ask(questions(place / "out", cfg, 0.1))
+    assert found is not None and found.difference is None
+    assert "IREE gives logits that differ by" in (found.why or "")
+    monkeypatch.setattr(iree, "specialised", lambda *_: "func.func @main() { return %nothing }")
+    found = ask(questions(place / "out", cfg, 0.0))
+    assert found is not None and found.why is not None
+    assert found.why.startswith('IREE does not compile "forward": ') and "\n" not in found.why
+    monkeypatch.setattr(iree, "is_installed", lambda: False)
+    found = ask(questions(place / "out", cfg, 0.0))
+    assert found is not None and found.why is not None
+    assert found.why.startswith("IREE is not installed, so it was not tried; pip install")

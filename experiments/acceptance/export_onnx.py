@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from llmasos_jax.evals.export.onnx import Onnx, OpenedGraphs
-from llmasos_jax.evals.export.proof import FIXED, prove
+from llmasos_jax.evals.export.proof import prove
+from llmasos_jax.evals.export.questions import FIXED
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.hub.open import open_model
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from llmasos_jax.cli.options import add_allow_code, add_json, add_source, print_json
+from llmasos_jax.errors import FormatError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep it without opening it by the program that it is for",
     )
+    parser.add_argument(
+        "--without-iree",
+        action="store_true",
+        help="of stablehlo: do not compile it with IREE as well, which takes a while",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the ids (%(default)s)")
     add_source(parser)
     add_allow_code(parser)
@@ -42,31 +48,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Exports to one format after the other, and says how far each is from the model."""
-    from llmasos_jax import api
-    from llmasos_jax.evals.export.targets import target_of
+    from llmasos_jax.evals.export.run import export_models
 
     names = args.to.split(",")
-    for name in names:  # before the first is written
-        target = target_of(name, args.dtype)
-        if not args.unproven:
-            target.check_runtime()
+    if len(set(names)) < len(names):
+        raise FormatError(f"--to={args.to} names a format twice; name each once")
+    outs = {name: args.out / name if len(names) > 1 else args.out for name in names}
     found = {}
-    for name in names:
-        result = api.export(
-            args.source,
-            name,
-            args.out / name if len(names) > 1 else args.out,
-            dtype=args.dtype,
-            step=args.step,
-            allow_code=args.allow_code,
-            revision=args.revision,
-            ignore=args.ignore,
-            unproven=args.unproven,
-            seed=args.seed,
-        )
+    for result in export_models(
+        args.source,
+        outs,
+        dtype=args.dtype,
+        step=args.step,
+        allow_code=args.allow_code,
+        revision=args.revision,
+        ignore=args.ignore,
+        unproven=args.unproven,
+        seed=args.seed,
+        iree=not args.without_iree,
+    ):
         more = {"proven": result.proven, "difference": result.difference}
-        found[name] = {**asdict(result), **more}
+        found[result.target] = {**asdict(result), **more}
         if not args.json:
-            print(result)
+            print(result, flush=True)
     if args.json:
         print_json(found if len(names) > 1 else found[names[0]])

@@ -17,7 +17,7 @@ from llmasos_jax.evals.export.llama import (
     rows_of,
 )
 from llmasos_jax.evals.export.ours import Outputs, log_softmax
-from llmasos_jax.evals.export.proof import NEW_TOKENS
+from llmasos_jax.evals.export.questions import NEW_TOKENS
 from llmasos_jax.evals.export.target import Target, Tick
 from llmasos_jax.evals.export.weights import Read
 from llmasos_jax.evals.parity.probe import Probe

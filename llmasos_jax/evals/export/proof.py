@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
+from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.errors import ExportError, LLMasOSError
-from llmasos_jax.evals.export.ours import Compared, OurModel, Outputs, compare, log_softmax
-from llmasos_jax.evals.export.target import Opened, Target
+from llmasos_jax.evals.export.ours import Compared, OurModel, compare
+from llmasos_jax.evals.export.questions import NEW_TOKENS, Questions, ask, shown
+from llmasos_jax.evals.export.target import Target
 from llmasos_jax.evals.export.weights import MismatchError, Read, Rounded, compare_stored
 from llmasos_jax.evals.parity.compare import compare as parity
-from llmasos_jax.evals.parity.probe import Probe, length_for, make_probes
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.interop.written import Written
-from llmasos_jax.models.answers import LOGITS
 
-FIXED = "The capital of France is"
-NEW_TOKENS = 16
+
+@dataclass(frozen=True)
+class Second:
+    """What a second program made of an export; the export stands or falls with the first.
+
+    Attributes:
+      program: its name.
+      seconds: how long it took, most of it compiling.
+      why: why it is not proven there, in one line; None if it is.
+      compared: each output, as in `Proof`.
+      greedy: tokens, as in `Proof`.
+    """
+
+    program: str
+    seconds: float
+    why: str | None = None
+    compared: tuple[Compared, ...] = ()
+    greedy: int = 0
+
+    @property
+    def difference(self) -> float | None:
+        """The largest, as a share of the largest number of its output; None if unproven."""
+        return max((c.difference for c in self.compared), default=None)
 
 
 @dataclass(frozen=True)
@@ -35,6 +54,7 @@ class Proof:
       texts: how many were split by both tokenizers.
       rounded: what the dtype did to the weights.
       effect: what that did to the outputs; empty where every weight is bit for bit the model's.
+      second: what a second program made of it; None where the format has none.
     """
 
     compared: tuple[Compared, ...]
@@ -43,6 +63,7 @@ class Proof:
     texts: int
     rounded: Rounded
     effect: tuple[Compared, ...]
+    second: Second | None = None
 
     @property
     def difference(self) -> float:
@@ -59,6 +80,8 @@ def prove(
     seed: int,
     *,
     new_tokens: int = NEW_TOKENS,
+    second: bool = True,
+    on_step: Callable[[str], None] = lambda _: None,
 ) -> Proof:
     """Opens an export where it is for, and compares weights, outputs, greedy tokens and texts.
 
@@ -73,13 +96,15 @@ def prove(
       dtype: as it was written.
       seed: of the random ids.
       new_tokens: that are taken greedily after each of two prompts.
+      second: whether a second program is asked too, where the format has one.
+      on_step: called with what is done next.
 
     Raises:
       ExportError: something is not the model's; the message says where the two part, layer by
         layer, as far as that can be seen.
     """
     try:
-        return _prove(target, files, folder, written, dtype, seed, new_tokens)
+        return _prove(target, files, folder, written, dtype, seed, new_tokens, second, on_step)
     except MismatchError as error:
         where = _where(files, target.source(folder))
         raise ExportError(f"{error}; nothing was kept. {where}") from error
@@ -93,112 +118,68 @@ def _prove(
     dtype: str | None,
     seed: int,
     new_tokens: int,
+    second: bool,
+    on_step: Callable[[str], None],
 ) -> Proof:
     said, bound = target.said(files), target.bound(files, dtype)
     cfg, start_id = said.manifest.parameters, files.manifest.generation.decoder_start_id
+    on_step("reading it back")
     held = target.stored(folder)
     rounded = compare_stored(said, held, dtype, target.opens)
     tokenizer = None if files.tokenizer is None else files.tokenizer.load()
-    ours = OurModel(cfg, held, start_id)
-    pads_count = cfg.encoder.num_layers > 0
+    ours, named = OurModel(cfg, held, start_id), f"{target.opens} ({written.saved_class})"
 
+    on_step(f"opening it in {target.opens}")
     with contextlib.closing(target.open(folder, written, cfg)) as opened:
         texts = 0 if tokenizer is None else opened.check_texts(tokenizer, cfg)
-        probes = _probes(target, files, opened.pad_id, tokenizer, seed)
-        raw = ours.outputs(probes)
-        own = _shown(target, raw, probes)
-        compared = compare(own, opened.outputs(probes), probes, pads_count=pads_count)
-        worst = max(compared, key=lambda c: c.difference)
-        if not worst.difference <= bound:
-            raise MismatchError(
-                f"what was written is not the model: {target.opens} ({written.saved_class}) gives "
-                f"{worst.output} that differ by {worst.difference:.1e} of the largest, more than "
-                f"{bound:.0e}"
-            )
-        greedy = 0
-        if LOGITS in raw[0] and (cfg.causal or cfg.encoder.num_layers):
-            count = min(new_tokens, probes[0].tokens_bt.shape[1] - 1)
-            for ids in _prompts(probes, count):
-                greedy += _greedy(ours, opened, ids, count, probes[0], bound, target.opens)
+        on_step("running it here")
+        asked = ask(
+            *(target, files, ours, opened.pad_id, tokenizer),
+            **{"bound": bound, "seed": seed, "new_tokens": new_tokens},
+        )
+        on_step(f"running it in {target.opens}")
+        compared = asked.compared(opened, named)
+        greedy = asked.greedy(opened, target.opens)
+    if target.second is not None and second:
+        on_step(f"running it in {target.second}")
+    other = second_of(target, folder, cfg, asked) if second else _not_asked(target)
     effect: Sequence[Compared] = ()
     if rounded.tensors:
-        exact = OurModel(cfg, Read(said.tensors), start_id).outputs(probes)
-        effect = compare(_shown(target, exact, probes), own, probes, pads_count=pads_count)
-    lengths = tuple(int(n) for probe in probes for n in probe.mask_bt.sum(1))
-    return Proof(tuple(compared), lengths, greedy, texts, rounded, tuple(effect))
+        on_step("what rounding did")
+        exact = OurModel(cfg, Read(said.tensors), start_id).outputs(asked.probes)
+        effect = compare(
+            shown(target, exact, asked.probes),
+            asked.answers,
+            asked.probes,
+            pads_count=asked.pads_count,
+        )
+    lengths = tuple(int(n) for probe in asked.probes for n in probe.mask_bt.sum(1))
+    return Proof(compared, lengths, greedy, texts, rounded, tuple(effect), other)
 
 
-def _shown(target: Target, given: Sequence[Outputs], probes: Sequence[Probe]) -> list[Outputs]:
-    return [target.shown(outputs, probe) for outputs, probe in zip(given, probes, strict=True)]
+def second_of(target: Target, folder: Path, cfg: ModelConfig, asked: Questions) -> Second | None:
+    """Asks the second program the same; whatever it refuses is written down, and no more.
 
-
-def _probes(
-    target: Target,
-    files: ModelFiles,
-    pad: int | None,
-    tokenizer: Tokenizer | None,
-    seed: int,
-) -> list[Probe]:
-    """A fixed text, and random ids: rows of several lengths, padded on the right."""
-    cfg = files.manifest.parameters
-    length = max(2, min(length_for([cfg], None), cfg.context_length - target.room))
-    types = cfg.token_types if target.reads_types else 0
-    avoid = () if pad is None or cfg.vocab_size < 2 else (pad,)
-    made = make_probes(cfg.vocab_size, length, seed, avoid, token_types=types)
-    probes = [
-        Probe(np.where(p.mask_bt > 0, p.tokens_bt, pad or 0), p.mask_bt, p.types_bt) for p in made
-    ]
-    ids = [i for i in (tokenizer.encode(FIXED) if tokenizer else ()) if i != pad]
-    if ids:  # in each row of a shape that is compiled already
-        shape = probes[0].tokens_bt.shape
-        tokens_bt, mask_bt = np.full(shape, pad or 0, np.int32), np.zeros(shape, np.int32)
-        ids = ids[: shape[1] - target.room]
-        tokens_bt[:, : len(ids)], mask_bt[:, : len(ids)] = ids, 1
-        probes.append(Probe(tokens_bt, mask_bt))
-    return probes
-
-
-def _prompts(probes: Sequence[Probe], count: int) -> list[list[int]]:
-    """What is gone on with: the start of random ids, and the fixed text, with room behind them."""
-    found: list[list[int]] = []
-    for probe, row in ((probes[0], 0), (probes[-1], len(probes[-1].mask_bt) // 2)):
-        ids = probe.tokens_bt[row][probe.mask_bt[row] > 0]
-        ids = ids[: max(1, probe.tokens_bt.shape[1] - count)].tolist()
-        if ids not in found:
-            found.append(ids)
-    return found
-
-
-def _greedy(
-    ours: OurModel,
-    opened: Opened,
-    ids: list[int],
-    count: int,
-    like: Probe,
-    bound: float,
-    opens: str,
-) -> int:
-    """Goes on with a prompt, and looks whether each token is the likeliest here too.
-
-    Ours are found in one pass over the program's tokens. Two tokens may change places whose scores
-    are nearer to each other than the bound allows both to be wrong, as a share of the largest
-    logarithm of a probability, which is what every program has, whatever it adds to its logits.
-
-    Returns:
-      How many tokens.
+    Args:
+      target: the format.
+      folder: the export, which the first program has proven.
+      cfg: the model.
+      asked: what the first was asked.
     """
-    found = opened.greedy(ids, count)
-    if len(found) != count:
-        raise MismatchError(f"{opens} gave {len(found)} greedy tokens of {count} asked for")
-    scores_nv = log_softmax(ours.scores(ids, found, like))
-    slack = 2 * bound * float(np.abs(scores_nv).max())
-    for step, (token, row) in enumerate(zip(found, scores_nv, strict=True)):
-        if not 0 <= token < len(row) or row[token] < row.max() - slack:
-            raise MismatchError(
-                f"what was written is not the model: greedy token {step + 1} after {len(ids)} ids "
-                f"is {token} in {opens}, through its cache, and {int(row.argmax())} here"
-            )
-    return count
+    if target.second is None:
+        return None
+    start = time.monotonic()
+    try:
+        with contextlib.closing(target.open_second(folder, cfg)) as opened:
+            compared = asked.compared(opened, target.second)
+            greedy = asked.greedy(opened, target.second)
+    except LLMasOSError as error:
+        return Second(target.second, time.monotonic() - start, str(error))
+    return Second(target.second, time.monotonic() - start, None, compared, greedy)
+
+
+def _not_asked(target: Target) -> Second | None:
+    return None if target.second is None else Second(target.second, 0.0, "it was not asked for")
 
 
 def _where(files: ModelFiles, source: str | None) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmasos_jax import __version__
-from llmasos_jax.evals.export.proof import Proof
+from llmasos_jax.evals.export.proof import Proof, Second
 from llmasos_jax.evals.export.target import Target
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.format.write import write_file
@@ -68,6 +68,7 @@ def write_receipt(
 def _found(proof: Proof | None) -> dict[str, Any]:
     if proof is None:
         return {"difference": None, "compared": []}
+    second = proof.second
     return {
         "difference": proof.difference,
         "compared": [asdict(c) for c in proof.compared],
@@ -76,7 +77,17 @@ def _found(proof: Proof | None) -> dict[str, Any]:
         "texts": proof.texts,
         "rounded": asdict(proof.rounded),
         "effect_of_rounding": [asdict(c) for c in proof.effect],
+        **({} if second is None else {"second": _second(second)}),
     }
+
+
+def _second(found: Second) -> dict[str, Any]:
+    proven = found.why is None
+    said = {"program": found.program, "proven": proven, "seconds": round(found.seconds, 1)}
+    if not proven:
+        return {**said, "why": found.why}
+    compared = [asdict(c) for c in found.compared]
+    return {**said, "difference": found.difference, "compared": compared, "greedy": found.greedy}
 
 
 def _own_dtype(files: ModelFiles) -> str:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmasos_jax.errors import FormatError
 from llmasos_jax.evals.export.proof import Proof, prove
 from llmasos_jax.evals.export.receipt import RECEIPT, write_receipt
+from llmasos_jax.evals.export.target import Target
 from llmasos_jax.evals.export.targets import target_of
 from llmasos_jax.format import folder as folders
+from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.hub.open import open_model
-from llmasos_jax.progress import Progress
+from llmasos_jax.progress import Progress, Steps
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,13 @@ def _proven(proof: Proof, bound: float) -> list[str]:
     ]
     if proof.greedy:
         lines.append(f"{proof.greedy} greedy tokens through its cache are the likeliest here")
+    if (second := proof.second) is not None:
+        outcome = (
+            f"proven in {second.program} too: they differ by {second.difference:.1e} at most"
+            if second.why is None
+            else f"not proven in {second.program}: {second.why}"
+        )
+        lines.append(outcome)
     if proof.effect:
         worst = max(c.difference for c in proof.effect)
         lines.append(
@@ -87,6 +97,17 @@ def export_model(
     out: str | os.PathLike[str],
     *,
     to: str = "hf",
+    **options: Any,
+) -> ExportResult:
+    """Writes a model in another program's format; see `llmasos_jax.api.export`."""
+    (result,) = export_models(source, {to: Path(out)}, **options)
+    return result
+
+
+def export_models(
+    source: str | os.PathLike[str],
+    outs: Mapping[str, Path],
+    *,
     dtype: str | None = None,
     step: int | None = None,
     allow_code: bool = False,
@@ -94,28 +115,65 @@ def export_model(
     ignore: Sequence[str] = (),
     unproven: bool = False,
     seed: int = 0,
-) -> ExportResult:
-    """Writes a model in another program's format; see `llmasos_jax.api.export`."""
-    start = time.monotonic()
-    target = target_of(to, dtype)
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FormatError(f'"{out}" is there and not empty; name a new or empty folder')
-    if not unproven:
-        target.check_runtime()  # before gigabytes are written
+    iree: bool = True,
+) -> Iterator[ExportResult]:
+    """Writes a model in several formats, one after the other; gives each that is in its place.
+
+    What can be seen to be wrong with any of them is looked for before the first is written: proofs
+    take a while.
+
+    Args:
+      source: the model.
+      outs: a new or empty folder for each target.
+      dtype: of the weights; see `llmasos_jax.api.export`, also for the rest.
+      step: which checkpoint.
+      allow_code: whether the model may name code.
+      revision: on the hub.
+      ignore: what of a foreign model may get lost.
+      unproven: keeps them without a proof.
+      seed: of the ids.
+      iree: whether programs of StableHLO are tried in IREE too.
+    """
+    targets = {name: target_of(name, dtype) for name in outs}
+    for name, out in outs.items():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise FormatError(f'"{out}" is there and not empty; name a new or empty folder')
+        if not unproven:
+            targets[name].check_runtime()
     files = open_model(source, step, allow_code=allow_code, revision=revision, ignore=ignore)
-    target.check(files, dtype)
+    for target in targets.values():
+        target.check(files, dtype)
+    for name, out in outs.items():
+        yield _export(targets[name], files, out, dtype, unproven, seed, iree)
+
+
+def _export(
+    target: Target,
+    files: ModelFiles,
+    out: Path,
+    dtype: str | None,
+    unproven: bool,
+    seed: int,
+    iree: bool,
+) -> ExportResult:
+    start = time.monotonic()
     with folders.replaced_folder(out, set()) as temporary:
         total = sum(tensor.nbytes for tensor in files.tensors.values())
-        with Progress(f"export {to}", total, is_bytes=True) as progress:
+        with Progress(f"export {target.name}", total, is_bytes=True) as progress:
             written = target.write(
                 files, temporary, dtype, lambda name, size: progress.advance(size, name)
             )
-        proof = None if unproven else prove(target, files, temporary, written, dtype, seed)
+        proof = None
+        if not unproven:
+            with Steps(f"prove {target.name}") as steps:
+                proof = prove(
+                    *(target, files, temporary, written, dtype, seed),
+                    **{"second": iree, "on_step": steps.begin},
+                )
         write_receipt(temporary, target, files, written, dtype, proof, seed)
     return ExportResult(
         path=out,
-        target=to,
+        target=target.name,
         saved_class=written.saved_class,
         proof=proof,
         bound=target.bound(files, dtype),

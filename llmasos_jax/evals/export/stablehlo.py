@@ -13,7 +13,8 @@ import numpy as np
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
-from llmasos_jax.errors import ExportError
+from llmasos_jax.errors import ExportError, MissingExtraError
+from llmasos_jax.evals.export import iree
 from llmasos_jax.evals.export.ours import Outputs
 from llmasos_jax.evals.export.target import Opened, Target, Tick
 from llmasos_jax.evals.export.texts import compare_texts
@@ -50,8 +51,9 @@ class StableHLO(Target):
 
     name = "stablehlo"
     opens = "jax"
-    packages: tuple[str, ...] = ("jaxlib", "ml_dtypes")
+    packages: tuple[str, ...] = ("jaxlib", "ml_dtypes", *iree.PACKAGES)
     dtypes: tuple[str, ...] = tuple(CODES)
+    second: str | None = "IREE"
 
     def check(self, files: ModelFiles, dtype: str | None) -> None:
         """Whatever runs here is written."""
@@ -72,6 +74,14 @@ class StableHLO(Target):
         """Each question starts a process of its own."""
         return OpenedPrograms(folder, cfg)
 
+    def open_second(self, folder: Path, cfg: ModelConfig) -> Opened:
+        """Compiles the programs for the sizes of the proof, where IREE is installed."""
+        if not iree.is_installed():
+            raise MissingExtraError(
+                "IREE is not installed, so it was not tried; pip install 'llmasos-jax[export]'"
+            )
+        return iree.OpenedIree(folder, cfg, inputs_of)
+
     def stored(self, folder: Path) -> Mapping[str, np.ndarray]:
         """The folder is a model of ours."""
         return Read(read_model(folder, allow_code=True).tensors)
@@ -79,6 +89,17 @@ class StableHLO(Target):
     def source(self, folder: Path) -> str | None:
         """The folder is a model of ours."""
         return str(folder)
+
+
+def inputs_of(cfg: ModelConfig, probe: Probe) -> dict[str, np.ndarray]:
+    """What `forward` reads of a probe, int32 arrays by names."""
+    inputs = {"input_ids": probe.tokens_bt, "attention_mask": probe.mask_bt}
+    if cfg.token_types:
+        none_bt = np.zeros_like(probe.tokens_bt)
+        inputs["token_type_ids"] = none_bt if probe.types_bt is None else probe.types_bt
+    if cfg.encoder.num_layers:
+        inputs["decoder_input_ids"] = probe.tokens_bt[:, ::-1]
+    return {name: x.astype(np.int32) for name, x in inputs.items()}
 
 
 class OpenedPrograms(Opened):
@@ -93,13 +114,8 @@ class OpenedPrograms(Opened):
         """Runs `forward` on each probe."""
         asked = {}
         for number, probe in enumerate(probes):
-            inputs = {"input_ids": probe.tokens_bt, "attention_mask": probe.mask_bt}
-            if self._cfg.token_types:
-                none_bt = np.zeros_like(probe.tokens_bt)
-                inputs["token_type_ids"] = none_bt if probe.types_bt is None else probe.types_bt
-            if self._cfg.encoder.num_layers:
-                inputs["decoder_input_ids"] = probe.tokens_bt[:, ::-1]
-            asked |= {f"{number} {name}": x.astype(np.int32) for name, x in inputs.items()}
+            inputs = inputs_of(self._cfg, probe)
+            asked |= {f"{number} {name}": x for name, x in inputs.items()}
         given = self._ask(asked)
         return [
             {name.split()[1]: x for name, x in given.items() if name.split()[0] == str(number)}

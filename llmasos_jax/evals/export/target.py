@@ -61,6 +61,7 @@ class Target(Protocol):
       dtypes: that `--dtype` may say.
       reads_types: whether the program takes the type of each token.
       room: places of its context that stand free behind a row that it is given.
+      second: another program that is tried as well, as the receipt calls it; None if there is none.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Target(Protocol):
     dtypes: tuple[str, ...]
     reads_types: bool = True
     room: int = 0
+    second: str | None = None
 
     def check(self, files: ModelFiles, dtype: str | None) -> None:
         """Refuses, before a byte is written, what the format cannot express.
@@ -115,6 +117,15 @@ class Target(Protocol):
           ExportError: the program does not take it.
         """
         ...
+
+    def open_second(self, folder: Path, cfg: ModelConfig) -> Opened:
+        """Opens what was written with the second program.
+
+        Raises:
+          ExportError: it does not take it; so does what was opened, later.
+          MissingExtraError: it is not installed.
+        """
+        raise ValueError(f"{self.name} has no second program: {folder}, {cfg}")
 
     def stored(self, folder: Path) -> Mapping[str, np.ndarray]:
         """The weights read back from what was written, by our names, read when asked for."""
