@@ -59,7 +59,7 @@ def test_hard_scales_come_back(tmp_path: Path) -> None:
 
 
 def test_published_scales_need_nothing_beside_them(tmp_path: Path) -> None:
-    """bfloat16 from 2^-15 on has room for the 1 in float32."""
+    """bfloat16 from 2^-16 on has room for the 1 in float32."""
     params = random_params(TWINS["gemma"].cfg)
     for name in (n for n in params if n.endswith(".scale")):
         params[name] = params[name].astype(ml_dtypes.bfloat16).astype(np.float32)

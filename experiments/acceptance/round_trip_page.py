@@ -35,7 +35,9 @@ def page(record: dict[str, Any]) -> str:
         cells = [_cell(found["pairs"].get(f"llmasos -> {to}"), reasons) for to in TITLES]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", *(f"- **{letter}** {text}" for text, letter in reasons.items())]
-    lines += ["", _pairs(models), "", *_refused(models), "", "## Types that round", ""]
+    refused = _refused(models)
+    lines += ["", _pairs(models), "", *refused, *([""] if refused else [])]
+    lines += ["## Types that round", ""]
     lines += [
         "How far the weights that the file holds are from the model's: root mean square of the "
         "difference as a share of that of the weights, of all numbers together, and of the worst "
