@@ -22,6 +22,7 @@ VERBS = {
     "generate": "continues prompts, streamed to a terminal",
     "chat": "answers in a conversation, streamed to a terminal",
     "eval": "asks a model what tasks ask, and compares results",
+    "card": "writes a model card from the folder of a run",
     "data": "shows what a config reads and how it is cut",
     "models": "lists the models that have a name: licence, size, where they are",
     "plan": "says what a run needs and takes on a TPU pod, without one",
