@@ -10,10 +10,14 @@ from gguf_converter import random_params
 from gguf_converter import write_gguf as convert
 from gguf_twins import TWINS
 
+from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer
 from llmasos_jax.errors import FormatError
+from llmasos_jax.evals.export.gguf import Gguf
+from llmasos_jax.evals.export.proof import prove
 from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.format.tensorfile import stored
+from llmasos_jax.interop.built import BuiltTokenizer
 from llmasos_jax.interop.gguf import open_gguf
 from llmasos_jax.interop.gguf.container import read_container
 from llmasos_jax.interop.gguf.norms import rests
@@ -83,6 +87,17 @@ def test_on_to_hugging_face(name: str, tmp_path: Path) -> None:
     for tensor_name, tensor in files.tensors.items():
         found = bits(back.tensors[tensor_name].read())
         np.testing.assert_array_equal(found, bits(tensor.read()), tensor_name)
+
+
+@pytest.mark.parity
+def test_llama_cpp_takes_what_is_beside(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    files, target = files_of("gemma"), Gguf()
+    files = dataclasses.replace(files, tokenizer=BuiltTokenizer(ByteTokenizer))
+    assert rests(files.manifest.parameters, files.tensors)
+    written = target.write(files, tmp_path, "float32", lambda name, size: None)
+    proof = prove(target, files, tmp_path, written, "float32", 0, new_tokens=2)
+    assert proof.rounded.tensors == 0 and proof.greedy == 4
 
 
 @pytest.mark.parametrize(("name", "offset"), [("gemma", False), ("llama", True)])
