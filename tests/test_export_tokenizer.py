@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_export import CFG
+from small_export import source as source_of
 from small_hf import written
 from small_model import SMALL
 from small_model import written as small_written
@@ -19,6 +21,7 @@ from llmasos_jax.data.tokenizers.wordpiece import bert_tokenizer, vocabulary_fil
 from llmasos_jax.errors import ExportError
 from llmasos_jax.evals.export import huggingface as export_hf
 from llmasos_jax.interop.hf import open_hf
+from llmasos_jax.interop.hf.rebuilt import _WORDS as WORDS
 from llmasos_jax.interop.hf.write import write_huggingface
 
 WIDTHS = {
@@ -202,3 +205,32 @@ class TestParity:
         text = "def f(x):\n\treturn  x + 1  # 世界 🙂"
         assert back.load().encode(text) == tokenizer.encode(text)
         assert back.load().decode(tokenizer.encode(text)) == text
+
+    @pytest.mark.parametrize("is_alike", [True, False])
+    def test_a_class_that_builds_its_tokenizer_anew_has_no_padding_of_its_own(
+        self, is_alike: bool, tmp_path: Path
+    ) -> None:
+        """Qwen2Tokenizer's default is <|endoftext|>, which this tokenizer does not have."""
+        from transformers import AutoTokenizer
+
+        cfg = CFG.replace(attention_out_bias=False, num_layers=1, context_length=24)
+        source = source_of(tmp_path / "in", cfg)
+        if is_alike:
+            path = source / "tokenizer.json"
+            words = {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Isolated"}
+            letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+            parts = [{**words, "invert": False}, {**letters, "use_regex": False}]
+            changes = {
+                "normalizer": {"type": "NFC"},
+                "pre_tokenizer": {"type": "Sequence", "pretokenizers": parts},
+            }
+            path.write_text(json.dumps({**json.loads(path.read_bytes()), **changes}))
+        result = llmasos_jax.export(source, "hf", tmp_path / "out")
+        assert result.saved_class == "Qwen2ForCausalLM"
+        assert result.proof is not None and result.proof.texts == 5
+        said = json.loads((tmp_path / "out" / "tokenizer_config.json").read_bytes())
+        assert said["pad_token"] is None and said["bos_token"] == "<s>"
+        theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+        assert theirs.pad_token_id is None and len(theirs) == len(json.loads(
+            (tmp_path / "out" / "tokenizer.json").read_bytes())["model"]["vocab"])  # fmt: skip
+        assert ("PreTrainedTokenizerFast" in " ".join(result.notes)) == (not is_alike)

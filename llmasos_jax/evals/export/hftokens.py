@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.data.tokenizers.huggingface import FILE as TOKENIZER
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer, encode_input
 from llmasos_jax.errors import ExportError, MissingExtraError
 from llmasos_jax.evals.export.texts import TEXTS as SHORT
 from llmasos_jax.evals.export.texts import compare_tokens
+from llmasos_jax.interop.hf.files import MAX_TOKENIZER_BYTES, read_object
+from llmasos_jax.interop.hf.open import CONFIG
+from llmasos_jax.interop.hf.rebuilt import rebuilding_class, splits_alike
 from llmasos_jax.interop.hf.tokenizer import folder_tokenizer_files
 
 FIRST, SECOND = "It rained all day.", "The street was wet."
@@ -52,7 +56,7 @@ def compare_tokenizer(folder: Path, tokenizer: Tokenizer, cfg: ModelConfig) -> i
     if folder_tokenizer_files(folder) is None:
         return 0
     try:
-        theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        theirs = _opener(transformers, folder).from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever it says, the export is not what it should be
         line = " ".join(str(error).split())[:300]
         raise ExportError(f"transformers does not open the tokenizer written: {line}") from error
@@ -80,6 +84,15 @@ def compare_tokenizer(folder: Path, tokenizer: Tokenizer, cfg: ModelConfig) -> i
         _check("input_ids", what, ids[:-1] if ids == [*wanted, end] else ids, wanted)
     compare_tokens(tokenizer, theirs.convert_ids_to_tokens)
     return len(cases)
+
+
+def _opener(transformers: Any, folder: Path) -> Any:
+    """The class that a user opens it with, as the export's notes say."""
+    model_type = str(read_object(folder / CONFIG).get("model_type"))
+    is_alike = rebuilding_class(model_type) is None or splits_alike(
+        read_object(folder / TOKENIZER, MAX_TOKENIZER_BYTES)
+    )
+    return transformers.AutoTokenizer if is_alike else transformers.PreTrainedTokenizerFast
 
 
 def _check(key: str, what: str, found: Any, wanted: Any) -> None:

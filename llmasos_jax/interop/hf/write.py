@@ -14,7 +14,9 @@ from llmasos_jax.errors import FormatError, TokenizerError
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.format.write import write_file, write_weights
 from llmasos_jax.interop.hf.express import Expressed, express
+from llmasos_jax.interop.hf.files import MAX_TOKENIZER_BYTES, read_object
 from llmasos_jax.interop.hf.open import CONFIG, GENERATION
+from llmasos_jax.interop.hf.rebuilt import NAMED, rebuilding_class, splits_alike
 from llmasos_jax.interop.hf.sentence import MODULES
 from llmasos_jax.interop.hf.sentencepiece import FILES, sentencepiece_tokenizer
 from llmasos_jax.interop.hf.tokenizer import CONFIG as TOKENIZER_CONFIG
@@ -46,7 +48,7 @@ def write_huggingface(
     cfg, found = files.manifest.parameters, express(files.manifest)
     tensors = unbind(found.family.table(cfg), cfg, files.tensors)
     tokenizer = None if files.tokenizer is None else files.tokenizer.load()
-    notes = write_tokenizer(files, tokenizer, out)
+    notes = write_tokenizer(files, tokenizer, out, found.family.model_type)
     has_tokenizer = (out / TOKENIZER).is_file()
     config = config_with_ids(found, files, tokenizer if has_tokenizer else None)
     dtypes = {tensor.dtype for tensor in tensors.values()}
@@ -127,8 +129,20 @@ def _write_pooling(pooling: str, width: int, out: Path) -> None:
     _write_json(out / _POOLING / "config.json", said)
 
 
-def write_tokenizer(files: ModelFiles, tokenizer: Tokenizer | None, out: Path) -> list[str]:
-    """Writes a tokenizer that gives the same ids there; else nothing, and why in one line."""
+def write_tokenizer(
+    files: ModelFiles, tokenizer: Tokenizer | None, out: Path, model_type: str = ""
+) -> list[str]:
+    """Writes a tokenizer that gives the same ids there; else nothing, and why in one line.
+
+    Args:
+      files: the model.
+      tokenizer: its own.
+      out: an empty folder.
+      model_type: of transformers; empty for a folder of another program.
+
+    Returns:
+      What is to be known of it.
+    """
     if files.tokenizer is None or tokenizer is None:
         return ["the model has no tokenizer, so the folder has none"]
     entry = files.tokenizer.save(out)
@@ -143,11 +157,20 @@ def write_tokenizer(files: ModelFiles, tokenizer: Tokenizer | None, out: Path) -
     if entry["kind"] == "tokenizers":
         if entry["file"] != TOKENIZER:
             os.replace(out / entry["file"], out / TOKENIZER)
-        _write_json(out / TOKENIZER_CONFIG, _tokenizer_config(tokenizer, files))
+        said = _tokenizer_config(tokenizer, files)
+        rebuilt = rebuilding_class(model_type)
+        if rebuilt is not None:  # null goes before the defaults of that class
+            said = {**dict.fromkeys(NAMED), **said}
+        _write_json(out / TOKENIZER_CONFIG, said)
         back = folder_tokenizer_files(out)
         is_same = back is not None and _ids_of(back.load()) == _ids_of(tokenizer)
         if is_same and (not _reads_whole(files) or _is_whole(out / TOKENIZER, tokenizer)):
-            return []
+            if rebuilt is None or splits_alike(read_object(out / TOKENIZER, MAX_TOKENIZER_BYTES)):
+                return []
+            return [
+                f"AutoTokenizer takes {rebuilt} for this model, whatever its folder says, and that "
+                "splits texts otherwise: open the tokenizer with PreTrainedTokenizerFast"
+            ]
         problem = "it begins or ends texts in a way that a tokenizer.json alone does not say"
     else:
         problem = f'Hugging Face folders hold no tokenizer of the kind "{kind}"'
