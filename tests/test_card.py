@@ -64,6 +64,7 @@ def test_a_card_has_what_the_files_have(workdir: Path) -> None:
     ):
         assert part in card, part
     assert "did not end" not in card
+    assert str(workdir.parent) not in card  # where a file lies is nobody's business
 
 
 def test_a_run_that_did_not_end_says_so(workdir: Path) -> None:

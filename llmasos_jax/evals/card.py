@@ -102,7 +102,7 @@ def _head(config: Config, result: TrainResult | None) -> str:
 def _data(config: Config) -> str:
     data, tokenizer = config.data, config.tokenizer
     rows = {
-        "source": data.source if data.path is None else f"{data.source}: {data.path}",
+        "source": data.source if data.path is None else f"{data.source}: {Path(data.path).name}",
         "documents at most": "all" if data.max_documents is None else f"{data.max_documents:,}",
         "held out": f"{data.heldout_fraction:.2%} of the documents, never trained on",
         "sequence": f"{data.sequence_length:,} tokens",
@@ -120,6 +120,9 @@ def _config_section(config: Config) -> str:
     changed = [
         line for line in differences(build_config(usual), config) if not line.startswith("name")
     ]
+    # A card is for others: what a file is called, not where it lies on this disk.
+    for path in filter(None, (config.data.path, config.tokenizer.path)):
+        changed = [line.replace(path, Path(path).name) for line in changed]
     listed = "\n".join(f"- `{line}`" for line in changed) or "- none"
     return (
         f"## Config\n\nSHA-256 of the resolved config: `{config_sha256(to_dict(config))}`. Fields "
@@ -128,7 +131,8 @@ def _config_section(config: Config) -> str:
 
 
 def _compute(config: Config, result: TrainResult | None, lines: Sequence[dict[str, Any]]) -> str:
-    each = flops_per_token(config.model, config.data.sequence_length)
+    share = config.objective.mask_rate if config.objective.name.startswith("mlm") else 1.0
+    each = flops_per_token(config.model, config.data.sequence_length, share)
     speeds = sorted(line["tokens_per_s"] for line in lines if line.get("tokens_per_s"))
     rows: dict[str, Any] = {
         "mesh": ", ".join(f"{k} {v}" for k, v in _mesh(config).items()) or "one device",
