@@ -200,6 +200,12 @@ def test_other_targets_and_places_are_refused(tmp_path: Path) -> None:
         llmasos_jax.export(source, "hf", tmp_path / "out", dtype="bfloat15")
     with pytest.raises(FormatError, match="not empty; name a new or empty folder"):
         llmasos_jax.export(source, "hf", tmp_path / "in")
+    with pytest.raises(FormatError, match='config.json" is a file; name another'):
+        llmasos_jax.export(source, "hf", tmp_path / "in" / "config.json" / "new" / "out")
+    with pytest.raises(FormatError, match="cannot be a folder: File name too long; name another"):
+        llmasos_jax.export(source, "hf", tmp_path / ("n" * 300))
+    with pytest.raises(FormatError, match="seed=-1 is not possible; give 0 or more"):
+        llmasos_jax.export(source, "hf", tmp_path / "out", seed=-1)
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 

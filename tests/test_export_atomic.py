@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import commands
+import numpy as np
 import pytest
 import small_export
 from small_export import CFG
@@ -18,6 +19,10 @@ from llmasos_jax.cli.main import main
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.errors import FormatError, MissingExtraError
 from llmasos_jax.evals.export.targets import TABLE
+from llmasos_jax.format.manifest import Manifest
+from llmasos_jax.format.names import expected
+from llmasos_jax.format.tensorfile import stored
+from llmasos_jax.format.write import write_model
 
 TARGETS = ("hf", "gguf", "onnx", "stablehlo")
 KILLED = ("before_anything", "among_tensors", "before_the_receipt", "before_the_name")
@@ -107,6 +112,29 @@ def test_a_dtype_is_looked_at_for_every_format_first(
     assert main([*words, "--dtype=float61"]) == 2
     assert 'gguf is not written as "float61"; did you mean "float16"' in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_of_several_formats_none_is_written_where_one_cannot_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = small_export.source(tmp_path / "m", UNSAYABLE["gguf"][0]), tmp_path / "out"
+    words = ["export", str(model), f"--out={out}", "--unproven"]
+    assert main([*words, "--to=stablehlo,gguf"]) == 2
+    assert "no architecture of llama.cpp" in capsys.readouterr().err
+    assert main([*words, "--to=stablehlo,stablehlo"]) == 2
+    assert "names a format twice; name each once" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_numbers_that_are_none_prove_nothing(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    draw = lambda shape: rng.normal(size=shape).astype(np.float32)
+    tensors = {name: stored(draw(spec.shape)) for name, spec in expected(CFG).items()}
+    tensors["head.w"] = stored(np.full(expected(CFG)["head.w"].shape, np.nan, np.float32))
+    model = write_model(tmp_path / "m", Manifest("m", CFG), tensors)
+    with pytest.raises(FormatError, match="own head.w has numbers that are none .*--unproven"):
+        llmasos_jax.export(model, "stablehlo", tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
 MISSING = {

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from llmasos_jax import __version__
+from llmasos_jax.cli import interrupt
 from llmasos_jax.errors import LLMasOSError, PreemptedError, did_you_mean
 
 # Each verb is `llmasos_jax.cli.<verb>` with `add_arguments(parser)` and `run(args) -> int | None`.
@@ -62,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
+    if argv is None:
+        interrupt.install()
     try:
         try:
             status = _dispatch(words)

@@ -9,18 +9,16 @@ IREE compiled wrongly may end it.
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import iree.runtime as iree_runtime  # pyright: ignore[reportMissingImports]
 import numpy as np
 
 from llmasos_jax.format.read import read_model
-
-runtime: Any = iree_runtime  # its names are made when it is loaded
 
 
 class Programs:
@@ -31,7 +29,8 @@ class Programs:
     """
 
     def __init__(self, asked: Mapping[str, Any]) -> None:
-        self._config, self._asked = runtime.Config("local-task"), asked
+        self._runtime: Any = importlib.import_module("iree.runtime")
+        self._config, self._asked = self._runtime.Config("local-task"), asked
         tensors = read_model(Path(asked["folder"]), allow_code=True).tensors
         # As jax flattens a dict: sorted by name.
         self._weights = [self._put(np.asarray(tensors[name].read())) for name in sorted(tensors)]
@@ -45,12 +44,14 @@ class Programs:
         return dict(zip(self._asked["programs"][name]["outputs"], found, strict=True))
 
     def _loaded(self, file: str) -> Any:
+        runtime = self._runtime
         context = runtime.SystemContext(config=self._config)
         module = runtime.VmModule.copy_buffer(context.instance, Path(file).read_bytes())
         context.add_vm_module(module)
         return context.modules[module.name]["main"]
 
     def _put(self, x: Any) -> Any:
+        runtime = self._runtime
         if isinstance(x, runtime.DeviceArray):
             return x
         device, x = self._config.device, np.asarray(x, order="C")

@@ -135,9 +135,10 @@ def export_models(
       iree: whether programs of StableHLO are tried in IREE too.
     """
     targets = {name: target_of(name, dtype) for name in outs}
+    if seed < 0:
+        raise FormatError(f"seed={seed} is not possible; give 0 or more")
     for name, out in outs.items():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise FormatError(f'"{out}" is there and not empty; name a new or empty folder')
+        _check_place(out)
         if not unproven:
             targets[name].check_runtime()
     files = open_model(source, step, allow_code=allow_code, revision=revision, ignore=ignore)
@@ -145,6 +146,23 @@ def export_models(
         target.check(files, dtype)
     for name, out in outs.items():
         yield _export(targets[name], files, out, dtype, unproven, seed, iree)
+
+
+def _check_place(out: Path) -> None:
+    """Refuses a place that no new folder can have.
+
+    Raises:
+      FormatError: it is taken, or its name cannot be one.
+    """
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise FormatError(f'"{out}" is there and not empty; name a new or empty folder')
+        file = next((parent for parent in out.parents if parent.is_file()), None)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = getattr(error, "strerror", None) or error
+        raise FormatError(f"{str(out)!r} cannot be a folder: {reason}; name another") from error
+    if file is not None:
+        raise FormatError(f'"{out}" cannot be a folder: "{file}" is a file; name another')
 
 
 def _export(

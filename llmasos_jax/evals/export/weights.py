@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmasos_jax.errors import ExportError
+from llmasos_jax.errors import ExportError, FormatError
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.format.tensorfile import StoredTensor
 
@@ -53,6 +53,7 @@ def compare_stored(
       opens: the program, for messages.
 
     Raises:
+      FormatError: the model itself has a number that is none.
       MismatchError: a tensor is missing or one too many, has another shape, or differs by more than
         rounding to that dtype can explain.
     """
@@ -65,6 +66,11 @@ def compare_stored(
     tensors, worst, where = 0, 0.0, None
     for name, tensor in files.tensors.items():
         ours, theirs = np.asarray(tensor.read()), np.asarray(held[name])
+        if not np.isfinite(ours.astype(np.float32)).all():
+            raise FormatError(
+                f"the model's own {name} has numbers that are none (NaN or infinite), of which "
+                "nothing can be proven; mend it, or say --unproven (unproven=True)"
+            )
         if ours.shape != theirs.shape:
             raise MismatchError(
                 f"what was written for {opens} holds {name} as {list(theirs.shape)}, not "
