@@ -71,7 +71,7 @@ def test_float16_of_every_exponent() -> None:
     """Ties, what rounds up to the next exponent, below the least number, both zeros."""
     x = np.arange(0, 2**32, 1009, dtype=np.uint64).astype(np.uint32).view(np.float32)
     ties = (np.arange(2**16, dtype=np.uint32) << 16 | 0x1000).view(np.float32)
-    for part in (x, ties, np.float32([0.0, -0.0, 65519.0, -65519.0])):
+    for part in (x, ties, np.array([0.0, -0.0, 65519.0, -65519.0], np.float32)):
         rows = part[np.abs(part) < 65520]
         found = np.concatenate(list(written_parts("F16", rows[:, None])))
         np.testing.assert_array_equal(found.view(np.uint16), rows.astype(np.float16).view("u2"))

@@ -23,6 +23,7 @@ _CHUNK = 2**16  # numbers that are worked on at a time
 _HALF = np.float32(0.5)
 _BELOW_HALF = np.nextafter(np.float32(0.5), np.float32(0))
 _PLACES = (1 << np.arange(8)).astype(np.uint8)[:, None]
+_INFINITE_HALF = np.uint16(0x7C00)  # its bits without the sign
 _LEAST_HALF, _BEYOND_HALF = np.float32(2**-14), np.float32(65520)  # of float16: normal, infinite
 _MOVE = np.uint32(0x0FFF - (112 << 23) & 0xFFFFFFFF)
 
@@ -105,32 +106,27 @@ def _bytes(array: np.ndarray) -> np.ndarray:
 
 
 def _halves(rows: np.ndarray, kind: str) -> np.ndarray:
-    """float16, rounded to even as a cast does; a cast takes NumPy twice as long.
-
-    The exponent's origin moves by 112, and 13 bits go. What is below 2^-14 or no number is cast.
-    """
+    """float16, rounded to even as a cast does; a cast takes NumPy twice as long."""
     if rows.dtype == np.float16:
-        halves = rows
-    else:
-        x = np.ascontiguousarray(rows, np.float32).reshape(-1)
-        size = np.abs(x)
-        small = size < _LEAST_HALF
-        # Also where a number is none: no comparison with that is true.
-        if not size.max(initial=0) < _BEYOND_HALF or 8 * np.count_nonzero(small) > x.size:
-            with np.errstate(over="ignore"):
-                halves = x.astype(np.float16)
-        else:
-            halves = _moved(x).view(np.float16)
-            if len(places := np.flatnonzero(small)):
-                halves[places] = x[places].astype(np.float16)
-            return halves
-    if np.isinf(halves).any():
-        raise _too_large(kind)
+        if (rows.view(np.uint16) & np.uint16(0x7FFF) == _INFINITE_HALF).any():
+            raise _too_large(kind)
+        return rows
+    x = np.ascontiguousarray(rows, np.float32).reshape(-1)
+    size = np.abs(x)
+    if not size.max(initial=0) < _BEYOND_HALF:  # or one is no number, which stays so
+        if (size >= _BEYOND_HALF).any():
+            raise _too_large(kind)
+        return x.astype(np.float16)
+    small = np.flatnonzero(size < _LEAST_HALF)
+    if 8 * len(small) > x.size:
+        return x.astype(np.float16)
+    halves = _moved(x)
+    halves[small] = x[small].astype(np.float16)
     return halves
 
 
 def _moved(x: np.ndarray) -> np.ndarray:
-    """The bits of float16 numbers from float32 ones between 2^-14 and 65520, uint16."""
+    """float16 from float32 between 2^-14 and 65520: the exponent moves by 112, 13 bits go."""
     bits = x.view(np.uint32)
     out = bits >> np.uint32(13)
     out &= np.uint32(1)
@@ -140,7 +136,7 @@ def _moved(x: np.ndarray) -> np.ndarray:
     sign = bits >> np.uint32(16)
     sign &= np.uint32(0x8000)
     out |= sign
-    return out.astype(np.uint16)
+    return out.astype(np.uint16).view(np.float16)
 
 
 def _too_large(kind: str) -> FormatError:
