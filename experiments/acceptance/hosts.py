@@ -144,6 +144,8 @@ def resumed(
     options = options_of(mesh)
     first = host_runs.Run(folder, *saved, workdir="first", options=options, quick=True)
     statuses = first.wait()
+    if any(statuses):
+        return {"mesh": mesh, "statuses": statuses, "said": first.errors(0)}
     straight = first.losses()
     six, result = first.workdir / "checkpoints" / "6", first.workdir / "result.json"
     shutil.move(six, folder / "six")
