@@ -173,7 +173,8 @@ def test_rounded_weights_are_proven_as_they_are(tmp_path: Path) -> None:
         FormatError, match=r"holds 1e\+05, and float16 ends at 65504; take bfloat16"
     ):
         cast(
-            ModelFiles(source, of(BERT), {"x": stored(np.array([1e5], np.float32))}, None), "float16"
+            ModelFiles(source, of(BERT), {"x": stored(np.array([1e5], np.float32))}, None),
+            "float16",
         ).tensors["x"].read()
 
 
