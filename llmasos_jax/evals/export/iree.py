@@ -155,14 +155,19 @@ def specialised(
       inputs: the same of what it reads; they say the sizes.
     """
     # What jax does itself with such a program before it compiles it; it has no public name.
-    from jax._src.interpreters import mlir
+    try:
+        from jax._src.interpreters.mlir import refine_polymorphic_shapes
+    except ImportError as error:
+        raise ExportError(
+            f"jax {jax.__version__} no longer specialises programs ({error})"
+        ) from error
 
     called = jax.jit(program.call, keep_unused=True)
     lowered = called.trace(dict(weights), dict(inputs)).lower(lowering_platforms=("cpu",))
     module = lowered.compiler_ir("stablehlo")
     if module is None:
         raise ExportError("jax gives no StableHLO of the program")
-    return str(mlir.refine_polymorphic_shapes(module))
+    return str(refine_polymorphic_shapes(module))
 
 
 def _compile(name: str, source: Path, out: Path) -> None:
