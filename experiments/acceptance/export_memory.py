@@ -1,7 +1,8 @@
 """Peak memory of writing a model of some GB in each format, beside its largest tensor.
 
-    JAX_PLATFORMS=cpu python experiments/acceptance/export_memory.py                # 2.4 GB
-    JAX_PLATFORMS=cpu python experiments/acceptance/export_memory.py --layers=28 --as-it-is  # 7.8 GB
+    export JAX_PLATFORMS=cpu
+    python experiments/acceptance/export_memory.py                          # 2.4 GB
+    python experiments/acceptance/export_memory.py --layers=28 --as-it-is  # 7.8 GB
 
 A decoder of width 2048 with random float32 weights, written tensor by tensor. Each export runs in a
 process of its own, unproven, for a proof loads the model as its program does. What is said is the
