@@ -77,6 +77,22 @@ def test_ten_gigabytes_are_not_given() -> None:
     assert found.status == 1 and found.output.strip().endswith("MemoryError")
 
 
+def test_no_memory_is_had_that_no_limit_counts() -> None:
+    """A page each: shared segments and files without a name outlive what maps them."""
+    code = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+calls = (libc.shmget, 0, 4096, 0o1600), (libc.semget, 0, 1, 0o1600), (libc.msgget, 0, 0o1600)
+found = [(call(*words), ctypes.get_errno()) for call, *words in calls]
+try:
+    os.memfd_create("x")
+except OSError as error:
+    found.append((-1, error.errno))
+print(found)
+"""
+    assert run_python(code, LIMITS).output.strip() == str([(-1, 1)] * 4)
+
+
 def test_there_is_no_network() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -217,9 +233,10 @@ def test_samples_are_scored_and_early_exits_do_not_pass(tmp_path: Path) -> None:
         "add", "def add(a, b):\n", "def check(f):\n    assert f(2, 3) == 5\n", "add"
     )
     samples = ["    return a + b", "    return a - b", "    raise SystemExit(0)", "    return 5 5"]
+    samples += ["    print(a, end='')\n    return a + b", "    return '\ud800'"]
     found = score_code(problems, {"add": samples}, (1, 2), limits=LIMITS)
-    assert found.passed["add"] == (True, False, False, False)
-    assert found.estimates == {1: 0.25, 2: 0.5}
+    assert found.passed["add"] == (True, False, False, False, True, False)
+    assert found.estimates == pytest.approx({1: 2 / 6, 2: 1 - 6 / 15})
     assert found.trouble["add"][1] == "AssertionError"
     assert found.trouble["add"][3].startswith("SyntaxError")
     (tmp_path / "p.jsonl").write_text('{"task_id": 1}')

@@ -37,17 +37,21 @@ FIRST_UID = 0x70000000  # users that no machine has; each program is another one
 # System calls that a program has no business with: by machine, its AUDIT_ARCH and their numbers.
 # socket, bind, connect, ptrace, process_vm_readv and _writev, mount, umount2, pivot_root, unshare,
 # setns, bpf, perf_event_open, keyctl, add_key, request_key, userfaultfd, io_uring_setup,
-# open_by_handle_at, kexec_load, init_module, mount_setattr, move_mount, open_tree, fsopen, fsmount.
+# open_by_handle_at, kexec_load, init_module, mount_setattr, move_mount, open_tree, fsopen, fsmount,
+# syslog, pidfd_getfd. And what holds memory that no address space is charged for: shmget, shmat,
+# semget, msgget, mq_open, memfd_create, memfd_secret.
 DENIED = {
     "x86_64": (
         0xC000003E,
         (41, 49, 42, 101, 310, 311, 165, 166, 155, 272, 308, 321, 298, 250, 248, 249, 323, 425)
-        + (304, 246, 175, 442, 429, 428, 430, 432),
+        + (304, 246, 175, 442, 429, 428, 430, 432, 103, 438)
+        + (29, 30, 64, 68, 240, 319, 447),
     ),
     "aarch64": (
         0xC00000B7,
         (198, 200, 203, 117, 270, 271, 40, 39, 41, 97, 268, 280, 241, 219, 217, 218, 282, 425)
-        + (265, 104, 105, 442, 429, 428, 430, 432),
+        + (265, 104, 105, 442, 429, 428, 430, 432, 116, 438)
+        + (194, 196, 190, 186, 180, 279, 447),
     ),
 }
 CLONE = {"x86_64": 56, "aarch64": 220}
@@ -118,8 +122,8 @@ def build_root(spec: dict, uid: int, gid: int) -> None:
     os.makedirs(root + FOLDER)
     size = f"size={spec['disk']},nr_inodes=4096,mode=700"
     mount("tmpfs", root + FOLDER, "tmpfs", MS_NOSUID | MS_NODEV, size)
-    with open(f"{root}{FOLDER}/program.py", "w", encoding="utf-8") as file:
-        file.write(spec["code"])
+    with open(f"{root}{FOLDER}/program.py", "wb") as file:
+        file.write(spec["code"].encode("utf-8", "surrogatepass"))  # what is no text is no Python
     for path in (root + FOLDER, f"{root}{FOLDER}/program.py"):
         os.chown(path, uid, gid)
     lock(root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ _FIELDS = ("task_id", "prompt", "test", "entry_point")
 def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
     """The unbiased estimate of pass@k from n samples of which c passed: 1 - C(n-c, k) / C(n, k).
 
-    Chen et al., 2021, arXiv 2107.03374, equation 1, as the product of its footnote's program.
+    Chen et al., 2021, arXiv 2107.03374, equation 1, in whole numbers up to the last division.
 
     Raises:
       EvaluationError: `k` is not 1 to n, or `num_passed` not 0 to n.
@@ -34,9 +35,7 @@ def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
     n, c = num_samples, num_passed
     if not (1 <= k <= n and 0 <= c <= n):
         raise EvaluationError(f"k={k} and {c} of {n} passed; give k from 1 to {n}, and 0 to {n}")
-    if n - c < k:
-        return 1.0
-    return float(1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
+    return (math.comb(n, k) - math.comb(n - c, k)) / math.comb(n, k)
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,10 @@ def score_code(
 ) -> PassAtK:
     """Runs samples of code against their problems' tests, each in a sandbox of its own.
 
-    A sample passes if its tests ran to their end: the program then prints a word that only this
-    call knows, so a sample that exits early with status 0 does not pass.
+    A sample passes if its tests ran to their end: the last line of the program then prints a word
+    of this call, so a sample that exits early with status 0 does not pass. Sample and tests share
+    one process: the walls hold whatever is written, but a sample that is made to cheat its own
+    tests (reads its file for the word, answers "equal" to everything) passes.
 
     Args:
       problems: by name.
@@ -141,7 +142,8 @@ def score_code(
 def _run(problem: Problem, sample: str, limits: Limits | None) -> tuple[bool, str]:
     word = secrets.token_hex(16)
     parts = (problem.prompt + sample, problem.test, f"check({problem.entry_point})")
-    outcome = run_python("\n".join((*parts, f"print({word!r})")), limits)
+    # On a line of its own, wherever the program's own output ended.
+    outcome = run_python("\n".join((*parts, f"print({chr(10) + word!r})")), limits)
     lines = outcome.output.strip().splitlines()
     if outcome.status == 0 and lines and lines[-1] == word:
         return True, ""
