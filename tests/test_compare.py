@@ -86,6 +86,9 @@ def test_what_is_better_is_found_and_what_is_not_is_not(paths):
     assert pair.difference.low < pair.difference.value < pair.difference.high
     assert "better" in str(found) and "no difference shown" in str(found)
     assert compare(paths).to_dict() == found.to_dict()
+    # Of 10 draws no p is below 1 / 11, which would never count beside 5 other tests.
+    few = {(p.metric, p.system): p.is_better for p in compare(paths, samples=10).pairs}
+    assert few["accuracy", 1] is True and few["perplexity", 1] is True
 
 
 class Checker(HTMLParser):
@@ -133,11 +136,13 @@ def test_the_page_stands_alone_and_shows_what_differs(paths):
     [
         ({"task_hash": "other"}, "task quiz was not the same for small"),
         ({"num_examples": NUM + 1}, "run `llmasos eval` again"),
+        ({"examples": "index.jsonl"}, "line 1 is no example .index '<b>' is no whole number"),
         ({"examples": None}, "has no examples beside it"),
         ({"model_hash": "small" * 8}, "has another result of quiz with the same weights, type"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(paths, tmp_path, change, said):
+    (tmp_path / "index.jsonl").write_text('{"index": "<b>"}\n')
     other = write(tmp_path, "third", "quiz", choices(0.5, 3), **change)
     with pytest.raises(EvaluationError, match=said) as found:
         compare([paths[0], other])

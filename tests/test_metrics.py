@@ -189,6 +189,9 @@ def test_calibration_by_hand():
     found = evals.calibration_error([0.41, 0.49, 0.6, 0.9, 1.0], [1, 0, 0, 1, 1], bins=5)
     assert found == pytest.approx((3 * (0.5 - 1 / 3) + 2 * 0.05) / 5)
     assert evals.calibration_error([0.0, 1.0], [False, True]) == 0
+    # 0.07 is of (0.06, 0.07], though 0.07 * 100 is above 7 in floating point.
+    found = evals.calibration_error([0.07, 0.065], [1, 0], bins=100)
+    assert found == pytest.approx((1 - 0.135) / 2)
     with pytest.raises(EvaluationError, match="a confidence is 1.1"):
         evals.calibration_error([1.1], [1])
 
@@ -225,6 +228,8 @@ def test_chinese_scores_the_maximum_with_itself_and_nothing_with_others():
         assert evals.bleu(texts, texts) == pytest.approx(100)
         assert evals.chrf(texts, texts) == pytest.approx(100)
         assert evals.rouge(texts, texts)["rougeLsum"] == 1
+    assert evals.bleu([""], ["a"]) == 0
+    assert "eff:yes" in evals.bleu(["你好"], ["你好"]).signature
     assert "tok:zh" in evals.bleu(CHINESE, UNRELATED).signature
     assert evals.bleu(CHINESE, UNRELATED) < 6 and evals.chrf(CHINESE, UNRELATED) < 6
     assert evals.rouge(CHINESE, UNRELATED)["rouge2"] == 0
@@ -242,6 +247,9 @@ def test_rouge_on_english_is_that_of_rouge_score():
         assert found[kind] == pytest.approx(np.mean([row[kind].fmeasure for row in rows]))
     best = evals.rouge(["a b"], [["x", "a b"]])
     assert best["rouge2"] == 1
+    accents = ["cafe\u0301 nai\u0308ve"], ["cafe nai ve"]
+    plain = scorer.score(accents[1][0], accents[0][0])["rouge1"].fmeasure
+    assert evals.rouge(*accents)["rouge1"] == pytest.approx(plain) and plain == 1
     words = WordsOfAnyScript().tokenize("हिन्दी ВПЕРЁД 東京タワー ½ 한국어")
     assert words == ["हिन्दी", "вперёд", "東", "京", "タ", "ワ", "ー", "½", "한국어"]
 
@@ -271,6 +279,9 @@ def test_paired_tests_find_a_difference_and_none():
         assert test(a, a).p == 1
     # Of two examples that both went one way, a coin does as well half of the time.
     assert evals.permutation([0.0, 0.0], [1.0, 1.0]).p == pytest.approx(0.5, abs=0.06)
+    # Rounding, which grows with the figures, hides none of the samples that are as far.
+    a, b = np.array([1000.1, 1000.3]), np.array([1000.1, 1000.3]) + 1e-6
+    assert evals.permutation(a, b).p == pytest.approx(0.5, abs=0.06)
     # The metric of sums: a ratio, with more weight on longer examples.
     rows = np.array([[1.0, 1.0], [30.0, 10.0]])
     assert evals.bootstrap(rows, mean).value == pytest.approx(31 / 11)

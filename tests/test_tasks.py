@@ -13,9 +13,10 @@ from tolerances import SIMPLE
 import llmasos
 from llmasos_jax.cli import main as cli
 from llmasos_jax.errors import DataError, EvaluationError, LLMasOSError
-from llmasos_jax.evals.metrics.scorer import Scorer
-from llmasos_jax.evals.tasks import records
+from llmasos_jax.evals.metrics.scorer import Scorer, scorer_of
+from llmasos_jax.evals.tasks import run
 from llmasos_jax.evals.tasks.builtin import BUILTIN
+from llmasos_jax.evals.tasks.measures import measure
 from llmasos_jax.evals.tasks.pairs import encode_pairs
 from llmasos_jax.evals.tasks.result import read_result
 from llmasos_jax.evals.tasks.run import fingerprint
@@ -98,6 +99,22 @@ def test_a_perplexity_task_is_the_perplexity(folder):
         assert found == pytest.approx(expected.details[name], rel=SIMPLE)
 
 
+def test_figures_of_a_task_are_those_of_the_metrics():
+    """Short texts, a class that one model alone names, texts without a token."""
+    pytest.importorskip("sacrebleu")
+    pairs = [("你好", "你好"), ("再见", "再会")]
+    short = [{"text": text, "references": [wanted]} for text, wanted in pairs]
+    (found,) = measure("bleu", short)
+    expected = llmasos.evals.bleu(*zip(*pairs, strict=True))
+    assert found.value == expected > 0 and found.signature == expected.signature
+    named = lambda labels: [{"predicted": p, "answer": y} for p, y in labels]
+    a, b = named([(0, 0), (1, 0), (1, 1)]), named([(0, 0), (4, 0), (1, 1)])
+    expected = llmasos.evals.f1([0, 1, 1], [0, 0, 1], average="macro")
+    assert measure("f1_macro", a, b)[0].value == measure("f1_macro", a)[0].value == expected
+    with pytest.raises(EvaluationError, match="no tokens to score"):
+        measure("perplexity", [{"nats": 0.0, "tokens": 0}])
+
+
 def test_texts_are_the_same_whatever_was_there_already(folder, tmp_path):
     whole = llmasos.evaluate(model(), folder / "write.json", seed=5)
     some = llmasos.evaluate(model(), folder / "write.json", seed=5, limit=2, out=tmp_path / "r")
@@ -142,7 +159,7 @@ def test_a_run_that_was_killed_is_gone_on_with(folder, tmp_path, monkeypatch):
     assert len(file.read_text().splitlines()) == 4
 
 
-def test_another_model_task_or_seed_is_another_file(folder, tmp_path):
+def test_another_model_task_seed_or_release_is_another_file(folder, tmp_path, monkeypatch):
     out, task = tmp_path / "results", folder / "write.json"
     llmasos.evaluate(model(), task, out=out, limit=1)
     llmasos.evaluate(model(), task, out=out, limit=1, seed=1)
@@ -150,6 +167,9 @@ def test_another_model_task_or_seed_is_another_file(folder, tmp_path):
     keys["data"] = {"file": str(folder / "rows.jsonl")}
     llmasos.evaluate(model(), keys, out=out, limit=1)
     assert len(list(out.glob("write-small-*.json"))) == 3
+    monkeypatch.setattr(run, "versions", lambda: {"llmasos_jax": "0", "jax": "0"})
+    llmasos.evaluate(model(), task, out=out, limit=1)
+    assert len(list(out.glob("write-small-*.json"))) == 4
     assert fingerprint(model()) == fingerprint(model())
     assert fingerprint(model()) != fingerprint(small_model(SMALL, seed=1))
     assert fingerprint(model()) != fingerprint(small_model(SMALL.replace(norm_eps=1e-3)))
@@ -259,4 +279,4 @@ def test_the_command_line_writes_results(folder, tmp_path, capsys, monkeypatch):
 
 
 def test_a_scorer_is_made_once():
-    assert records.scorer_of(model()) is records.scorer_of(model())
+    assert scorer_of(model()) is scorer_of(model())

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmasos_jax.errors import EvaluationError
-from llmasos_jax.evals.interpret.rows import weights_of
-from llmasos_jax.evals.metrics.scorer import Question, Scorer
+from llmasos_jax.evals.metrics.scorer import Question, scorer_of
 from llmasos_jax.generate.model import Model
 
 
@@ -39,7 +38,7 @@ def continuation_logprobs(
       >>> continuation_logprobs(init_model(manifest), ["a", "a"], [" b", " c"]).shape
       (2,)
     """
-    scorer = Scorer(weights_of(model), model.manifest.name)
+    scorer = scorer_of(model)
     followed: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
     for i, (text, more) in enumerate(zip(texts, continuations, strict=True)):
         before, whole = model.encode(text), model.encode(text + more)

@@ -12,9 +12,8 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from llmasos_jax.errors import EvaluationError
-from llmasos_jax.evals.metrics.scorer import Question, Scored
+from llmasos_jax.evals.metrics.scorer import Question, Scored, scorer_of
 from llmasos_jax.evals.tasks.pairs import fitted
-from llmasos_jax.evals.tasks.records import scorer_of
 from llmasos_jax.generate.load import load_model
 from llmasos_jax.generate.model import Model
 from llmasos_jax.generate.request import read_options, requests_of

@@ -140,7 +140,7 @@ def _paired(
     apart = lambda sums: finish(sums[1]) - finish(sums[0])
     values = _resampled([a_nk, b_nk], apart, samples, seed)
     low, high = _ends(values, level)
-    hits = int((np.abs(values - whole) >= abs(whole) * (1 - 1e-12)).sum())
+    hits = int((np.abs(values - whole) >= _as_far(whole, finish, a_nk, b_nk)).sum())
     return Difference(whole, low, high, (1 + hits) / (1 + samples), level, samples)
 
 
@@ -178,15 +178,25 @@ def permutation(
     interval = _paired(a_nk, b_nk, finish, samples, level, seed)
     rng = np.random.default_rng(seed)
     a_k, b_k, step_nk = a_nk.sum(0), b_nk.sum(0), b_nk - a_nk
-    hits = 0
+    hits, far = 0, _as_far(interval.value, finish, a_nk, b_nk)
     for first in range(0, samples, _AT_ONCE):
         size = min(_AT_ONCE, samples - first)
         moved_mk = rng.integers(0, 2, (size, len(a_nk))).astype(np.float64) @ step_nk
         for moved_k in moved_mk:
             apart = finish(b_k - moved_k) - finish(a_k + moved_k)
-            hits += abs(apart) >= abs(interval.value) * (1 - 1e-12)
+            hits += abs(apart) >= far
     p = (1 + int(hits)) / (1 + samples)
     return Difference(interval.value, interval.low, interval.high, p, level, samples)
+
+
+def _as_far(value: float, finish: Finish, a_nk: np.ndarray, b_nk: np.ndarray) -> float:
+    """From where on a difference is as large as `value`: with equal ones, whatever rounding did.
+
+    What rounding does depends on the size of the figures themselves; a tie that is missed would
+    make p too small.
+    """
+    size = abs(finish(a_nk.sum(0))) + abs(finish(b_nk.sum(0)))
+    return abs(value) * (1 - 1e-9) - 1e-12 * size
 
 
 def _resampled(

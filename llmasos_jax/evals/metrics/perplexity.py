@@ -74,11 +74,12 @@ def perplexity(
       >>> score.details["tokens"], 150 < score < 450
       (10, True)
     """
-    from llmasos_jax.evals.metrics.scorer import Scorer
+    from llmasos_jax.evals.metrics.scorer import scorer_of
     from llmasos_jax.generate.texts import read_texts
 
-    scorer = Scorer(model._weights, model.manifest.name)
-    losses = text_losses(model, scorer, read_texts("texts", texts), window=window, stride=stride)
+    losses = text_losses(
+        model, scorer_of(model), read_texts("texts", texts), window=window, stride=stride
+    )
     return perplexity_of(
         [sum(column) for column in zip(*(loss.row() for loss in losses), strict=True)]
     )

@@ -24,6 +24,7 @@ import numpy as np
 from jax import lax
 
 from llmasos_jax.errors import EvaluationError
+from llmasos_jax.generate.model import Model
 from llmasos_jax.generate.session import power_of_two, quarter_steps
 from llmasos_jax.generate.weights import Weights
 from llmasos_jax.models.definition import empty_cache
@@ -232,6 +233,14 @@ def _scored(logp_t: np.ndarray, is_best_t: np.ndarray) -> Scored:
             'narrow for it (try dtype="float32")'
         )
     return Scored(logp_t.astype(np.float64), bool(is_best_t.all()))
+
+
+def scorer_of(model: Model) -> Scorer:
+    """The model's scorer, made once, so that what it compiled is kept."""
+    found = model.__dict__.get("_scorer")
+    if found is None:
+        found = model.__dict__["_scorer"] = Scorer(model._weights, model.manifest.name)
+    return found
 
 
 def _score_rows(

@@ -76,6 +76,9 @@ def _tokens(text: str) -> Iterator[str]:
     word, kind = "", None
     for character in text:
         found = _kind(character)
+        # An accent of its own is one of the letter before it; of a Latin one it is a cut.
+        if found != kind and unicodedata.category(character)[0] == "M":
+            found = None
         if word and (found != kind or found == "character"):
             yield word
             word = ""

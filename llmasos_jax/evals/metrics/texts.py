@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,10 +45,9 @@ def bleu(
     """
     streams = reference_streams(hypotheses, references)
     metric = bleu_metric(tokenize, streams)
-    found = metric.corpus_score(list(hypotheses), streams)
-    if 0 in found.totals:
-        metric = bleu_metric(tokenize, streams, effective_order=True)
-        found = metric.corpus_score(list(hypotheses), streams)
+    sums = sacrebleu_rows(metric, hypotheses, streams).sum(axis=0)
+    metric = metric_for(metric, sums)
+    found = _score(metric, sums)
     details = {
         "precisions": list(found.precisions),
         "brevity_penalty": found.bp,
@@ -106,9 +106,7 @@ def reference_streams(hypotheses: Sequence[str], references: Sequence[Any]) -> l
     return [[wanted[min(i, len(wanted) - 1)] for wanted in lists] for i in range(most)]
 
 
-def bleu_metric(
-    tokenize: str | None, streams: list[list[str]], *, effective_order: bool = False
-) -> Any:
+def bleu_metric(tokenize: str | None, streams: list[list[str]]) -> Any:
     """The BLEU of sacrebleu, with the tokenizer of the references' language.
 
     Raises:
@@ -121,7 +119,7 @@ def bleu_metric(
     if name not in known:
         raise EvaluationError(f'tokenize="{name}" is no tokenizer{did_you_mean(name, known)}')
     try:
-        return sacrebleu.BLEU(tokenize=name, effective_order=effective_order)
+        return sacrebleu.BLEU(tokenize=name)
     except (ImportError, RuntimeError) as error:
         line = " ".join(str(error).split())
         raise EvaluationError(f'tokenize="{name}" cannot be had here: {line}') from error
@@ -147,7 +145,22 @@ def sacrebleu_rows(metric: Any, hypotheses: Sequence[str], streams: list[list[st
 
 def sacrebleu_of(metric: Any, sums: np.ndarray) -> float:
     """The score of summed counts."""
-    return float(metric._compute_score_from_stats([int(n) for n in sums]).score)
+    return float(_score(metric_for(metric, sums), sums).score)
+
+
+def metric_for(metric: Any, sums: np.ndarray) -> Any:
+    """The metric, or the BLEU of effective order where an order occurs in no hypothesis."""
+    sacrebleu = _sacrebleu()
+    totals = sums[2 + sacrebleu.metrics.bleu.MAX_NGRAM_ORDER :]
+    if not isinstance(metric, sacrebleu.BLEU) or totals.all():
+        return metric
+    other = copy.copy(metric)
+    other.effective_order = True
+    return other
+
+
+def _score(metric: Any, sums: np.ndarray) -> Any:
+    return metric._compute_score_from_stats([int(n) for n in sums])
 
 
 def tokenizer_for(texts: Any) -> str:

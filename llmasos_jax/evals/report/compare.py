@@ -16,6 +16,7 @@ from llmasos_jax.evals.tasks.measures import LOWER_IS_BETTER, Measured, measure
 from llmasos_jax.evals.tasks.result import TaskResult, read_result
 
 SIGNIFICANT = 0.05
+_DRAWS_A_TEST = 100
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def compare(paths: Sequence[str | Path], *, samples: int = 1000, seed: int = 0) 
     Args:
       paths: two or more of its .json files, of one or several tasks; the first model that occurs is
         what the others are compared with.
-      samples: of the bootstrap and of the permutation test.
+      samples: of the bootstrap and of the permutation test; with many tests that takes more.
       seed: of their draws.
 
     Raises:
@@ -129,6 +130,9 @@ def _compared(
     systems: tuple[str, ...], results: dict[str, list[TaskResult]], samples: int, seed: int
 ) -> Comparison:
     intervals, tests = {}, []
+    # No p is below 1 / draws, and the one that counts falls with the number of tests.
+    num_tests = (len(systems) - 1) * sum(len(found[0].metrics) for found in results.values())
+    draws = max(samples, _DRAWS_A_TEST * num_tests)
     for task, found in results.items():
         for metric in found[0].metrics:
             measured = measure(metric, *(result.records for result in found))
@@ -136,7 +140,7 @@ def _compared(
                 bootstrap(m.rows, m.finish, samples=samples, seed=seed) for m in measured
             ]
             for i in range(1, len(found)):
-                tests.append((task, metric, i, _tested(measured[0], measured[i], samples, seed)))
+                tests.append((task, metric, i, _tested(measured[0], measured[i], draws, seed)))
     threshold = SIGNIFICANT / max(len(tests), 1)
     pairs = []
     for task, metric, i, difference in tests:
@@ -148,7 +152,7 @@ def _compared(
 
 
 def _tested(a: Measured, b: Measured, samples: int, seed: int) -> Difference:
-    """B less A; where their rows have other shapes (perplexity of two tokenizers has not)."""
+    """B less A."""
     return permutation(a.rows, b.rows, a.finish, samples=samples, seed=seed)
 
 

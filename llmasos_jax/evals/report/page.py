@@ -145,7 +145,7 @@ def _examples(systems: Sequence[str], results: Sequence[TaskResult]) -> str:
             for i, record in enumerate(records)
         )
         parts.append(
-            f"<details><summary>{records[0]['index']}: {line}</summary><pre>{html.escape(prompt)}"
+            f"<details><summary>{place}: {line}</summary><pre>{html.escape(prompt)}"
             f"</pre>{_wanted(records[0])}<table>{answers}</table></details>"
         )
     return "\n".join(parts)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from llmasos_jax.errors import EvaluationError
 from llmasos_jax.evals.metrics import labels, texts
 from llmasos_jax.evals.metrics.intervals import Finish, mean
 
@@ -95,9 +96,11 @@ def _calibration(systems: Sequence[Records]) -> list[Measured]:
 
 def _perplexity(column: int, systems: Sequence[Records]) -> list[Measured]:
     finish = lambda sums: float(np.exp(min(sums[0] / max(sums[1], 1), 700.0)))
-    names = ("nats", "tokens", "bytes", "words")
-    rows = ([[r["nats"], r[names[column]]] for r in records] for records in systems)
-    return [Measured(np.array(row, np.float64), finish) for row in rows]
+    name = ("nats", "tokens", "bytes", "words")[column]
+    rows = [np.array([[r["nats"], r[name]] for r in some], np.float64) for some in systems]
+    if not all(some[:, 1].sum() for some in rows):
+        raise EvaluationError(f"the texts have no {name} to score; give longer texts")
+    return [Measured(some, finish) for some in rows]
 
 
 def _sacrebleu(
@@ -110,7 +113,8 @@ def _sacrebleu(
         metric = make(streams)
         rows = texts.sacrebleu_rows(metric, hypotheses, streams)
         finish = partial(texts.sacrebleu_of, metric)
-        found.append(Measured(rows, finish, str(metric.get_signature())))
+        signature = str(texts.metric_for(metric, rows.sum(axis=0)).get_signature())
+        found.append(Measured(rows, finish, signature))
     return found
 
 

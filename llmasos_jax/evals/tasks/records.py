@@ -10,7 +10,7 @@ import numpy as np
 
 from llmasos_jax.errors import EvaluationError
 from llmasos_jax.evals.metrics.perplexity import text_losses
-from llmasos_jax.evals.metrics.scorer import Scorer
+from llmasos_jax.evals.metrics.scorer import scorer_of
 from llmasos_jax.evals.tasks.pairs import encode_pairs, fitted
 from llmasos_jax.evals.tasks.task import Task, fill
 from llmasos_jax.generate.model import Model
@@ -33,14 +33,6 @@ def stream(
     kinds = {"choice": _choices, "generation": _texts, "perplexity": _losses}
     if todo:
         yield from kinds[task.kind](model, task, rows, todo, seed)
-
-
-def scorer_of(model: Model) -> Scorer:
-    """The model's scorer, made once, so that what it compiled is kept."""
-    found = model.__dict__.get("_scorer")
-    if found is None:
-        found = model.__dict__["_scorer"] = Scorer(model._weights, model.manifest.name)
-    return found
 
 
 def _choices(
@@ -104,12 +96,13 @@ def _losses(
     del seed
     scorer = scorer_of(model)
     texts = {index: task.prompt_of(rows[index], index) for index in todo}
+    for index, text in texts.items():
+        if not text:
+            raise EvaluationError(f"example {index} of {task.name} is an empty text")
     order = sorted(todo, key=lambda index: (-len(texts[index]), index))
     windows = {"window": task.window, "stride": task.stride}
     for first in range(0, len(order), _TEXTS_AT_ONCE):
         batch = order[first : first + _TEXTS_AT_ONCE]
         losses = text_losses(model, scorer, [texts[index] for index in batch], **windows)
         for index, loss in zip(batch, losses, strict=True):
-            if not texts[index]:
-                raise EvaluationError(f"example {index} of {task.name} is an empty text")
             yield {"index": index, "prompt": texts[index], **dataclasses.asdict(loss)}

@@ -105,12 +105,12 @@ def read_result(path: Path) -> TaskResult:
     if result.examples is None:
         raise EvaluationError(f"{path} has no examples beside it; run `llmasos eval` with --out")
     file = path.parent / result.examples
-    records = sorted(read_records(file), key=lambda record: record["index"])
-    result.records.extend(records[: result.num_examples])
+    records = {record["index"]: record for record in read_records(file)}
+    result.records.extend(records[i] for i in range(result.num_examples) if i in records)
     if len(result.records) != result.num_examples:
         raise EvaluationError(
-            f"{file} has {len(records)} examples, {path.name} is of {result.num_examples}; run "
-            "`llmasos eval` again, which goes on with it"
+            f"{file} has {len(result.records)} of the {result.num_examples} examples that "
+            f"{path.name} is of; run `llmasos eval` again, which goes on with it"
         )
     return result
 
@@ -129,7 +129,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[:-1], start=1):
         try:
             record = json.loads(line)
-            record["index"]
+            if type(record["index"]) is not int:
+                raise TypeError(f"index {record['index']!r:.40} is no whole number")
         except (ValueError, TypeError, KeyError) as error:
             raise EvaluationError(
                 f"{path}, line {number} is no example ({error}); delete the file to begin again"

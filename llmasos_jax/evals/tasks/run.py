@@ -54,9 +54,11 @@ def run_task(
     rows = task.examples()
     task_hash, model_hash = task.fingerprint(rows), fingerprint(model)
     settings = settings_of(model, task)
-    # What a result depends on is in its name: another model, task or seed never goes on with it.
+    # What a result depends on is in its name: another model, task, seed or release of what computes
+    # it never goes on with it.
+    programs = {name: each for name, each in versions().items() if name in ("llmasos_jax", "jax")}
     key = hashlib.sha256(
-        json.dumps([task_hash, model_hash, seed, settings], sort_keys=True).encode()
+        json.dumps([task_hash, model_hash, seed, settings, programs], sort_keys=True).encode()
     ).hexdigest()[:12]
     stem = "-".join(re.sub(r"[^\w.]+", "_", text) for text in (task.name, model.manifest.name, key))
     rows = rows[:limit]
