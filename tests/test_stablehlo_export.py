@@ -53,10 +53,15 @@ def model(cfg: ModelConfig, out: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_it_is_the_model_where_only_jax_is(name: str, tmp_path: Path) -> None:
+def test_it_is_the_model_where_only_jax_is(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     source = model(MODELS[name], tmp_path / "in")
     result = llmasos_jax.export(source, "stablehlo", tmp_path / "out", iree=False)
     assert result.proof is not None and result.proof.difference < 2e-6
+    assert not list((tmp_path / "out").rglob("__pycache__"))  # of the script that was run
+    assert "for the CPU alone" in result.notes[0]
     receipt = json.loads((tmp_path / "out" / "parity.json").read_bytes())
     assert receipt["second"]["why"] == "it was not asked for" and not receipt["second"]["proven"]
     assert result.proof.greedy == (0 if name == "bert" else 32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ from llmasos_jax.evals.export.llama import (
 from llmasos_jax.evals.export.ours import Outputs, log_softmax
 from llmasos_jax.evals.export.questions import NEW_TOKENS
 from llmasos_jax.evals.export.target import Target, Tick
-from llmasos_jax.evals.export.weights import Read
 from llmasos_jax.evals.parity.probe import Probe
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.interop.gguf.open import open_gguf
@@ -48,6 +46,7 @@ class Gguf(Target):
     dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16", *WRITTEN)
     reads_types = False
     room = NEW_TOKENS
+    unsaid: tuple[str, ...] = ("eos_ids", "stop")
 
     def check(self, files: ModelFiles, dtype: str | None) -> None:
         """Refuses what llama.cpp has no architecture for.
@@ -105,9 +104,9 @@ class Gguf(Target):
         """
         return OpenedLlama(path, cfg, has_tokenizer=has_tokenizer)
 
-    def stored(self, folder: Path) -> Mapping[str, np.ndarray]:
-        """Weights as the file holds them, by our names, read when asked for."""
-        return Read(open_gguf(file_in(folder)).tensors)
+    def back(self, folder: Path) -> ModelFiles:
+        """The file, as this package reads it."""
+        return open_gguf(file_in(folder))
 
     def source(self, folder: Path) -> str | None:
         """The file, which `llmasos parity` reads."""

@@ -61,7 +61,8 @@ def compare_tokenizer(folder: Path, tokenizer: Tokenizer, cfg: ModelConfig) -> i
         line = " ".join(str(error).split())[:300]
         raise ExportError(f"transformers does not open the tokenizer written: {line}") from error
     token = getattr(tokenizer, "token", lambda _: None)
-    for name in ("mask", "pad"):
+    names = ("mask", "pad", "bos", "eos") if cfg.causal else ("mask", "pad")
+    for name in names:
         wanted = getattr(tokenizer, f"{name}_id", None)
         _check(f"{name}_token_id", "the tokenizer", getattr(theirs, f"{name}_token_id"), wanted)
     texts = [*TEXTS]

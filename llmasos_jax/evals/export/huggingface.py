@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from llmasos_jax.errors import ExportError
 from llmasos_jax.evals.export.hftokens import compare_tokenizer, import_both
 from llmasos_jax.evals.export.ours import Outputs
 from llmasos_jax.evals.export.target import Opened, Target, Tick
-from llmasos_jax.evals.export.weights import Read
 from llmasos_jax.evals.parity.probe import Probe
 from llmasos_jax.format.cast import cast
 from llmasos_jax.format.read import ModelFiles
@@ -59,9 +59,9 @@ class HuggingFace(Target):
         """Opens it by the class that its config names, every tensor in its place."""
         return OpenedFolder(folder, written.saved_class, cfg)
 
-    def stored(self, folder: Path) -> Mapping[str, np.ndarray]:
-        """Tensors as this package reads the folder."""
-        return Read(open_hf(folder).tensors)
+    def back(self, folder: Path) -> ModelFiles:
+        """As this package reads the folder."""
+        return open_hf(folder)
 
     def source(self, folder: Path) -> str | None:
         """Run by transformers, so that a place in the network can be named."""
@@ -81,11 +81,12 @@ class OpenedFolder(Opened):
         self._transformers = transformers
         self._folder, self._class, self._cfg = folder, saved_class, cfg
         self._model = _opened(self._torch, transformers, folder, saved_class, cfg)
+        _check_ends(self._model, folder, cfg)
         self.pad_id: int | None = json.loads((folder / CONFIG).read_bytes()).get("pad_token_id")
 
     def outputs(self, probes: Sequence[Probe]) -> list[Outputs]:
         """Runs each probe at once, without a cache."""
-        with self._torch.no_grad():
+        with self._torch.no_grad(), _told():
             return [_run(self._torch, self._model, self._class, self._cfg, p) for p in probes]
 
     def greedy(self, prompt_ids: Sequence[int], count: int) -> list[int]:
@@ -100,19 +101,29 @@ class OpenedFolder(Opened):
             # Made by `generate` it would have as many layers as the encoder has.
             kept = [self._transformers.DynamicCache() for _ in range(2)]
             cache["past_key_values"] = self._transformers.EncoderDecoderCache(*kept)
-        out = self._model.generate(
-            ids,
-            **cache,
-            attention_mask=self._torch.ones_like(ids),
-            do_sample=False,
-            use_cache=True,
-            max_new_tokens=count,
-        )
+        with _told():
+            out = self._model.generate(
+                ids,
+                **cache,
+                attention_mask=self._torch.ones_like(ids),
+                do_sample=False,
+                use_cache=True,
+                max_new_tokens=count,
+            )
         return [int(i) for i in out[0, 1 if self._cfg.encoder.num_layers else ids.shape[1] :]]
 
     def check_texts(self, tokenizer: Tokenizer, cfg: ModelConfig) -> int:
         """Compares ids, token types and special tokens."""
         return compare_tokenizer(self._folder, tokenizer, cfg)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever it says, the export is not what it should be
+        line = " ".join(str(error).split())[:300]
+        raise ExportError(f"transformers does not run what was written: {line}") from error
 
 
 def _opened(torch: Any, transformers: Any, folder: Path, saved_class: str, cfg: ModelConfig) -> Any:
@@ -139,6 +150,22 @@ def _opened(torch: Any, transformers: Any, folder: Path, saved_class: str, cfg: 
             f"{', '.join(names[:5])}"
         )
     return model.eval()
+
+
+def _check_ends(model: Any, folder: Path, cfg: ModelConfig) -> None:
+    """Where transformers ends a text; with a generation config it asks the config no longer."""
+    config = getattr(model, "generation_config", None)
+    if config is None or not (cfg.causal or cfg.encoder.num_layers):
+        return
+    ends = config.eos_token_id
+    listed = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    found = sorted({i for i in listed if i < cfg.vocab_size})
+    wanted = sorted(set(open_hf(folder).manifest.generation.eos_ids))
+    if found != wanted:
+        raise ExportError(
+            f"what was written is not the model: in transformers the ids {found} end a text, not "
+            f"{wanted}; nothing was kept"
+        )
 
 
 def _skips_pooler(saved_class: str, cfg: ModelConfig) -> bool:

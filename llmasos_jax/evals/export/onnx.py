@@ -15,7 +15,6 @@ from llmasos_jax.errors import ExportError, MissingExtraError
 from llmasos_jax.evals.export.ours import Outputs
 from llmasos_jax.evals.export.target import Opened, Target, Tick
 from llmasos_jax.evals.export.texts import compare_texts
-from llmasos_jax.evals.export.weights import Read
 from llmasos_jax.evals.parity.probe import Probe
 from llmasos_jax.format.cast import cast
 from llmasos_jax.format.read import ModelFiles
@@ -85,9 +84,9 @@ class Onnx(Target):
         """Opens its graphs on the CPU."""
         return OpenedGraphs(folder, cfg)
 
-    def stored(self, folder: Path) -> Mapping[str, np.ndarray]:
-        """Tensors as this package reads the folder."""
-        return Read(open_onnx(folder).tensors)
+    def back(self, folder: Path) -> ModelFiles:
+        """As this package reads the folder."""
+        return open_onnx(folder)
 
     def source(self, folder: Path) -> str | None:
         """The folder, which reads back."""
@@ -171,7 +170,7 @@ class OpenedGraphs(Opened):
             given = np.zeros_like(tokens) if types is None else types
             feed["token_type_ids"] = np.asarray(given, np.int64)
         names = output_names(self._cfg)
-        values = self._sessions[MODEL].run(list(names.values()), feed)
+        values = _ran(self._sessions[MODEL], list(names.values()), feed)
         return dict(zip(names, values, strict=True))
 
     def _empty(self, num_rows: int) -> dict[str, np.ndarray]:
@@ -186,7 +185,7 @@ class OpenedGraphs(Opened):
         feed |= self._empty(len(feed["input_ids"])) if past is None else past
         pairs = [past_names(layer) for layer in range(self._cfg.num_layers)]
         wanted = [LOGITS, *(after for pair in pairs for after in pair[1])]
-        logits, *kept = self._sessions[name].run(wanted, feed)
+        logits, *kept = _ran(self._sessions[name], wanted, feed)
         befores = [before for pair in pairs for before in pair[0]]
         return logits, dict(zip(befores, kept, strict=True))
 
@@ -199,7 +198,7 @@ class OpenedGraphs(Opened):
 
     def _encode(self, tokens: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
         feed = {"input_ids": tokens, "attention_mask": mask}
-        states = self._sessions[ENCODER_MODEL].run([HIDDEN], feed)[0]
+        states = _ran(self._sessions[ENCODER_MODEL], [HIDDEN], feed)[0]
         return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
 
     def _decode(
@@ -250,3 +249,11 @@ def _session(path: Path) -> Any:
     except Exception as error:  # whatever it says, the export is not what it should be
         line = " ".join(str(error).split())[:300]
         raise ExportError(f"onnxruntime does not open what was written: {line}") from error
+
+
+def _ran(session: Any, names: Sequence[str], feed: Mapping[str, Any]) -> Any:
+    try:
+        return session.run(names, feed)
+    except Exception as error:  # whatever it says, the export is not what it should be
+        line = " ".join(str(error).split())[:300]
+        raise ExportError(f"onnxruntime does not run what was written: {line}") from error

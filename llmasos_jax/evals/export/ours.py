@@ -154,5 +154,6 @@ def compare(
             worst = float(np.abs(x - y).max())
             apart = max(apart, worst if np.isfinite(worst) else float("inf"))
             numbers += x.size
-        found.append(Compared(name, apart / largest if largest else apart, largest, numbers))
+        share = apart / largest if 0 < largest < np.inf else apart
+        found.append(Compared(name, share, largest, numbers))
     return found

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.errors import ExportError, LLMasOSError
+from llmasos_jax.evals.export.ends import compare_generation
 from llmasos_jax.evals.export.ours import Compared, OurModel, compare
 from llmasos_jax.evals.export.questions import NEW_TOKENS, Questions, ask, shown
 from llmasos_jax.evals.export.target import Target
@@ -127,6 +128,7 @@ def _prove(
     held = target.stored(folder)
     rounded = compare_stored(said, held, dtype, target.opens)
     tokenizer = None if files.tokenizer is None else files.tokenizer.load()
+    compare_generation(files, target.back(folder), tokenizer, target.unsaid)
     ours, named = OurModel(cfg, held, start_id), f"{target.opens} ({written.saved_class})"
 
     on_step(f"opening it in {target.opens}")

@@ -161,7 +161,7 @@ def _probes(
     if ids:  # in each row of a shape that is compiled already
         shape = probes[0].tokens_bt.shape
         tokens_bt, mask_bt = np.full(shape, pad or 0, np.int32), np.zeros(shape, np.int32)
-        ids = ids[: shape[1] - target.room]
+        ids = ids[: shape[1]]
         tokens_bt[:, : len(ids)], mask_bt[:, : len(ids)] = ids, 1
         probes.append(Probe(tokens_bt, mask_bt))
     return probes

@@ -18,7 +18,6 @@ from llmasos_jax.evals.export import iree
 from llmasos_jax.evals.export.ours import Outputs
 from llmasos_jax.evals.export.target import Opened, Target, Tick
 from llmasos_jax.evals.export.texts import compare_texts
-from llmasos_jax.evals.export.weights import Read
 from llmasos_jax.evals.parity.probe import Probe
 from llmasos_jax.format.cast import cast
 from llmasos_jax.format.read import ModelFiles, read_model
@@ -82,9 +81,9 @@ class StableHLO(Target):
             )
         return iree.OpenedIree(folder, cfg, inputs_of)
 
-    def stored(self, folder: Path) -> Mapping[str, np.ndarray]:
+    def back(self, folder: Path) -> ModelFiles:
         """The folder is a model of ours."""
-        return Read(read_model(folder, allow_code=True).tensors)
+        return read_model(folder, allow_code=True)
 
     def source(self, folder: Path) -> str | None:
         """The folder is a model of ours."""
@@ -136,7 +135,9 @@ class OpenedPrograms(Opened):
         with tempfile.TemporaryDirectory() as name:
             question, answer = Path(name, "asked.npz"), Path(name, "found.npz")
             np.savez(question, **dict(asked))  # pyright: ignore[reportArgumentType]
-            command = [sys.executable, "-c", _CHILD, *map(str, (self._folder, question, answer))]
+            # -B: what is imported from the folder leaves no bytecode in it.
+            files = map(str, (self._folder, question, answer))
+            command = [sys.executable, "-B", "-c", _CHILD, *files]
             kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
             # On this machine's CPU whatever accelerator it has: products are float32 there.
             done = subprocess.run(

@@ -11,6 +11,7 @@ import numpy as np
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.evals.export.ours import Outputs
+from llmasos_jax.evals.export.weights import Read
 from llmasos_jax.evals.parity.probe import Probe
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.interop.written import Written
@@ -61,6 +62,7 @@ class Target(Protocol):
       dtypes: that `--dtype` may say.
       reads_types: whether the program takes the type of each token.
       room: places of its context that stand free behind a row that it is given.
+      unsaid: fields of `Generation` that it has no exact words for; a note says what is lost.
       second: another program that is tried as well, as the receipt calls it; None if there is none.
     """
 
@@ -70,6 +72,7 @@ class Target(Protocol):
     dtypes: tuple[str, ...]
     reads_types: bool = True
     room: int = 0
+    unsaid: tuple[str, ...] = ()
     second: str | None = None
 
     def check(self, files: ModelFiles, dtype: str | None) -> None:
@@ -129,6 +132,10 @@ class Target(Protocol):
 
     def stored(self, folder: Path) -> Mapping[str, np.ndarray]:
         """The weights read back from what was written, by our names, read when asked for."""
+        return Read(self.back(folder).tensors)
+
+    def back(self, folder: Path) -> ModelFiles:
+        """What was written, as this package reads it."""
         ...
 
     def source(self, folder: Path) -> str | None:

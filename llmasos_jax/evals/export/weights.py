@@ -5,21 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
 from llmasos_jax.errors import ExportError, FormatError
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.format.tensorfile import StoredTensor
 
+# What a type of 16 bits makes of a number is known to the bit.
+_NEAREST = {
+    **{"float16": np.dtype(np.float16), "F16": np.dtype(np.float16)},
+    **{"bfloat16": np.dtype(ml_dtypes.bfloat16), "BF16": np.dtype(ml_dtypes.bfloat16)},
+}
 # The largest root mean square error of a tensor, as a share of its own, that rounding can make:
 # half a step of the type, for four bits as normal numbers in blocks of 32 have it, and a third more
 # for numbers that are less even. Another tensor is at 1.4.
 ROUNDING = {
-    **{"float32": 0.0, "float16": 2.0**-10, "bfloat16": 2.0**-8},
-    **{"F32": 0.0, "F16": 2.0**-10, "BF16": 2.0**-8},
+    **{"float32": 0.0, "F32": 0.0},
     **{"Q8_0": 0.01, "Q6_K": 0.03, "Q5_0": 0.06, "Q5_1": 0.06, "Q5_K": 0.06},
     **{"Q4_0": 0.14, "Q4_1": 0.14, "Q4_K": 0.14},
 }
+# The same of one token's row, however few numbers make its blocks: of hundred thousand rows a whole
+# tensor does not show one. Another row is at 1.4.
+_MOST_OF_ROW = 0.5
+_ROWS = {"embed.table": 1, "head.w": 0}  # the axis that a row runs along
+_SMALLEST = 1e-37  # below it ggml's bfloat16 is 0
 
 
 class MismatchError(ExportError):
@@ -62,7 +72,6 @@ def compare_stored(
         more = sorted(held.keys() - files.tensors.keys())
         kind, names = ("does not hold", missing) if missing else ("holds, and the model not,", more)
         raise MismatchError(f"what was written for {opens} {kind} {', '.join(names[:3])}")
-    most = ROUNDING[dtype] if dtype is not None else 0.0
     tensors, worst, where = 0, 0.0, None
     for name, tensor in files.tensors.items():
         ours, theirs = np.asarray(tensor.read()), np.asarray(held[name])
@@ -76,16 +85,37 @@ def compare_stored(
                 f"what was written for {opens} holds {name} as {list(theirs.shape)}, not "
                 f"{list(ours.shape)}"
             )
-        error = _error(ours.astype(np.float32), theirs.astype(np.float32))
-        if error > most:
-            raise MismatchError(
-                f"what was written for {opens} is not the model: {name} is {error:.1e} of itself "
-                f"away, and rounding to {dtype or 'nothing'} explains {most:.1e}"
-            )
+        one, two = ours.astype(np.float32), theirs.astype(np.float32)
+        error = _error(one, two)
+        if error and (problem := _unexplained(name, one, two, error, dtype)):
+            raise MismatchError(f"what was written for {opens} is not the model: {name} {problem}")
         tensors += error > 0
         if error > worst:
             worst, where = error, name
     return Rounded(tensors, worst, where)
+
+
+def _unexplained(
+    name: str, one: np.ndarray, two: np.ndarray, error: float, dtype: str | None
+) -> str | None:
+    """What of a difference is no rounding to the dtype, in words; None if that explains it."""
+    if dtype in _NEAREST:
+        with np.errstate(over="ignore"):  # the writer refuses what is too large
+            wanted = one.astype(_NEAREST[dtype]).astype(np.float32)
+        wrong = int(np.sum(~(np.abs(two - wanted) <= _SMALLEST) & (two != one)))
+        return f"has {wrong} numbers that are not the nearest of {dtype}" if wrong else None
+    most = ROUNDING[dtype] if dtype is not None else 0.0
+    if error > most:
+        return (
+            f"is {error:.1e} of itself away, and rounding to {dtype or 'nothing'} explains "
+            f"{most:.1e}"
+        )
+    if name not in _ROWS:
+        return None
+    axis, floor = _ROWS[name], 1e-3 * float(np.sqrt(np.mean(np.square(one), dtype=np.float64)))
+    apart, sizes = (np.sqrt(np.mean(np.square(x), axis, np.float64)) for x in (one - two, one))
+    far = np.flatnonzero(apart > _MOST_OF_ROW * np.maximum(sizes, floor))
+    return f"has other numbers for the ids {far[:5].tolist()}" if far.size else None
 
 
 def _error(x: np.ndarray, y: np.ndarray) -> float:

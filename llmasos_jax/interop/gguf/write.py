@@ -107,8 +107,8 @@ def write_gguf(
     tokens, notes = write_tokenizer(files, found.cfg)
     lost = rests(found.cfg, files.tensors)
     metadata = {**_general(files.manifest, found, kind), **found.keys, **lost, **tokens}
-    tensors = outgoing(files, found, kind)
-    notes += _said_of(tensors, kind, files)
+    tensors = outgoing(files, found, None if dtype is None else kind)
+    notes += _said_of(tensors, kind, files, keeps=dtype is None)
     path = out / f"{_file_stem(files.manifest.name)}-{kind}.gguf"
     write_file(path, metadata, tensors, on_tensor)
     num_bytes = sum(tensor.nbytes for tensor in tensors)
@@ -145,13 +145,13 @@ def _general(manifest: Manifest, found: Expressed, kind: str) -> dict[str, Any]:
     return said
 
 
-def outgoing(files: ModelFiles, found: Expressed, kind: str) -> list[Outgoing]:
+def outgoing(files: ModelFiles, found: Expressed, kind: str | None) -> list[Outgoing]:
     """The tensors of the file, in its order, none of them read yet.
 
     Args:
       files: the model.
       found: how GGUF says it.
-      kind: the type that weights get.
+      kind: the type that weights get; None keeps what each has.
     """
     ours = with_one(found.cfg, files.tensors)
     made = {name: stored(array) for name, array in found.factors.items()}
@@ -159,7 +159,7 @@ def outgoing(files: ModelFiles, found: Expressed, kind: str) -> list[Outgoing]:
     tensors = []
     for name, tensor in made.items():
         shape = tensor.shape
-        own = type_of(name, shape, kind)
+        own = type_of(name, shape, kind or _STORED_AS[tensor.dtype])
         tensors.append(Outgoing(name, shape, own, partial(_parts, own, name, tensor)))
     return tensors
 
@@ -188,10 +188,13 @@ def _parts(kind: str, name: str, tensor: StoredTensor) -> Iterator[np.ndarray]:
         raise FormatError(f"{name}: {error}") from error
 
 
-def _said_of(tensors: list[Outgoing], kind: str, files: ModelFiles) -> list[str]:
+def _said_of(tensors: list[Outgoing], kind: str, files: ModelFiles, *, keeps: bool) -> list[str]:
     """What has become of the types, one line each."""
     notes = []
-    others = Counter(t.type for t in tensors if t.type not in (kind, "F32"))
+    if keeps and len(own := {t.dtype for t in files.tensors.values() if len(t.shape) > 1}) > 1:
+        notes.append(f"weights keep their own types: {', '.join(sorted(own))}")
+    plain = ("F32", *_STORED_AS.values()) if keeps else ("F32",)
+    others = Counter(t.type for t in tensors if t.type not in (kind, *plain))
     columns = sorted({t.shape[-1] for t in tensors if t.type in others})
     for other, count in others.items():
         notes.append(

@@ -52,7 +52,12 @@ def write_tokenizer(files: ModelFiles, cfg: ModelConfig) -> tuple[dict[str, Any]
         template = files.manifest.generation.chat_template
         if template is not None:
             found["tokenizer.chat_template"] = template
-        _add_ends(found, files.manifest.generation.eos_ids, notes)
+        ends = files.manifest.generation.eos_ids
+        if not ends and cfg.causal and tokenizer.eos_id is not None:
+            ends = (tokenizer.eos_id,)  # what ends a text of such a model here, too
+        _add_ends(found, ends, notes)
+        if stop := files.manifest.generation.stop:
+            notes.append(f"GGUF has no words for texts that end an answer: {list(stop)}")
         _check_back(found, tokenizer, cfg)
     except (_UnsaidError, TokenizerError) as error:
         return _none(), [f"the tokenizer is left out: {error}"]
@@ -138,6 +143,8 @@ def _add_ends(found: dict[str, Any], eos_ids: Sequence[int], notes: list[str]) -
     left = [i for i in eos_ids if i not in end_ids(found)]
     if left:
         notes.append(f"the ids {left} end an answer here; GGUF has no more keys for that")
+    if eos_ids and (more := [i for i in end_ids(found) if i not in eos_ids]):
+        notes.append(f"the ids {more} end an answer there by what they are, and not here")
 
 
 def _of_bytes() -> tuple[list[str], list[int], dict[str, Any]]:

@@ -257,7 +257,18 @@ def _generation(folder: Path, config: Mapping[str, Any], cfg: ModelConfig) -> Ge
             "eos_token_id %s is beyond the model's %d ids and ends no text", ids, cfg.vocab_size
         )
     start_id = _decoder_start(folder, config, cfg.vocab_size) if cfg.encoder.num_layers else None
-    return Generation(inside, chat_template=chat_template(folder), decoder_start_id=start_id)
+    return Generation(inside, _stop_strings(folder), chat_template(folder), start_id)
+
+
+def _stop_strings(folder: Path) -> tuple[str, ...]:
+    """Texts that end an answer."""
+    if not os.path.lexists(folder / GENERATION):
+        return ()
+    found = _read_object(folder, GENERATION).get("stop_strings")
+    texts = [] if found is None else [found] if isinstance(found, str) else found
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+        raise FormatError(f'{GENERATION}: "stop_strings" = {shown(found)} must be texts')
+    return tuple(texts)
 
 
 def _decoder_start(folder: Path, config: Mapping[str, Any], num_ids: int) -> int:

@@ -55,7 +55,7 @@ def write_huggingface(
     if len(dtypes) == 1:
         config["dtype"] = dtypes.pop()
     _write_json(out / CONFIG, config)
-    write_generation(files, out)
+    write_generation(files, out, tokenizer if has_tokenizer else None)
     if cfg.pooling != "mean":
         _write_pooling(cfg.pooling, cfg.embedding_dim, out)
     write_weights(out, tensors, on_tensor=on_tensor, kind="pt")
@@ -78,9 +78,7 @@ def config_with_ids(
 ) -> dict[str, Any]:
     """The config with the ids of special tokens; null goes before the defaults of a class."""
     cfg, generation = files.manifest.parameters, files.manifest.generation
-    ends = list(generation.eos_ids)
-    if not ends and cfg.causal and (end := getattr(tokenizer, "eos_id", None)) is not None:
-        ends = [end]  # what ends a text of such a model here, too
+    ends = _ends(files, tokenizer)
     has_ends = cfg.causal or bool(ends)  # BERT has neither beginning nor end
     ids: dict[str, Any] = {
         "bos_token_id": getattr(tokenizer, "bos_id", None) if has_ends else None,
@@ -95,16 +93,32 @@ def config_with_ids(
     return {**ids, **found.config}
 
 
-def write_generation(files: ModelFiles, out: Path) -> None:
-    """Writes what ends a text, and the chat template."""
+def _ends(files: ModelFiles, tokenizer: Tokenizer | None) -> list[int]:
+    ends = list(files.manifest.generation.eos_ids)
+    end = getattr(tokenizer, "eos_id", None)
+    if not ends and files.manifest.parameters.causal and end is not None:
+        return [end]  # what ends a text of such a model here, too
+    return ends
+
+
+def write_generation(files: ModelFiles, out: Path, tokenizer: Tokenizer | None) -> None:
+    """Writes what ends a text, and the chat template.
+
+    Args:
+      files: the model.
+      out: its folder.
+      tokenizer: the one in the folder; None if there is none.
+    """
     generation = files.manifest.generation
     said: dict[str, Any] = {}
-    if generation.eos_ids:
-        said["eos_token_id"] = list(generation.eos_ids)
     if generation.stop:
         said["stop_strings"] = list(generation.stop)
     if generation.decoder_start_id is not None:
         said["decoder_start_token_id"] = generation.decoder_start_id
+    # Where this file is, transformers asks the config no longer.
+    ends = _ends(files, tokenizer) if said else list(generation.eos_ids)
+    if ends:
+        said = {"eos_token_id": ends, **said}
     if said:
         _write_json(out / GENERATION, said)
     if generation.chat_template is not None:

@@ -86,7 +86,7 @@ def _check_all_used(built: Mapping[str, Built], tensors: Mapping[str, StoredTens
 
 def _write_config(files: ModelFiles, tokenizer: Any, out: Path) -> list[str]:
     """The `config.json` by which optimum knows the family, where there is one."""
-    write_generation(files, out)
+    write_generation(files, out, tokenizer)
     try:
         found = express(files.manifest)
     except FormatError:
