@@ -91,8 +91,8 @@ def play(
             break
         # Of all, those that ended too: one shape, and each seed's noise is where it was.
         actions = agent.act(seen, envs[0].action_space, rng)
-        for i in np.flatnonzero(live):
         for i in map(int, np.flatnonzero(live)):
+            seen[i], reward, ended, cut, _ = envs[i].step(actions[i])
             total[i] += reward
             live[i] = not (ended or cut)
     for env in envs:
