@@ -8,6 +8,7 @@ KIT = Path(__file__).resolve().parent
 sys.path[:0] = [str(KIT.parent)]
 
 from llmasos_jax import evals  # noqa: E402
+from llmasos_jax.evals.sandbox.passk import pass_at_k  # noqa: E402
 
 
 def answer(request: dict) -> dict:
@@ -18,7 +19,8 @@ def answer(request: dict) -> dict:
 
         # An absolute path stays what it is.
         arguments["model"] = load_model(KIT / "models" / arguments["model"])
-    found = getattr(evals, request["metric"])(**arguments, **request["options"])
+    metric = pass_at_k if request["metric"] == "pass_at_k" else getattr(evals, request["metric"])
+    found = metric(**arguments, **request["options"])
     if isinstance(found, dict):
         return found
     more = getattr(found, "details", {})

@@ -109,6 +109,8 @@ def main() -> None:
         labels("exact_match", ["Paris ", "rome"], ["paris", ["Roma", "rome"]], 1 / 2),
         labels("exact_match", ["Paris ", "rome"], ["paris", ["Roma", "rome"]], 1.0, normalize=True),
         labels("calibration_error", [0.41, 0.49, 0.6, 0.9, 1.0], [1, 0, 0, 1, 1], 3 / 25, bins=5),
+        labels("calibration_error", [0.07, 0.065], [1, 0], (1 - 0.135) / 2, bins=100),
+        case("pass_at_k", {"num_samples": 10, "num_passed": 3, "k": 5}, {"value": 11 / 12}),
         texts("bleu", REFERENCES, bleu.corpus_score(HYPOTHESES, [REFERENCES]).score, HYPOTHESES),
         texts("bleu", both, bleu.corpus_score(HYPOTHESES, [REFERENCES, SECOND]).score, HYPOTHESES),
         texts("bleu", OTHER_CHINESE, zh.corpus_score(CHINESE, [OTHER_CHINESE]).score, CHINESE),

@@ -17,6 +17,8 @@ from llmasos_jax.train.result import TrainResult
 RESULT = {
     "task": "capitals",
     "task_hash": "ab" * 32,
+    "model": "small|er",
+    "model_hash": "cd" * 32,
     "num_examples": 40,
     "metrics": {"accuracy": {"value": 0.75, "low": 0.6, "high": 0.875, "signature": None}},
 }
@@ -58,7 +60,8 @@ def test_a_card_has_what_the_files_have(workdir: Path) -> None:
         "| training loss | 2.5000 nats per token, step 8 |",
         "| heldout loss | 2.7500, step 8 |",
         "| bigram perplexity (baseline) | 20.2500 |",
-        "| capitals: accuracy | 0.75 [0.6, 0.875] (40 examples, task `abababababab`) |",
+        "| capitals: accuracy | 0.75 [0.6, 0.875] (40 examples, task `abababababab`, "
+        "model small\\|er `cdcdcdcdcdcd`) |",
         "| gguf, float32 | proven: outputs differ by 3.0e-06 of the largest (`export`) |",
         "- It knows no Chinese.",
     ):

@@ -298,6 +298,8 @@ def test_paired_tests_find_a_difference_and_none():
         (lambda: evals.f1([0], [0]), "positive class 1 is neither"),
         (lambda: evals.f1([0], [0], average="mean"), 'average="mean"'),
         (lambda: evals.calibration_error([0.5], [1], bins=0), "bins=0"),
+        (lambda: evals.exact_match(["1"], [1]), r"example 0 has '1' with references \[1\]"),
+        (lambda: evals.bleu(["1"], [None]), r"references \[None\]; give a text"),
     ],
 )
 def test_arguments_out_of_range_are_refused_in_one_line(run, said):

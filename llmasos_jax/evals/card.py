@@ -191,7 +191,9 @@ def _results(found: Sequence[tuple[Path, dict[str, Any]]]) -> str:
         for name, figure in metrics.items():
             held = f"{figure['value']:.4g} [{figure['low']:.4g}, {figure['high']:.4g}]"
             more = (
-                f"{result.get('num_examples')} examples, task `{result.get('task_hash', '')[:12]}`"
+                f"{result.get('num_examples')} examples, "
+                f"task `{result.get('task_hash', '')[:12]}`, "
+                f"model {result.get('model', _UNKNOWN)} `{result.get('model_hash', '')[:12]}`"
             )
             rows[f"{result['task']}: {name}"] = f"{held} ({more})"
     return f"## Evaluation\n\nWith 95% bootstrap intervals.\n\n{_table(rows)}"

@@ -41,7 +41,7 @@ def exact_match(
       normalize: whether case and the amount of white space are of no account.
 
     Raises:
-      EvaluationError: none, or not as many of one as of the other.
+      EvaluationError: none, not as many of one as of the other, or what is no text.
 
     Example:
       >>> exact_match([" Paris", "Rome"], ["paris", ["Rome", "Roma"]])
@@ -49,10 +49,10 @@ def exact_match(
       >>> exact_match([" Paris", "Rome"], ["paris", ["Rome", "Roma"]], normalize=True)
       1.0
     """
-    check_pairs("predictions", predictions, "references", references)
+    lists = check_texts("predictions", predictions, references)
     hits = [
-        is_match(text, [wanted] if isinstance(wanted, str) else wanted, normalize=normalize)
-        for text, wanted in zip(predictions, references, strict=True)
+        is_match(text, wanted, normalize=normalize)
+        for text, wanted in zip(predictions, lists, strict=True)
     ]
     return sum(hits) / len(hits)
 
@@ -195,6 +195,25 @@ def check_pairs(name: str, values: Any, other_name: str, others: Any) -> None:
             f"{len(values)} {name} and {len(others)} {other_name}; give one of each for every "
             "example, and at least one"
         )
+
+
+def check_texts(name: str, texts: Sequence[str], references: Sequence[Any]) -> list[list[str]]:
+    """The references of each text as a list of at least one.
+
+    Raises:
+      EvaluationError: not as many of one as of the other, none, or what is no text.
+    """
+    check_pairs(name, texts, "references", references)
+    lists = [
+        [r] if isinstance(r, str) or not hasattr(r, "__iter__") else list(r) for r in references
+    ]
+    for i, (text, wanted) in enumerate(zip(texts, lists, strict=True)):
+        if not wanted or not all(isinstance(t, str) for t in (text, *wanted)):
+            raise EvaluationError(
+                f"example {i} has {text!r:.40} with references {wanted!r:.60}; give a text, and a "
+                "text or a list of at least one"
+            )
+    return lists
 
 
 def _plain(text: str) -> str:

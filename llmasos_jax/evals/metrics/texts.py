@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llmasos_jax.errors import EvaluationError, MissingExtraError, did_you_mean
-from llmasos_jax.evals.metrics.labels import check_pairs
+from llmasos_jax.evals.metrics.labels import check_texts
 from llmasos_jax.evals.metrics.score import Score
 
 # Of the letters of all references, so many Han characters make a text Chinese.
@@ -94,14 +94,7 @@ def reference_streams(hypotheses: Sequence[str], references: Sequence[Any]) -> l
       >>> reference_streams(["x", "y"], ["a", ["b", "c"]])
       [['a', 'b'], ['a', 'c']]
     """
-    check_pairs("hypotheses", hypotheses, "references", references)
-    lists = [[r] if isinstance(r, str) else list(r) for r in references]
-    for i, (text, wanted) in enumerate(zip(hypotheses, lists, strict=True)):
-        if not wanted or not all(isinstance(t, str) for t in (text, *wanted)):
-            raise EvaluationError(
-                f"example {i} has {text!r:.40} with references {wanted!r:.60}; give a text, and a "
-                "text or a list of at least one"
-            )
+    lists = check_texts("hypotheses", hypotheses, references)
     most = max(map(len, lists))
     return [[wanted[min(i, len(wanted) - 1)] for wanted in lists] for i in range(most)]
 
