@@ -70,6 +70,13 @@ def test_the_checker_is_content_with_models_as_the_world() -> None:
     check_env(TextTaskEnv(["1 + 1 ="], world=MODEL, max_length=4), skip_render_check=True)
 
 
+def test_a_world_that_is_silent_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = NextTokenEnv(["a"], world=MODEL, model=MODEL)
+    monkeypatch.setattr(type(MODEL), "generate_text", lambda _, prompt, *words, **options: prompt)
+    with pytest.raises(EvaluationError, match="wrote nothing after 'a', which is 1 token"):
+        env.reset(seed=0)
+
+
 def episode(env: Any, seed: int, actions: Any) -> list[Any]:
     found = [env.reset(seed=seed)[0]]
     for action in actions:

@@ -113,6 +113,8 @@ def test_figures_of_a_task_are_those_of_the_metrics():
     assert measure("f1_macro", a, b)[0].value == measure("f1_macro", a)[0].value == expected
     with pytest.raises(EvaluationError, match="no tokens to score"):
         measure("perplexity", [{"nats": 0.0, "tokens": 0}])
+    with pytest.raises(EvaluationError, match='did you mean "accuracy"'):
+        measure("acuracy", a)
 
 
 def test_texts_are_the_same_whatever_was_there_already(folder, tmp_path):

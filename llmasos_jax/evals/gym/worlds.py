@@ -56,7 +56,13 @@ class WrittenTexts:
         prompt = self._prompts[int(rng.integers(len(self._prompts)))]
         seed = int(rng.integers(2**32))
         text = self._model.generate_text(prompt, num, seed=seed, echo=True)
-        return np.asarray(self._tokenizer.encode(text), np.int64)[:num]
+        ids = np.asarray(self._tokenizer.encode(text), np.int64)[:num]
+        if len(ids) < 2:
+            raise EvaluationError(
+                f"{self._model!r} wrote nothing after {prompt!r:.40}, which is {len(ids)} token; "
+                "give longer prompts"
+            )
+        return ids
 
 
 def tokenizer_of(model: Model | None) -> tuple[Tokenizer, int]:

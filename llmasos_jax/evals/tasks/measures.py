@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llmasos_jax.errors import EvaluationError
+from llmasos_jax.errors import EvaluationError, did_you_mean
 from llmasos_jax.evals.metrics import labels, texts
 from llmasos_jax.evals.metrics.intervals import Finish, mean
 
@@ -46,10 +46,14 @@ LOWER_IS_BETTER = {
 
 
 def measure(name: str, *systems: Records) -> list[Measured]:
-    """A figure of each of several results on the same examples."""
-    kind, run = MEASURES[name]
-    del kind
-    return run(systems)
+    """A figure of each of several results on the same examples.
+
+    Raises:
+      EvaluationError: no such figure is known, or there is nothing that it could be of.
+    """
+    if name not in MEASURES:
+        raise EvaluationError(f'"{name}" is no metric of a task{did_you_mean(name, MEASURES)}')
+    return MEASURES[name][1](systems)
 
 
 def _means(of: Callable[[dict[str, Any]], float], systems: Sequence[Records]) -> list[Measured]:
