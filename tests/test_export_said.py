@@ -23,6 +23,7 @@ from llmasos_jax.format.cast import cast
 from llmasos_jax.format.manifest import Generation
 from llmasos_jax.format.read import ModelFiles, read_model
 from llmasos_jax.format.tensorfile import stored
+from llmasos_jax.format.write import write_model
 from llmasos_jax.interop.gguf.container import read_container
 from llmasos_jax.interop.gguf.write import write_gguf
 from llmasos_jax.interop.hf import open_hf
@@ -146,3 +147,11 @@ def test_a_short_context_is_asked_with_tokens_in_each_row(tmp_path: Path) -> Non
         **{"bound": 1e-4, "seed": 0},
     )
     assert [p.mask_bt.sum(1).min() for p in asked.probes] == [1, 2]
+
+
+def test_without_a_tokenizer_gguf_says_why(files: ModelFiles, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="needs the extra `export`")
+    source = write_model(tmp_path / "m", files.manifest.replace(tokenizer=None), files.tensors)
+    with pytest.raises(ExportError, match="none \\(the model has no tokenizer.*say --unproven"):
+        llmasos_jax.export(source, "gguf", tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]

@@ -94,15 +94,21 @@ class Gguf(Target):
                 f"what was written is not the model: {path.name} says {'; '.join(apart[:4])}; "
                 "nothing was kept"
             )
-        return self.run(path, cfg, has_tokenizer=files.tokenizer is not None)
+        if files.tokenizer is None:
+            why = next((note for note in written.notes if "tokenizer" in note), "it is gone")
+            raise ExportError(
+                f"llama.cpp runs no model without a tokenizer, and this file has none ({why}); say "
+                "--unproven (unproven=True) to keep it"
+            )
+        return self.run(path, cfg)
 
-    def run(self, path: Path, cfg: ModelConfig, *, has_tokenizer: bool = True) -> OpenedLlama:
+    def run(self, path: Path, cfg: ModelConfig) -> OpenedLlama:
         """Opens a file with llama.cpp alone.
 
         Raises:
           ExportError: llama.cpp does not take it.
         """
-        return OpenedLlama(path, cfg, has_tokenizer=has_tokenizer)
+        return OpenedLlama(path, cfg)
 
     def back(self, folder: Path) -> ModelFiles:
         """The file, as this package reads it."""

@@ -49,7 +49,6 @@ class OpenedLlama(Opened):
     Args:
       path: the file.
       cfg: the model.
-      has_tokenizer: whether the file has one.
 
     Raises:
       ExportError: llama.cpp does not take the file.
@@ -57,12 +56,7 @@ class OpenedLlama(Opened):
 
     pad_id: int | None = None
 
-    def __init__(self, path: Path, cfg: ModelConfig, *, has_tokenizer: bool = True) -> None:
-        if not has_tokenizer:
-            raise ExportError(
-                "llama.cpp runs no model without a tokenizer, and this file has none (its notes "
-                "say why); say --unproven (unproven=True) to keep it"
-            )
+    def __init__(self, path: Path, cfg: ModelConfig) -> None:
         self._cfg = cfg
         context = max(64, min(cfg.context_length, _MOST_CONTEXT))
         kind = "tokens" if cfg.causal else "embeddings"

@@ -193,4 +193,4 @@ def _where(files: ModelFiles, source: str | None) -> str:
             return f"`llmasos parity` cannot say where: {error}"
         if not found.same:
             return "; ".join(found.verdict())
-    return "Config and weights read back are the model's: that program computes something else"
+    return "Read back here it gives what the model gives: it is that program, or a few numbers"
