@@ -4,6 +4,8 @@ import json
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -349,6 +351,20 @@ def test_one_that_is_stopped_or_killed_takes_the_other_with_it(folder) -> None:
     (line,) = again.errors(1)
     assert f"process 0 ({socket.gethostname()}) is lost: it is no longer running" in line
     assert "start the run again on all hosts: it goes on from step" in line
+
+
+def test_a_thread_that_aborts_leaves_the_roll_a_moment() -> None:
+    program = """
+import ctypes, os, threading, time
+from llmasos_jax.parallel.abort import delay_abort
+delay_abort()
+threading.Thread(target=ctypes.CDLL(None).abort).start()  # without the lock of Python
+time.sleep(0.5)
+print("who is lost", flush=True)
+os._exit(3)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "who is lost\n")
 
 
 def test_another_config_on_one_host_is_refused_by_all(folder) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from llmasos_jax.config.devices import HostsConfig
 from llmasos_jax.errors import ConfigError, LLMasOSError, PreemptedError, TrainingFailedError
+from llmasos_jax.parallel.abort import delay_abort
 from llmasos_jax.parallel.environment import find_place, hostname
 from llmasos_jax.parallel.relay import Relay
 from llmasos_jax.parallel.roll import Roll, answer
@@ -105,6 +106,7 @@ def _initialize(roll: Roll, hosts: HostsConfig) -> None:
     place = roll.place
     # On CPUs the processes compute together through gloo; TPUs and GPUs have their own ways.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    delay_abort()
     # SIGTERM is ours (`train/preemption.py`), and all stop after the step that the roll agrees on.
     jax.config.update("jax_enable_preemption_service", False)
     address = f"{place.host}:{place.port + 1}"
