@@ -6,9 +6,9 @@ Paper:    Touvron et al., 2023, arXiv 2307.09288, section 2.2: AdamW (0.9, 0.95,
 Data:     your own documents, a JSON object with a "text" each; tokenizer.path: LLaMA's own.
 Plan:     llmasos plan --config=llama2_7b:v5e:16x16 --topology=v5e:16x16     (and v5e:2x4)
 Planned:  v5e:16x16: 10.0 of 16 GiB, at least 2.1 s a step of 2,097,152 tokens, MFU at most 83%.
+          v5e:2x4: 14.3 of 15.75 GiB, at least 550 ms a step of 16,384 tokens, MFU at most 78%; one
+          FSDP axis, since gathers in two stages write to memory twice.
           (jax 0.10.2, libtpu 0.0.42.1; experiments/acceptance/compile_pods.json)
-Compiled: v5e:2x4: 13.6 of 16 GiB a chip, 35 GB on its links for a step of 16,384 tokens; one FSDP
-          axis, since gathers in two stages write to memory twice. (jax 0.12.0.1, libtpu 0.0.52)
 """
 
 from ml_collections import ConfigDict

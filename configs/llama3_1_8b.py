@@ -5,8 +5,9 @@ Paper:    Llama Team, 2024, arXiv 2407.21783, section 3.4: AdamW, 3e-4, cosine, 
           8M (v6e:16x16) or 16M (v6e:16x16-b8) from the start.
 Data:     your own documents, a JSON object with a "text" each; tokenizer.path: Llama 3's own.
 Plan:     llmasos plan --config=llama3_1_8b:v6e:16x16 --topology=v6e:16x16
-Compiled: v6e:16x16: 16.6 of 31.25 GiB a chip, 46 GB on its links for a step of 8,388,608 tokens;
-          v6e:16x16-b8: 29.5 GiB, 52 GB.
+Planned:  v6e:16x16: 16.4 of 31.25 GiB, at least 2.4 s a step of 8,388,608 tokens, MFU at most 77%;
+          v6e:16x16-b8: 29.4 GiB, at least 4.8 s a step of 16,777,216 tokens, MFU at most 76%.
+          (jax 0.10.2, libtpu 0.0.42.1; experiments/acceptance/compile_pods.json)
           Set LIBTPU_INIT_ARGS=--xla_tpu_scoped_vmem_limit_kib=98304, for plan and on the pod: by
           the compiler's own estimate the step takes 1.37 times the cycles without it.
           (jax 0.12.0.1, libtpu 0.0.52; experiments/benchmarks/tpu_vs_maxtext.json)
