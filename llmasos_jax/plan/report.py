@@ -200,7 +200,7 @@ class Plan:
             ("  kernels", f"{_si(work.kernel_flops)}  in closed form: "
              + (", ".join(f"{n} {_kernel(k)}" for k, n in work.kernels.items()) or "none")),
             ("HBM traffic", f"{_si(work.hbm_bytes)}B  " + (
-                "weights, state and what is kept: a compiled step has several times as much"
+                "weights, state and what is kept: a real step has several times as much"
                 if self._is_estimate else "operands and results: an estimate")),
         ]  # fmt: skip
         if work.cycles is not None:
