@@ -5,7 +5,7 @@ Paper:    Devlin et al., 2018, arXiv 1810.04805, appendix A.2: batch 256, Adam 1
           million steps. The paper took 64 TPU chips.
 Data:     your own documents, as Wikipedia's articles: one JSON object with a "text" each.
 Plan:     llmasos plan --config=bert_large:v5e:2x4 --topology=v5e:2x4
-Planned:  v5e:2x4: 7.7 of 16 GiB, at least 78 ms a step of 32,768 tokens, MFU at most 50%. (jax
+Planned:  v5e:2x4: 7.7 of 16 GiB, at least 41 ms a step of 32,768 tokens, MFU at most 95%. (jax
           0.10.2, libtpu 0.0.42.1; experiments/acceptance/compile_pods.json)
 """
 

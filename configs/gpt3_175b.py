@@ -7,8 +7,8 @@ Paper:    Brown et al., 2020, arXiv 2005.14165, table 2.1 and appendix B: Adam (
           it; the batch does not grow from 32,000 tokens.
 Data:     your own documents, a JSON object with a "text" each; tokenizer.path: GPT-2's own.
 Plan:     llmasos plan --config=gpt3_175b:v5p:4x4x4 --topology=v5p:4x4x4     (and v5e:16x16)
-Planned:  v5e:16x16: 14.8 of 16 GiB, at least 14.1 s a step of 524,288 tokens, MFU at most 78%;
-          v5p:4x4x4: 61.0 of 95 GiB, at least 12.1 s a step of 262,144 tokens, MFU at most 78%.
+Planned:  v5e:16x16: 14.6 of 16 GiB, at least 14.1 s a step of 524,288 tokens, MFU at most 78%;
+          v5p:4x4x4: 56.0 of 95 GiB, at least 12.1 s a step of 262,144 tokens, MFU at most 78%.
           (jax 0.10.2, libtpu 0.0.42.1; experiments/acceptance/compile_pods.json)
 """
 

@@ -5,7 +5,7 @@ Paper:    Touvron et al., 2023, arXiv 2307.09288, section 2.2: AdamW (0.9, 0.95,
           tokens a step, 2T tokens.
 Data:     your own documents, a JSON object with a "text" each; tokenizer.path: LLaMA's own.
 Plan:     llmasos plan --config=llama2_70b:v5p:8x8x8 --topology=v5p:8x8x8     (and v5p:4x4x4)
-Planned:  v5p:4x4x4: 33.5 of 95 GiB, at least 9.7 s a step of 524,288 tokens, MFU at most 79%.
+Planned:  v5p:4x4x4: 31.9 of 95 GiB, at least 9.7 s a step of 524,288 tokens, MFU at most 79%.
           v5p:8x8x8: 17.5 of 95 GiB, at least 9.7 s a step of 4,194,304 tokens, MFU at most 79%.
           (jax 0.10.2, libtpu 0.0.42.1; experiments/acceptance/compile_pods.json)
 """

@@ -6,7 +6,7 @@ Paper:    Chowdhery et al., 2022, arXiv 2204.02311, sections 2 and 5: Adafactor 
           Not as published: cosine schedule, no parameter scaling, one batch size.
 Data:     your own documents, a JSON object with a "text" each; tokenizer.path: PaLM's own.
 Plan:     llmasos plan --config=palm_540b:v4:8x16x16 --topology=v4:8x16x16
-Planned:  v4:8x16x16: 24.7 of 32 GiB, at least 29.6 s a step of 4,194,304 tokens, MFU at most 82%.
+Planned:  v4:8x16x16: 24.2 of 32 GiB, at least 29.6 s a step of 4,194,304 tokens, MFU at most 82%.
           (jax 0.10.2, libtpu 0.0.42.1; experiments/acceptance/compile_pods.json)
 """
 

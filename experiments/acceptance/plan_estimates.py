@@ -11,26 +11,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 from llmasos_jax.config.build import load_config
-from llmasos_jax.config.schema import Config
 from llmasos_jax.plan.chips import parse_topology
 from llmasos_jax.plan.estimate import estimate_figures
 
 HERE = Path(__file__).parent
-# What was compiled, where the config has changed since.
-COMPILED_WITH: dict[str, dict[str, Any]] = {"mixtral_8x7b:v5p:4x4x4": {"expert_capacity": 2.0}}
-
-
-def _config(name: str) -> Config:
-    config = load_config(name)
-    return dataclasses.replace(
-        config, train=dataclasses.replace(config.train, **COMPILED_WITH.get(name, {}))
-    )
 
 
 def _told(figures: dict[str, Any]) -> dict[str, float]:
@@ -48,14 +39,15 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name, stored in json.loads((HERE / "compile_pods.json").read_text()).items():
         versions, compiled = list(stored.items())[-1]
-        estimate = estimate_figures(_config(name), parse_topology(name.partition(":")[2]))
+        # The variant is the topology, and maybe how many rows a chip has.
+        topology = re.sub(r"^[^:]*:|-b\d+$", "", name)
+        estimate = estimate_figures(load_config(name), parse_topology(topology))
         if estimate.mesh != compiled["mesh"]:
             print(f"{name}: left out, another mesh was compiled")
             continue
         ours, theirs = _told(dataclasses.asdict(estimate)), _told(compiled)
         ratios = {key: round(ours[key] / theirs[key], 3) for key in ours}
         found[name] = {"compiler": versions, "said": theirs, "estimate": ours, "ratio": ratios}
-        found[name] |= {"with": COMPILED_WITH[name]} if name in COMPILED_WITH else {}
         print(name, ratios)
     (HERE / "plan_estimates.json").write_text(json.dumps(found, indent=1) + "\n")
 
