@@ -87,7 +87,10 @@ def trainer_for(case: Case, num_layers: int) -> Trainer:
     """A step over so many layers."""
     if case.config is not None and case.pod is not None:
         cfg = load_config(case.config)
-        cfg = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, num_layers=num_layers))
+        # Nothing kept: what the config keeps of 80 layers does not fit a chip.
+        train = dataclasses.replace(cfg.train, remat="full", remat_save=())
+        model = dataclasses.replace(cfg.model, num_layers=num_layers)
+        cfg = dataclasses.replace(cfg, model=model, train=train)
         return make_trainer(cfg, make_mesh(cfg.mesh, pod_devices(parse_topology(case.pod))))
     cfg = Config(
         model=ModelConfig(
