@@ -8,9 +8,9 @@ Seconds are those of the processor, all cores together, the least of `--repeats`
 depths by turns. Figures go to `depth.json` beside this file, under this interpreter's versions. It
 takes about ten minutes on two cores; the TPU compiler comes with the extra `tpu`.
 
-Seen so far, on busy cores: the TPU's programs are within 1.03 times. Compiling small layers takes 1.4
-to 1.95 times as long for 80; "wide", whose weights are too large for a chip's fast memory at both
-depths, and the 7B's own step take 0.9 and 1.1 times: it is the small stack that is quick.
+Seen so far, on busy cores: the TPU's programs are within 1.03 times. Compiling small layers takes
+1.4 to 1.95 times as long for 80; "wide", whose weights are too large for a chip's fast memory at
+both depths, and the 7B's own step take 0.9 and 1.1 times: it is the small stack that is quick.
 
     python experiments/acceptance/depth.py
 """
