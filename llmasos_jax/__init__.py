@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmasos_jax.api import LLMasOS, convert, export, launch, parity, plan, train
+    from llmasos_jax.api import LLMasOS, convert, export, finetune, launch, parity, plan, train
     from llmasos_jax.config.build import default_config, load_config, read_config
     from llmasos_jax.config.model import ModelConfig
     from llmasos_jax.config.schema import Config
@@ -35,6 +35,7 @@ __all__ = [
     "default_config",
     "evaluate",
     "export",
+    "finetune",
     "generate_text",
     "init_model",
     "launch",
@@ -57,6 +58,7 @@ _HOMES = {
     "default_config": "config.build",
     "evaluate": "evals.tasks.evaluate",
     "export": "api",
+    "finetune": "api",
     "generate_text": "generate.model",
     "init_model": "generate.load",
     "launch": "api",
@@ -78,6 +80,7 @@ _MODULES = (
     "data",
     "errors",
     "evals",
+    "finetune",
     "format",
     "generate",
     "launch",

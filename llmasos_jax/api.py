@@ -52,15 +52,56 @@ def train(
 
     from llmasos_jax.train.run import run
 
-    if workdir is None:
-        now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        workdir = Path("runs") / f"{resolved.name}-{now}"
     try:
         _check_can_be_kept(resolved)
-        return run(resolved, Path(workdir), hooks, _sampler())
+        return run(resolved, _workdir(workdir, resolved), hooks, _sampler())
     except BaseException as error:
         distributed.failed(error)
         raise
+
+
+def finetune(
+    config: Source, workdir: str | os.PathLike[str] | None = None, hooks: Sequence[Any] = ()
+) -> TrainResult:
+    """Trains a pretrained model further, or goes on where its folder stopped.
+
+    Args:
+      config: as `train` takes it, with `finetune.base`; `model` may be left to the base.
+      workdir: the training folder; None makes a new one, `runs/<name>-<time>`.
+      hooks: called beside those that the config names.
+
+    Returns:
+      What the run came to. `load_model(workdir)` is the model, with what it learned.
+
+    Raises:
+      ConfigError: the config is wrong, or differs from the run in `workdir` where it must not.
+      FormatError, HubError, CheckpointError: the base cannot be opened.
+      DataError: an example is wrong; the message has its file and line.
+      TrainingFailedError: the loss is no longer finite.
+      PreemptedError: the process was asked to stop; the same call goes on.
+    """
+    from llmasos_jax.config.build import hosts_of
+    from llmasos_jax.parallel import distributed
+
+    distributed.join(hosts_of(config))  # before JAX looks for its devices
+
+    from llmasos_jax.finetune.resolve import resolve
+    from llmasos_jax.train.run import run
+
+    try:
+        resolved, base = resolve(config)
+        folder = _workdir(workdir, resolved)
+        return run(resolved, folder, hooks, _sampler(), base=base)
+    except BaseException as error:
+        distributed.failed(error)
+        raise
+
+
+def _workdir(workdir: str | os.PathLike[str] | None, config: Config) -> Path:
+    if workdir is not None:
+        return Path(workdir)
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{config.name}-{now}"
 
 
 def _check_can_be_kept(config: Config) -> None:
@@ -136,7 +177,8 @@ def export(
       source: what `load_model` reads.
       to: "hf", a Hugging Face folder, opened with transformers and torch (the extra `parity`);
         "gguf", a file for llama.cpp, "onnx", graphs for onnxruntime (both the extra `export`);
-        "stablehlo", programs that jax alone runs.
+        "stablehlo", programs that jax alone runs; "peft", the adapter of a LoRA run alone, opened
+        with peft on the run's base.
       out: a new or empty folder; None is the model's name and the target, here.
       dtype: of the weights, as that format calls it; None keeps the model's own.
       step: which checkpoint of a training folder; None takes the newest.
@@ -317,53 +359,9 @@ def _sampler() -> Callable[[Config, Tokenizer, Any], str] | None:
     """What writes a text during training; None on several hosts, where no host has all weights."""
     import jax
 
+    from llmasos_jax.generate.sample import write_sample
+
     return write_sample if jax.process_count() == 1 else None
-
-
-def write_sample(config: Config, tokenizer: Tokenizer, params: Any) -> str:
-    """Continues `config.sample.prompt` with weights that are being trained.
-
-    Args:
-      config: `model`, `sample` and `train.seed` are read.
-      tokenizer: the run's.
-      params: its weights in the scanned layout, on any mesh.
-
-    Returns:
-      The prompt and what follows.
-
-    Raises:
-      ConfigError: `config.sample.prompt` is not set.
-    """
-    sample = config.sample
-    if sample.prompt is None:
-        raise ConfigError("sample.prompt is None; set it to the text that is to be continued")
-
-    import jax
-
-    from llmasos_jax.format.manifest import Generation, Manifest
-    from llmasos_jax.format.names import flatten
-    from llmasos_jax.format.tensorfile import stored
-    from llmasos_jax.format.training import decoder_start_id
-    from llmasos_jax.generate.model import Model
-    from llmasos_jax.generate.weights import Placing, place_tensors
-    from llmasos_jax.models.definition import file_def, relayout
-    from llmasos_jax.models.layout import scan_layout
-
-    definition = file_def(config.model)
-    # To the host first: cutting the stacked layers apart there compiles nothing.
-    tree = relayout(jax.device_get(params), scan_layout(config.model), definition.layout)
-    tensors = {name: stored(array) for name, array in flatten(tree).items()}
-    weights = place_tensors(Placing(definition, None), tensors, None)
-    start_id = decoder_start_id(config.model, tokenizer)
-    generation = Generation(decoder_start_id=start_id)
-    model = Model(Manifest(config.name, config.model, generation=generation), weights, tokenizer)
-    return model.generate_text(
-        sample.prompt,
-        sample.max_length,
-        sample.temperature,
-        seed=config.train.seed,
-        echo=start_id is None,  # what an encoder-decoder writes does not go on with its prompt
-    )
 
 
 class LLMasOS:

@@ -1,5 +1,15 @@
 """Chat templates in the style of five families, written for the tests, and SmolLM2's way."""
 
+from llmasos_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
+from llmasos_jax.interop.tokenizerjson import (
+    Added,
+    Ends,
+    byte_characters,
+    byte_level_bpe,
+    opened,
+    splits,
+)
+
 LLAMA3 = """\
 {{- bos_token }}
 {%- if messages[0]['role'] == 'system' %}
@@ -112,3 +122,13 @@ TEMPLATES = {
     "chatml": CHATML,
     "smollm2": SMOLLM2,
 }
+
+
+def special_tokenizer(*, adds_bos: bool = True) -> HuggingFaceTokenizer:
+    """All bytes and three special tokens."""
+    vocab = {c: i for i, c in enumerate([*byte_characters(), "<s>", "</s>", "<|im_end|>"])}
+    added = [Added(name, vocab[name], special=True) for name in ("<s>", "</s>", "<|im_end|>")]
+    parts = byte_level_bpe(vocab, [], splits([r"\w+"]))
+    tokenizer = opened(parts, added, Ends(256, 257, adds_bos))
+    assert isinstance(tokenizer, HuggingFaceTokenizer)
+    return tokenizer

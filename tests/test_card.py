@@ -78,6 +78,17 @@ def test_a_run_that_did_not_end_says_so(workdir: Path) -> None:
     assert "| tokens | not recorded |" in card
 
 
+def test_a_fine_tuned_model_names_its_base(workdir: Path) -> None:
+    path = workdir / "config.json"
+    config = json.loads(path.read_text())
+    config["finetune"] |= {"base": "/there/base", "base_sha256": "ab" * 32, "rank": 4}
+    path.write_text(json.dumps(config))
+    said = (
+        f"Fine-tuned from base (SHA-256 of its weights `{'ab' * 8}`) by low-rank changes of rank 4"
+    )
+    assert said in model_card(workdir)
+
+
 def test_what_is_no_run_or_no_receipt_is_refused(workdir: Path, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="holds no run"):
         model_card(tmp_path / "nowhere")

@@ -8,27 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_templates import TEMPLATES
+from chat_templates import TEMPLATES, special_tokenizer
 
 from llmasos_jax.cli import chat as chat_command
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
+from llmasos_jax.data.chat.template import render
 from llmasos_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer, train_model
 from llmasos_jax.errors import GenerationError, MissingExtraError
 from llmasos_jax.format.manifest import Generation, Manifest
-from llmasos_jax.generate.chat import chat_ids, check_messages, render
+from llmasos_jax.generate.chat import chat_ids, check_messages
 from llmasos_jax.generate.load import init_model, load_model
 from llmasos_jax.generate.model import Model
-from llmasos_jax.interop.tokenizerjson import (
-    Added,
-    Ends,
-    byte_characters,
-    byte_level_bpe,
-    opened,
-    splits,
-)
 
-sandbox = pytest.importorskip("llmasos_jax.generate.sandbox", reason="needs the extra `models`")
+sandbox = pytest.importorskip("llmasos_jax.data.chat.sandbox", reason="needs the extra `models`")
 USER = [{"role": "user", "content": "Hi"}]
 SYSTEM = [{"role": "system", "content": " Be brief. "}]
 TURNS = [
@@ -36,16 +28,6 @@ TURNS = [
     {"role": "assistant", "content": '<think>no</think>\n\nHello <b> & "you"\n'},
     {"role": "user", "content": "你好 \n"},
 ]
-
-
-def special_tokenizer(*, adds_bos: bool = True) -> HuggingFaceTokenizer:
-    """All bytes and three special tokens."""
-    vocab = {c: i for i, c in enumerate([*byte_characters(), "<s>", "</s>", "<|im_end|>"])}
-    added = [Added(name, vocab[name], special=True) for name in ("<s>", "</s>", "<|im_end|>")]
-    parts = byte_level_bpe(vocab, [], splits([r"\w+"]))
-    tokenizer = opened(parts, added, Ends(256, 257, adds_bos))
-    assert isinstance(tokenizer, HuggingFaceTokenizer)
-    return tokenizer
 
 
 def model_with(template: str | None, **options: Any) -> Model:
@@ -226,8 +208,8 @@ def test_the_sandbox_ends_what_does_not_end(template: str, monkeypatch: pytest.M
 
 def test_without_jinja2_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    monkeypatch.delitem(sys.modules, "llmasos_jax.generate.sandbox")
-    monkeypatch.delattr("llmasos_jax.generate.sandbox")
+    monkeypatch.delitem(sys.modules, "llmasos_jax.data.chat.sandbox")
+    monkeypatch.delattr("llmasos_jax.data.chat.sandbox")
     with pytest.raises(MissingExtraError, match=r"pip install 'llmasos_jax\[models\]'"):
         render("a", USER)
 

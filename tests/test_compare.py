@@ -1,6 +1,7 @@
 """Results beside each other: tests of their difference, refusals, and a page that stands alone."""
 
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -128,7 +129,23 @@ def test_the_page_stands_alone_and_shows_what_differs(paths):
     parting = sum(len({r["predicted"] for r in some}) > 1 for some in records)
     assert f"Examples that differ ({parting} of {NUM} shown)" in text
     numbers = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', text)]
-    assert len(numbers) == 9 and all(200 <= x <= 670 for x in numbers)
+    assert len(numbers) == 9 and all(220 <= x <= 670 for x in numbers)
+    # What an axis says is a value that occurs: none of an accuracy is below 0 or above 1.
+    ends = [float(x) for x in re.findall(r'text-anchor="middle">([^<]+)<', text)]
+    occur = [v for some in found.intervals.values() for i in some for v in (i.low, i.high)]
+    assert len(ends) == 9 and all(
+        any(abs(end - value) <= 0.006 * abs(value) for value in occur)
+        for end in ends[::3] + ends[2::3]
+    )
+
+
+def test_a_page_of_equal_answers_says_so(tmp_path):
+    records = [{**row, "predicted": 0, "logprobs": [0.0, -2.0, -2.0]} for row in choices(0.5, 1)]
+    text = page(compare([write(tmp_path, name, "quiz", records) for name in ("a", "b")]))
+    assert (
+        "No example was answered better by one than by another." in text
+        and "Examples that differ" not in text
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,13 +153,13 @@ def test_the_page_stands_alone_and_shows_what_differs(paths):
     [
         ({"task_hash": "other"}, "task quiz was not the same for small"),
         ({"num_examples": NUM + 1}, "run `llmasos eval` again"),
-        ({"examples": "index.jsonl"}, "line 1 is no example .index '<b>' is no whole number"),
+        ({"examples": "index.jsonl"}, 'line 1 is no example ."prompt" is missing'),
         ({"examples": None}, "has no examples beside it"),
         ({"model_hash": "small" * 8}, "has another result of quiz with the same weights, type"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(paths, tmp_path, change, said):
-    (tmp_path / "index.jsonl").write_text('{"index": "<b>"}\n')
+    (tmp_path / "index.jsonl").write_text('{"index": 0}\n')
     other = write(tmp_path, "third", "quiz", choices(0.5, 3), **change)
     with pytest.raises(EvaluationError, match=said) as found:
         compare([paths[0], other])
@@ -166,3 +183,102 @@ def test_the_command_line_writes_the_page(paths, tmp_path, capsys):
     assert cli.main(words) == 0 and "A  small" in capsys.readouterr().out
     assert cli.main(["eval", "compare", str(paths[0])]) == 2
     assert "two or more .json files" in capsys.readouterr().err
+
+
+NO_RESULT = "is no result of `llmasos eval` ("
+# What a file is changed to (bytes, fields of the result, or of its record 3), and what is said.
+HOSTILE = [
+    (b"", NO_RESULT + "Expecting value"),
+    (b'{"task": "quiz", "task_ha', NO_RESULT + "Unterminated string"),
+    (b"[" * 100_000, NO_RESULT),
+    (b"\xff\xfe\x00", NO_RESULT),
+    (b"[]", NO_RESULT + "it is [], expected a table"),
+    ({"task": None}, '"task" is None, expected a text'),
+    ({"task_hash": ...}, '"task_hash" is missing'),
+    ({"more": 1}, "'more' is no field of it"),
+    ({"num_examples": True}, '"num_examples" is True, expected a whole number'),
+    ({"num_examples": 10**15}, f"has {NUM} of the 1000000000000000 examples"),
+    ({"num_examples": 0}, "has 0 of the 0 examples"),
+    ({"num_examples": 10**400}, "a huge number, expected a whole number"),
+    ({"examples": "../quiz-b.jsonl"}, "expected the name of a file beside this one"),
+    ({"examples": "\ud800"}, "expected the name of a file beside this one"),
+    ({"logprobs": [1e308] * 3}, '"logprobs" is [1e+308, 1e+308, 1e+308], expected'),
+    ({"examples": "none.jsonl"}, "none.jsonl cannot be read"),
+    ({"settings": {"kind": ["choice"]}}, '"settings.kind" is ['),
+    ({"settings": {"kind": "generation"}}, "'accuracy' is no metric of generation"),
+    ({"metrics": {}}, '"metrics" is empty'),
+    ({"metrics": {"acuracy": {}}}, 'did you mean "accuracy"'),
+    ({"metrics": {"accuracy": 0.5}}, 'of "metrics.accuracy" it is 0.5, expected a table'),
+    (
+        {"metrics": {"accuracy": {"value": float("nan"), "low": 0, "high": 1, "signature": None}}},
+        '"value" is nan, expected a finite number',
+    ),
+    ({"task_hash": "another"}, "task quiz was not the same for a"),
+    ({"task": "other"}, "has no result of"),
+    ({"model": "two\nlines", "task_hash": "another"}, "task quiz was not the same for a"),
+    ({"index": "3"}, """line 4 is no example ("index" is '3'"""),
+    ({"index": 4}, f"has {NUM - 1} of the {NUM} examples"),
+    ({"prompt": 3}, 'line 4 is no example ("prompt" is 3'),
+    ({"prompt": "another"}, 'task quiz, example 3: "prompt" is not the same'),
+    ({"answer": 1}, 'task quiz, example 3: "answer" is not the same'),
+    ({"continuations": [" a", " b", " d"]}, 'task quiz, example 3: "continuations" is not'),
+    ({"continuations": []}, '"continuations" is [], expected a list of at least one'),
+    ({"answer": 3}, '"answer" is 3, expected 0 to 2'),
+    ({"predicted": -1}, '"predicted" is -1, expected a whole number, 0'),
+    ({"predicted": ...}, '"predicted" is missing'),
+    ({"logprobs": [-1.0, -2.0]}, '"logprobs" has 2, "continuations" 3'),
+    ({"logprobs": [-1.0, float("-inf"), None]}, '"logprobs" is [-1.0, -inf, None], expected'),
+    ({"logprobs": "abc"}, "\"logprobs\" is 'abc', expected a list"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), HOSTILE)
+def test_hostile_files_are_refused_in_one_line(tmp_path, capsys, change, said):
+    records = {name: choices(0.5, seed) for seed, name in enumerate("ab")}
+    records["b"].reverse()  # `write` turns them, so that line 4 is example 3
+    paths = [write(tmp_path, name, "quiz", records[name]) for name in "ab"]
+    if isinstance(change, bytes):
+        paths[1].write_bytes(change)
+    else:
+        lines = paths[1].with_suffix(".jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        fields = json.loads(paths[1].read_text())
+        of = records[3] if set(change) & set(records[3]) else fields
+        of.update(change)
+        for part in (fields, records[3]):
+            for name in [name for name, value in part.items() if value is ...]:
+                del part[name]
+        paths[1].write_text(json.dumps(fields))
+        lines[3] = json.dumps(records[3])
+        paths[1].with_suffix(".jsonl").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "page.html"
+    assert cli.main(["eval", "compare", *map(str, paths), f"--out={out}"]) == 2
+    found = capsys.readouterr()
+    assert (
+        said in found.err
+        and found.err.count("\n") == 1
+        and found.err.startswith("llmasos: error: ")
+    )
+    assert not found.out and not out.exists()
+
+
+def test_what_the_table_of_hostile_files_changes_was_right(tmp_path):
+    paths = [write(tmp_path, name, "quiz", choices(0.5, seed)) for seed, name in enumerate("ab")]
+    assert [len(result.records) for result in compare(paths).results["quiz"]] == [NUM, NUM]
+
+
+def test_a_truncated_line_of_examples_is_one_too_few(tmp_path):
+    paths = [write(tmp_path, name, "quiz", choices(0.5, seed)) for seed, name in enumerate("ab")]
+    file = paths[0].with_suffix(".jsonl")
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(EvaluationError, match=f"has {NUM - 1} of the {NUM} examples"):
+        compare(paths)
+
+
+def test_a_hopeless_model_can_be_compared(tmp_path):
+    """Its perplexity is cut at exp(700), which is a figure like any other."""
+    paths = [
+        write(tmp_path, name, "text", losses(level, 1)) for name, level in (("a", 3), ("b", 1e6))
+    ]
+    found = compare(paths, samples=10)
+    assert found.intervals["text", "perplexity"][1].value == pytest.approx(math.exp(700))

@@ -149,6 +149,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         config("BertForSequenceClassification", problem_type="regression"),
         '"problem_type" = "regression" is not computed here .*softmax',
     ),
+    "a class of one": (
+        config(
+            "BertForSequenceClassification",
+            num_labels=1,
+            problem_type="single_label_classification",
+        ),
+        '"problem_type" = .* is not computed here .*one label is a number',
+    ),
     "several labels at once": (
         config("RobertaForSequenceClassification", problem_type="multi_label_classification"),
         '"problem_type" = "multi_label_classification" is not computed here',
@@ -156,14 +164,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown problem": (
         config("BertForSequenceClassification", problem_type=["x"]),
         '"problem_type" = .* is not computed here',
-    ),
-    "one label by number": (
-        config("BertForSequenceClassification", num_labels=1),
-        '"num_labels" has 1 label, and BertForSequenceClassification of one label is a regression',
-    ),
-    "one label by name": (
-        config("RobertaForSequenceClassification", id2label={"0": "LABEL_0"}),
-        '"id2label" has 1 label, and RobertaForSequenceClassification',
     ),
     "another activation in the head": (
         config("RobertaForMaskedLM", hidden_act="relu"),

@@ -165,6 +165,7 @@ def test_without_its_program_it_has_to_be_said(
 
 
 def test_every_target_says_what_it_is() -> None:
-    assert tuple(TABLE) == TARGETS
+    assert tuple(TABLE) == (*TARGETS, "peft")  # which writes adapters, not models
     for name, target in TABLE.items():
-        assert target.name == name and {"float32", "bfloat16"} <= set(target.dtypes)
+        wanted = {"float32", "bfloat16"} if name in TARGETS else {"float32"}
+        assert target.name == name and wanted <= set(target.dtypes)

@@ -261,7 +261,7 @@ def test_parity_finds_a_fault_in_a_head_and_names_heads_that_are_not_run(tmp_pat
     assert not found.same and found.first is None and found.unreached == ("pooler.w",)
 
 
-def test_one_label_alone_is_refused_for_texts() -> None:
-    assert BERT.replace(classifier=Classifier(("a",), "token")).classifier.labels == ("a",)
-    with pytest.raises(ConfigError, match='labels has "a" alone, .* two labels or more'):
-        BERT.replace(classifier=Classifier(("a",)))
+def test_one_label_of_texts_is_a_score() -> None:
+    assert Classifier(("a",)).is_score
+    assert not any(c.is_score for c in (Classifier(), Classifier(("a",), "token")))
+    assert not Classifier(("a", "b")).is_score

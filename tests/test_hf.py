@@ -143,7 +143,7 @@ def test_folders_that_are_no_model(tmp_path: Path) -> None:
     folder.mkdir()
     assert "has no config.json" in message(folder)
     (folder / "adapter_config.json").write_text("{}")
-    assert "merge_and_unload()" in message(folder)
+    assert "open both as one" in message(folder)
     config.write_text("[]")
     assert "config.json is not a JSON object" in message(folder)
     config.write_text('{"vocab_size": 1, "vocab_size": 2}')

@@ -1,5 +1,6 @@
 """Every attention kernel against the reference: values and gradients, with every option."""
 
+import dataclasses
 import functools
 
 import jax
@@ -32,8 +33,17 @@ OPTIONS = {
     "one document": {"segments": False},
     "wider values": {"value_width": 12},
     "other keys": {"causal": False, "keys": 24},
+    "branches": {"branches": True},
+    "branches and window": {"branches": True, "window": 5},
+    "branches and prefix": {"branches": True, "prefix": True, "segments": False},
+    "branches and slopes": {
+        "branches": True,
+        "slopes": np.array([0.5, 0.2, 0.1, 0.05], np.float32),
+    },
+    "branches and bias": {"branches": True, "bias": True},
 }
 NOT_OF_CUDNN = {"soft cap", "slopes", "bias", "wider values"}
+NOT_OF_CUDNN |= {"branches and slopes", "branches and bias"}
 
 
 def case(name: str, t: int = T):
@@ -56,11 +66,40 @@ def case(name: str, t: int = T):
         causal=asked.pop("causal", True),
         window=asked.pop("window", None),
     )
+    has_branches = asked.pop("branches", False)
+    if has_branches:
+        visible = branched(visible)
     width = asked.pop("value_width", H)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
     arrays = [draw(B, t, N, H), draw(B, s, K, H), draw(B, s, K, width)]
-    arrays += [draw(N, t, s)] if asked.pop("bias", False) else []
+    of_row = (B,) if has_branches else ()
+    arrays += [draw(*of_row, N, t, s)] if asked.pop("bias", False) else []
     return arrays, draw(B, t, N, width), visible, asked
+
+
+def branched(visible: Visibility) -> Visibility:
+    """A third of each document is what its branches of five tokens have in common."""
+    segments = visible.q_segments
+    segments = np.zeros((B, visible.q_index.shape[1])) if segments is None else np.asarray(segments)
+    positions, branches = np.zeros((2, *segments.shape), np.int32)
+    for row, own in enumerate(segments):
+        for number in set(own):
+            at = np.flatnonzero(own == number)
+            past = np.arange(len(at)) - max(1, len(at) // 3)
+            positions[row, at] = np.where(past < 0, past, past % 5) - past[0]
+            branches[row, at] = np.where(past < 0, 0, 1 + past // 5)
+    index, numbers = jnp.asarray(positions), jnp.asarray(branches)
+    return dataclasses.replace(
+        visible, q_index=index, k_index=index, q_branches=numbers, k_branches=numbers
+    )
+
+
+def test_a_branch_sees_what_all_have_in_common_and_itself() -> None:
+    """The row of test: x x x a a b b, with a window of three."""
+    index, numbers = (jnp.array([x]) for x in ([0, 1, 2, 3, 4, 3, 4], [0, 0, 0, 1, 1, 2, 2]))
+    visible = Visibility(index, index, None, None, window=3, q_branches=numbers, k_branches=numbers)
+    rows = ["".join("x"[: int(seen)] or "." for seen in row) for row in visible.mask()[0]]
+    assert rows == ["x......", "xx.....", "xxx....", ".xxx...", "..xxx..", ".xx..x.", "..x..xx"]
 
 
 def value_and_gradients(attend, name: str):
@@ -172,6 +211,9 @@ def test_the_first_kernel_that_can_do_it_is_chosen(monkeypatch) -> None:
     assert chosen("cpu", t=128) == "reference"
     assert chosen("tpu") == "splash"
     assert chosen("tpu", bias=1) == "reference"
+    asked = ask("tpu")
+    branched = dataclasses.replace(asked.visible, q_branches=1, k_branches=1)
+    assert choose(dataclasses.replace(asked, visible=branched)).name == "reference"
     assert chosen("gpu", dtype=jnp.float32) == "reference"
     monkeypatch.setattr("llmasos_jax.nn.cudnn.PLUGINS", ("jax",))
     assert chosen("gpu", dtype=jnp.bfloat16) == "cudnn"

@@ -71,7 +71,9 @@ def steps_of(trainer, num: int, step=None):
     step = step or compiled(trainer)
     state, states, metrics = trainer.init(jax.random.key(1)), [], []
     for _ in range(num):
-        state, found = step(state, trainer.put(batch()))
+        # Before copies, each a program on all devices: those wait for the step in threads that its
+        # collectives need, and where there are few cores all of them may stand still.
+        state, found = jax.block_until_ready(step(state, trainer.put(batch())))
         states.append(jax.device_get(copied(state)))
         metrics.append(jax.device_get(found))
     return states, metrics

@@ -207,8 +207,20 @@ def test_an_empty_context_begins_with_the_beginning():
             {"answer": "q"},
             """"q" is 'ab'; expected one of ['x', 'yes', 'zz'] or its place, 0 to 2""",
         ),
-        ({"continuation": ""}, "the continuation '' has no token after"),
+        ({"continuation": " x"}, "continuation=' x' has no {choice}, so all choices would score"),
+        ({"continuation": "{choice}", "choices": ["", "a"]}, "the continuation '' has no token"),
         ({"choices": ["a"]}, "give at least two"),
+        ({"choices": [1, 2]}, "choices=[1, 2] is a list, expected"),
+        ({"metrics": [["accuracy"]]}, "metrics=[['accuracy']] is a list, expected"),
+        ({"prompt": None}, "prompt=None is a NoneType, expected str"),
+        ({"max_length": True}, "max_length=True is a bool, expected int"),
+        ({3: 1}, '"3" is no key'),
+        (
+            {"data": {"dataset": "x", "spilt": "train"}},
+            'data has no key "spilt"; did you mean "split"',
+        ),
+        ({"data": {"file": 3}}, "data.file=3 is a int, expected a text"),
+        ({"data": {"builtin": ["x"]}}, "data.builtin=['x'] is a list, expected a text"),
     ],
 )
 def test_a_wrong_task_is_refused_in_one_line(folder, change, said):
@@ -226,8 +238,30 @@ def test_files_that_are_no_tasks_or_results_are_refused(tmp_path):
     (tmp_path / "r.json").write_text("{}")
     with pytest.raises(EvaluationError, match="is no result of"):
         read_result(tmp_path / "r.json")
-    with pytest.raises(EvaluationError, match="limit=0"):
-        llmasos.evaluate(model(), "addition", limit=0)
+    for wrong in ({"limit": 0}, {"limit": True}, {"seed": -1}, {"seed": "x"}):
+        with pytest.raises(EvaluationError, match="is not possible; give a whole number"):
+            llmasos.evaluate(model(), "addition", **wrong)
+
+
+def test_a_task_of_keys_needs_a_name_and_a_long_one_is_cut(folder, tmp_path):
+    keys = {**CHOICE, "data": {"file": str(folder / "rows.jsonl")}}
+    with pytest.raises(EvaluationError, match='"name" is missing'):
+        load_task(keys)
+    for name in ("n" * 300, "\u4e00" * 300):
+        found = run.run_task(model(), load_task({**keys, "name": name}), out=tmp_path / "out")
+        assert (tmp_path / "out" / str(found.examples)).is_file() and found.task == name
+
+
+def test_lines_as_other_programs_write_them(tmp_path):
+    """A mark at the beginning, separators inside of a text, and one that is nested too deep."""
+    path = tmp_path / "rows.jsonl"
+    row = {"text": "one\u2028two\u0085three"}
+    path.write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\r\n", encoding="utf-8")
+    task = {**LOSS, "name": "d", "data": {"file": str(path)}}
+    assert load_task(task).examples() == [row]
+    path.write_text('{"text": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+    with pytest.raises(EvaluationError, match="line 1 is no JSON"):
+        load_task(task).examples()
 
 
 def test_a_dataset_of_a_folder_is_read_and_one_that_is_not_there_refused(tmp_path, monkeypatch):
@@ -278,6 +312,16 @@ def test_the_command_line_writes_results(folder, tmp_path, capsys, monkeypatch):
     ]:
         assert cli.main(more) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_model_is_hashed_once(monkeypatch):
+    """All its weights are read for it, and each task asks for it."""
+    one, other = small_model(SMALL), small_model(SMALL, seed=1)
+    wanted, hashed = fingerprint(small_model(SMALL)), []
+    real = run._fingerprint
+    monkeypatch.setattr(run, "_fingerprint", lambda model: hashed.append(model) or real(model))
+    assert [fingerprint(one), fingerprint(one)] == [wanted, wanted] != [fingerprint(other)] * 2
+    assert [id(model) for model in hashed] == [id(one), id(other)]
 
 
 def test_a_scorer_is_made_once():

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from llmasos_jax.parallel.manual import _rounded
-from llmasos_jax.train.step import _norm_of_updates
+from llmasos_jax.train.optim import norm_of_updates
 
 
 def test_a_weight_rounded_before_its_cast_is_the_same_number():
@@ -25,7 +25,7 @@ def test_the_gradient_of_a_rounded_weight_is_not_rounded():
 def test_the_norm_beside_new_weights_is_the_updates():
     updates = {"a": jnp.arange(6.0), "b": jnp.full((2, 3), -0.5)}
     params = {"a": jnp.ones(6, jnp.bfloat16), "b": jnp.full((2, 3), jnp.inf)}
-    found = _norm_of_updates(updates, params, "tpu")
-    assert found == optax.tree.norm(updates) == _norm_of_updates(updates, params, "cpu")
+    found = norm_of_updates(updates, params, "tpu")
+    assert found == optax.tree.norm(updates) == norm_of_updates(updates, params, "cpu")
     params["a"] = params["a"].at[2].set(jnp.nan)
-    assert jnp.isnan(_norm_of_updates(updates, params, "tpu"))
+    assert jnp.isnan(norm_of_updates(updates, params, "tpu"))

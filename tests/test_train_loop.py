@@ -174,12 +174,12 @@ def test_evaluation_weighs_tokens_not_batches():
     trainer = types.SimpleNamespace(
         cfg=types.SimpleNamespace(train=types.SimpleNamespace(eval_batches=None)),
         put=lambda batch: batch,
-        evaluate=lambda params, batch: parts[batch],
+        evaluate=lambda params, batch, frozen: parts[batch],
     )
     info = types.SimpleNamespace(speed=None, start_step=0)
     record = Record()
     data = types.SimpleNamespace(heldout=[0, 1])
-    part = _Run(trainer, data, None, record, info, None)
+    part = _Run(trainer, data, None, record, info, None, {})
     part.evaluate(5, types.SimpleNamespace(params=None), types.SimpleNamespace(name=None))
     values = record.heldout[5]
     assert values["heldout_loss"] == pytest.approx(33 / 40)

@@ -70,8 +70,8 @@ def wmt17(archive: Path) -> dict[str, Any]:
             return file.read()
 
         systems = Plain(io.BytesIO(bz2.decompress(read(SYSTEMS)))).load()
-        listed = re.findall(r'\["(\S+en-de)\.sgm"\]=([\d.]+)', read("test.sh").decode())
-        figures = dict(reversed(listed))  # BLEU comes first, other metrics of a system follow
+        table = read("test.sh").decode().partition("declare -A MTEVAL=(")[2].partition(")")[0]
+        figures = dict(re.findall(r'\["(\S+en-de)\.sgm"\]=([\d.]+)', table))
     *named, (_, references) = systems
     references = references[0] if isinstance(references[0], list) else references
     rows = {}

@@ -34,12 +34,12 @@ TASKS = {
 }
 
 
-def requests(task: str, limit: int | None) -> tuple[list[Any], int]:
-    """What lm-eval asks of a model, and of how many examples."""
+def requests(task: str, stride: int) -> tuple[list[Any], int]:
+    """What lm-eval asks of a model, and of how many examples: every `stride`-th."""
     from llmasos_jax.evals.tasks.builtin import mmlu_dev
 
     text, choices = TASKS[task]
-    rows = mmlu_dev()[:limit]
+    rows = mmlu_dev()[::stride]
     asked = [
         SimpleNamespace(args=(text.format(**row), f" {choice}"))
         for row in rows
@@ -48,7 +48,7 @@ def requests(task: str, limit: int | None) -> tuple[list[Any], int]:
     return asked, len(rows)
 
 
-def serve(side: str, folder: str, limit: int | None) -> None:
+def serve(side: str, folder: str, stride: int) -> None:
     """Answers lines `TASK BATCH` with seconds and the sum of all log-likelihoods."""
     said, sys.stdout = sys.stdout, sys.stderr  # progress bars and notes of others
     if side == "ours":
@@ -63,7 +63,7 @@ def serve(side: str, folder: str, limit: int | None) -> None:
         model = HFLM(pretrained=folder, device="cpu", dtype="float32", batch_size=1)
     for line in sys.stdin:
         task, batch = line.split()
-        asked, num = requests(task, limit)
+        asked, num = requests(task, stride)
         if side != "ours":
             model.batch_size_per_gpu = int(batch)
         start = time.perf_counter()
@@ -76,9 +76,8 @@ def serve(side: str, folder: str, limit: int | None) -> None:
 class Worker:
     """One of the two programs."""
 
-    def __init__(self, side: str, folder: Path, limit: int | None) -> None:
-        words = [sys.executable, __file__, "--serve", side, str(folder)]
-        words += [] if limit is None else [f"--limit={limit}"]
+    def __init__(self, side: str, folder: Path, stride: int) -> None:
+        words = [sys.executable, __file__, "--serve", side, str(folder), f"--stride={stride}"]
         root = str(HERE.parent.parent)
         env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(
@@ -108,7 +107,7 @@ class Worker:
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The rounds of both tasks."""
-    ours, theirs = (Worker(side, folder, args.limit) for side in ("ours", "lm-eval"))
+    ours, theirs = (Worker(side, folder, args.stride) for side in ("ours", "lm-eval"))
     found = {}
     for task in TASKS:
         first = ours.ask(task)  # compiles
@@ -141,11 +140,11 @@ def main() -> None:
     parser.add_argument("model", nargs="?", help="SmolLM2's .gguf, or its name in the library")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", default="1,4,8", help="that the peer may choose from")
-    parser.add_argument("--limit", type=int, help="examples of each task; writes no file")
+    parser.add_argument("--stride", type=int, default=1, help="takes every STRIDE-th example")
     parser.add_argument("--serve", nargs=2, metavar=("SIDE", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        serve(*args.serve, args.limit)
+        serve(*args.serve, args.stride)
         return
     import llmasos
 
@@ -155,9 +154,8 @@ def main() -> None:
         found = measure(args, folder)
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     print({task: round(row["ratio"], 2) for task, row in found.items()})
-    if args.limit is None:
-        text = json.dumps({"machine": machine, "rounds": args.rounds, "tasks": found}, indent=1)
-        (HERE / "eval_vs_lm_eval.json").write_text(text + "\n")
+    result = {"machine": machine, "rounds": args.rounds, "stride": args.stride, "tasks": found}
+    (HERE / "eval_vs_lm_eval.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,15 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from llmasos_jax.cli.options import add_allow_code, add_sampling, add_source, note, sampling_of
+from llmasos_jax.cli.options import (
+    adapters_of,
+    add_adapter,
+    add_allow_code,
+    add_sampling,
+    add_source,
+    note,
+    sampling_of,
+)
 from llmasos_jax.errors import GenerationError
 
 
@@ -21,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--system", metavar="TEXT", help="what the model is told before all else")
     add_sampling(parser)
+    add_adapter(parser)
     add_source(parser)
     add_allow_code(parser)
     parser.set_defaults(max_length=512)
@@ -34,14 +43,19 @@ def run(args: argparse.Namespace) -> None:
     from llmasos_jax.generate.load import load_model
 
     model = load_model(
-        args.model, allow_code=args.allow_code, revision=args.revision, ignore=args.ignore
+        args.model,
+        allow_code=args.allow_code,
+        revision=args.revision,
+        ignore=args.ignore,
+        adapters=adapters_of(args),
     )
-    if model.manifest.generation.chat_template is None:
+    options = {**sampling_of(args), "adapter": args.adapter}
+    if model.chat_template(args.adapter) is None:
         model.chat([{"role": "user", "content": ""}])  # says so, before anything is typed
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         note(f"{model!r}\n/reset begins anew, /exit or Ctrl-D ends, Ctrl-C stops an answer")
-    talk(model, args.system, sampling_of(args), is_terminal=is_terminal)
+    talk(model, args.system, options, is_terminal=is_terminal)
 
 
 def talk(model: Any, system: str | None, options: dict[str, Any], *, is_terminal: bool) -> None:

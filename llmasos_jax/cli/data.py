@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llmasos_jax.cli.main import UsageError
-from llmasos_jax.cli.options import add_config, add_json, config_of, print_fields, print_json
-from llmasos_jax.config.schema import Config
+from llmasos_jax.cli.options import add_config, add_json, overridden, print_fields, print_json
+
+if TYPE_CHECKING:
+    from llmasos_jax.config.schema import Config
+    from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -18,13 +25,14 @@ class DataSummary:
     Attributes:
       source: where the text comes from.
       objective: what is learned from it.
-      tokenizer: its kind.
+      tokenizer: its kind, or whose it is.
       vocab_size: of the tokenizer.
       train_documents, heldout_documents: on both sides of the split.
       train_tokens, heldout_tokens: of one epoch, with bos and eos where the objective reads them.
       train_rows: of one epoch.
       tokens_per_step: tokens that the model reads in one step.
       epochs: how often `train.steps` steps read the text.
+      counts: of records that were not taken as they are, by what was done with them.
     """
 
     source: str
@@ -38,6 +46,7 @@ class DataSummary:
     train_rows: int
     tokens_per_step: int
     epochs: float
+    counts: dict[str, int] | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,47 +63,87 @@ def run(args: argparse.Namespace) -> None:
     """Reads the data as a run would, and prints what it is."""
     if args.rows < 0:
         raise UsageError(f"--rows={args.rows} must be at least 0")
-    summary, rows, marks = summarise(config_of(args), args.rows)
+    summary, rows, marks = summarise(overridden(args), args.rows)
     if args.json:
-        print_json(asdict(summary) | {"rows": rows})
+        print_json(asdict(summary) | {"rows": [_plain_row(row) for row in rows]})
         return
     print_fields(summary)
+    if rows and "parts" in rows[0] and sys.stdout.isatty():
+        _print_in_colour(rows)
+        return
     if marks and rows:
         print(f"\n{marks}")
     for number, row in enumerate(rows):
-        what = f"{row['tokens']} tokens of {_counted(row['segments'], 'document')}"
-        if "pair" in row:
-            what = f"{row['tokens']} tokens; {row['pair']}"
-        elif "decoder" in row:
-            what = f"{row['tokens']} tokens"
-        print(f"\nrow {number}: {what}; {row['predicted']} predicted")
-        print(textwrap.indent(row["text"], "  | ", lambda line: True))
-        if "decoder" in row:
-            print("  the decoder writes")
-            print(textwrap.indent(row["decoder"], "  | ", lambda line: True))
+        _print_row(number, row)
+
+
+def _plain_row(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: [asdict(part) for part in v] if k == "parts" else v for k, v in row.items()}
+
+
+def _print_in_colour(rows: Sequence[dict[str, Any]]) -> None:
+    from rich.console import Console  # only now: importing it costs a tenth of a second
+
+    from llmasos_jax.cli.learned import legend_in_colour, print_parts
+
+    console = Console(highlight=False)
+    legend_in_colour(rows[0]["parts"], console)
+    for number, row in enumerate(rows):
+        print_parts(number, row["parts"], console)
+
+
+def _print_row(number: int, row: dict[str, Any]) -> None:
+    from llmasos_jax.cli.learned import counted
+
+    noun = "example" if "parts" in row else "document"
+    what = f"{row['tokens']} tokens of {_counted(row['segments'], noun)}"
+    if "pair" in row:
+        what = f"{row['tokens']} tokens; {row['pair']}"
+    elif "decoder" in row:
+        what = f"{row['tokens']} tokens"
+    print(f"\nrow {number}: {what}; {row.get('answer') or _predicted(row)}")
+    if "parts" not in row:
+        _print_text(row["text"])
+    for part in row.get("parts", ()):
+        print(f"  {part.name}: {counted(part.tokens, part.learned)}")
+        _print_text(part.text.rstrip("\n"))
+    if "decoder" in row:
+        print("  the decoder writes")
+        _print_text(row["decoder"])
+
+
+def _predicted(row: dict[str, Any]) -> str:
+    return f"{row['predicted']} predicted"
+
+
+def _print_text(text: str) -> None:
+    print(textwrap.indent(text, "  | ", lambda line: True))
 
 
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def summarise(config: Config, num_rows: int) -> tuple[DataSummary, list[dict], str | None]:
+def summarise(source: Any, num_rows: int) -> tuple[DataSummary, list[dict], str | None]:
     """Opens the data of a config.
+
+    Args:
+      source: the config, in which a base (`finetune.base`) may stand for the model.
+      num_rows: how many rows to describe.
 
     Returns:
       Its figures, the first rows of batch 0, and what the marks in them mean.
     """
     from llmasos_jax.cli.rows import describe_row, legend
     from llmasos_jax.config.files import cache_folder
+    from llmasos_jax.data.examples import Examples
     from llmasos_jax.data.packing import PackedRows
     from llmasos_jax.data.pipeline import open_data
-    from llmasos_jax.data.sources import documents
-    from llmasos_jax.data.tokenizers.load import build_tokenizer
     from llmasos_jax.data.tokenizers.vocabulary import vocabulary_of
     from llmasos_jax.train.objective import build_objective
 
     cache = cache_folder() / "data"
-    tokenizer = build_tokenizer(config, documents(config.data, cache), cache)
+    config, tokenizer = _opened(source, cache)
     vocabulary = vocabulary_of(tokenizer, config.model.vocab_size)
     objective = build_objective(config, vocabulary)
     data = open_data(
@@ -104,19 +153,22 @@ def summarise(config: Config, num_rows: int) -> tuple[DataSummary, list[dict], s
         prepare=objective.prepare,
         rows=objective.rows,
         by_sentence=objective.by_sentence,
+        examples=objective.examples,
     )
     try:
         batch, name = data.train[0], config.objective.name
         count = min(num_rows, len(batch.tokens))
-        rows = [describe_row(batch, i, tokenizer, vocabulary, name) for i in range(count)]
+        labels = config.model.classifier.labels
+        rows = [describe_row(batch, i, tokenizer, vocabulary, name, labels) for i in range(count)]
     finally:
         data.close()
+    base = config.finetune.base
     read = config.train.steps * data.tokens_per_batch / data.num_train_tokens
     return (
         DataSummary(
             source=config.data.path or config.data.source,
             objective=name,
-            tokenizer=config.tokenizer.kind,
+            tokenizer=config.tokenizer.kind if base is None else f"of {base}",
             vocab_size=tokenizer.vocab_size,
             train_documents=data.corpus.train.num_documents,
             heldout_documents=data.corpus.heldout.num_documents,
@@ -127,7 +179,24 @@ def summarise(config: Config, num_rows: int) -> tuple[DataSummary, list[dict], s
             epochs=read
             if objective.rows is PackedRows
             else config.train.steps * data.batch_size / data.num_train_rows,
+            counts=dict(data.corpus.counts) or None if isinstance(data.corpus, Examples) else None,
         ),
         rows,
-        legend(batch),
+        legend(batch, name),
     )
+
+
+def _opened(source: Any, cache: Path) -> tuple[Config, Tokenizer]:
+    """The whole config, and the tokenizer that a run of it would read with."""
+    from llmasos_jax.config.build import build, finetune_of
+    from llmasos_jax.data.tokenizers.load import tokenizer_of_run
+    from llmasos_jax.train.objective import build_objective
+
+    if finetune_of(source).base is not None:
+        from llmasos_jax.finetune.resolve import resolve
+
+        config, base = resolve(source)
+        return config, base.tokenizer
+    config = build(source)
+    has_records = build_objective(config).examples is not None
+    return config, tokenizer_of_run(config, cache, has_records=has_records)

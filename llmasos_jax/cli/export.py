@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         required=True,
         metavar="FORMAT[,...]",
-        help="hf (a Hugging Face folder), gguf (llama.cpp), onnx, stablehlo",
+        help="hf (a Hugging Face folder), gguf (llama.cpp), onnx, stablehlo; of a "
+        "LoRA run peft, its adapter alone",
     )
     parser.add_argument(
         "--out",

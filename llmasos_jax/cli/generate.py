@@ -6,6 +6,8 @@ import argparse
 import sys
 
 from llmasos_jax.cli.options import (
+    adapters_of,
+    add_adapter,
     add_allow_code,
     add_json,
     add_sampling,
@@ -27,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to continue")
     add_sampling(parser)
     parser.add_argument("--echo", action="store_true", help="print the prompt too")
+    add_adapter(parser)
     add_source(parser)
     add_allow_code(parser)
     add_json(parser)
@@ -40,13 +43,23 @@ def run(args: argparse.Namespace) -> None:
     from llmasos_jax.generate.load import load_model
 
     model = load_model(
-        args.model, allow_code=args.allow_code, revision=args.revision, ignore=args.ignore
+        args.model,
+        allow_code=args.allow_code,
+        revision=args.revision,
+        ignore=args.ignore,
+        adapters=adapters_of(args),
     )
-    options = {**sampling_of(args), "echo": args.echo}
+    options = {**sampling_of(args), "echo": args.echo, "adapter": args.adapter}
     if args.json:
         texts = model.generate_text(args.prompts, **options)
         print_json(
-            {"model": args.model, "prompts": args.prompts, "texts": texts, "seed": model.last_seed}
+            {
+                "model": args.model,
+                "adapter": args.adapter,
+                "prompts": args.prompts,
+                "texts": texts,
+                "seed": model.last_seed,
+            }
         )
     elif len(args.prompts) == 1:
         for piece in model.generate_text(args.prompts[0], stream=True, **options):

@@ -38,6 +38,7 @@ class Contents:
       install: of a name: the package that has it too.
       step: of a checkpoint, in optimizer steps.
       parameters: numbers in the model's tensors.
+      moved: of a fine-tuning run: numbers in the tensors that it moves, which its checkpoint has.
       tokenizer: its kind.
       tensor_types: of a .gguf file: how many tensors are stored as what.
       config: the fields that are not at their defaults.
@@ -48,6 +49,7 @@ class Contents:
     path: str
     name: str
     parameters: int | None = None
+    moved: int | None = None
     architecture: str | None = None
     version: str | None = None
     format: str | None = None
@@ -202,17 +204,19 @@ def _checkpoint(step_folder: Path) -> Contents:
     from llmasos_jax.checkpoint import steps
     from llmasos_jax.checkpoint.stored import read_leaves
     from llmasos_jax.config.build import from_dict
+    from llmasos_jax.models.count import count_parameters
 
     config = from_dict(steps.read_json(step_folder, steps.CONFIG))
     leaves = read_leaves(step_folder)
+    kept = sum(math.prod(leaf.shape) for n, leaf in leaves.items() if n.startswith("params/"))
+    is_whole = config.finetune.base is None
     return Contents(
         kind="checkpoint",
         path=str(step_folder),
         name=config.name,
         step=int(step_folder.name),
-        parameters=sum(
-            math.prod(leaf.shape) for name, leaf in leaves.items() if name.startswith("params/")
-        ),
+        parameters=kept if is_whole else count_parameters(config.model),
+        moved=None if is_whole else kept,
         tokenizer=config.tokenizer.kind,
         config=_changed(config),
         tensors={name: str(leaf) for name, leaf in leaves.items()},

@@ -17,6 +17,7 @@ from llmasos_jax.errors import LLMasOSError, PreemptedError, did_you_mean
 # Each verb is `llmasos_jax.cli.<verb>` with `add_arguments(parser)` and `run(args) -> int | None`.
 VERBS = {
     "train": "trains a config, or goes on where its folder stopped",
+    "finetune": "the same from a pretrained model",
     "launch": "writes what starts a config on a cluster",
     "convert": "makes an LLMasOS model of anything that can be read",
     "export": "writes a model in another program's format, and proves it there",

@@ -46,6 +46,21 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     add_ignore(parser)
 
 
+def add_adapter(parser: argparse.ArgumentParser) -> None:
+    """Adds `--adapter`: what was trained beside the model."""
+    parser.add_argument(
+        "--adapter",
+        metavar="A",
+        help="the folder of a LoRA run on this model (llmasos finetune), or of PEFT; it stands "
+        "beside the weights, which are not changed",
+    )
+
+
+def adapters_of(args: argparse.Namespace) -> dict[str, str]:
+    """What `--adapter` gives to `load_model`: the one adapter, called as it is given."""
+    return {} if args.adapter is None else {args.adapter: args.adapter}
+
+
 def add_ignore(parser: argparse.ArgumentParser) -> None:
     """Adds `--ignore`."""
     parser.add_argument(
@@ -100,12 +115,23 @@ def config_of(args: argparse.Namespace) -> Config:
     Raises:
       ConfigError: no such config, or a field that is unknown or does not fit.
     """
-    from llmasos_jax.config.build import build, read_config
+    from llmasos_jax.config.build import build
+
+    return build(overridden(args))
+
+
+def overridden(args: argparse.Namespace) -> Any:
+    """The same as a ConfigDict, in which required fields may be absent yet.
+
+    Raises:
+      ConfigError: no such config, or a field that is unknown or does not fit.
+    """
+    from llmasos_jax.config.build import read_config
     from llmasos_jax.config.flags import apply_overrides
 
     config = read_config(args.config)
     apply_overrides(config, args.overrides)
-    return build(config)
+    return config
 
 
 def print_json(values: dict[str, Any]) -> None:

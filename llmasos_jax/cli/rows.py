@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from llmasos_jax.cli.learned import LEGEND as LEARNED_LEGEND
+from llmasos_jax.cli.learned import NAMES, parts_of
 
 if TYPE_CHECKING:
     from llmasos_jax.data.batch import Batch
@@ -23,8 +26,10 @@ _PAIRS = {
 }
 
 
-def legend(batch: Batch) -> str | None:
+def legend(batch: Batch, objective: str = "") -> str | None:
     """What the marks in the rows of a batch mean; None where there are none."""
+    if objective in NAMES:
+        return LEARNED_LEGEND
     known = {
         "masked_positions": MASKED_LEGEND,
         "prefix": PREFIX_LEGEND,
@@ -34,13 +39,27 @@ def legend(batch: Batch) -> str | None:
 
 
 def describe_row(
-    batch: Batch, index: int, tokenizer: Tokenizer, vocabulary: Vocabulary, objective: str
+    batch: Batch,
+    index: int,
+    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
+    objective: str,
+    labels: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What row `index` of a batch is.
 
+    Args:
+      batch: of NumPy arrays.
+      index: of the row.
+      tokenizer: what its ids are of.
+      vocabulary: of the tokenizer.
+      objective: which made the batch.
+      labels: names of the classes, where it learns some.
+
     Returns:
       "tokens", "segments" and "text" of what the model (the encoder, where there is one) reads;
-      "predicted" tokens; "pair" where the row is one; "decoder", what the decoder writes.
+      "predicted" tokens; "pair" where the row is one; "decoder", what the decoder writes; "parts"
+      of rows of conversations; "answer", the label or the score of a labelled text.
     """
     writer = _Writer(tokenizer, vocabulary)
     extra = {name: array[index] for name, array in batch.extra.items()}
@@ -52,6 +71,9 @@ def describe_row(
         tokens, segments = extra["encoder_tokens"], extra["encoder_segment_ids"]
     row |= {"tokens": int((segments > 0).sum()), "segments": int(segments.max(initial=0))}
     row["predicted"] = int((weights > 0).sum())
+    if objective in NAMES:
+        row["parts"] = parts_of(batch, index, tokenizer, vocabulary, objective)
+        return row | {"text": "\n".join(part.text for part in row["parts"])}
     used = tokens[segments > 0]
     if "masked_positions" in extra:
         marks = zip(extra["masked_positions"][weights > 0], targets[weights > 0], strict=True)
@@ -63,11 +85,28 @@ def describe_row(
         row["text"] = " ‖ ".join(tokenizer.decode(part.tolist()) for part in parts)
     elif "encoder_tokens" in extra:
         row["text"] = writer.write(used)
+    elif objective == "classify_tokens" and labels:
+        names = {int(place): labels[targets[place]] for place in np.flatnonzero(weights)}
+        row["text"] = _with_labels(used, names, tokenizer)
+    elif objective == "similarity":
+        texts = (tokens[segments == n].tolist() for n in range(1, row["segments"] + 1))
+        row["text"] = "\n".join(map(tokenizer.decode, texts))
     else:
         row["text"] = tokenizer.decode(used.tolist())
+    if objective == "classify" and labels:
+        row["answer"] = labels[int(targets[0])]
+    if objective == "regress":
+        row["answer"] = f"{float(extra['score']):g}"
     if "next_sentence" in extra and objective in _PAIRS:
         row["pair"] = _PAIRS[objective][int(extra["next_sentence"])]
     return row
+
+
+def _with_labels(tokens: np.ndarray, names: Mapping[int, Any], tokenizer: Tokenizer) -> str:
+    """The text with each word's label after it; a word's label stands at its first token."""
+    places = [*sorted(names), len(tokens)]
+    words = zip(places, places[1:], strict=False)
+    return " ".join(f"{tokenizer.decode(tokens[a:b].tolist())}/{names[a]}" for a, b in words)
 
 
 class _Writer:

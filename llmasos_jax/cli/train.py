@@ -12,10 +12,15 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmasos_jax.cli.options import add_config, add_json, config_of, note, print_json
+
+if TYPE_CHECKING:
+    from llmasos_jax.config.devices import HostsConfig
+    from llmasos_jax.train.result import TrainResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,23 +40,32 @@ def run(args: argparse.Namespace) -> None:
     """Trains, then says what came out and what was compiled."""
     config = config_of(args)  # a wrong config fails before JAX is imported
 
-    from llmasos_jax import api
+    def start() -> TrainResult:
+        from llmasos_jax import api
+
+        return api.train(config, args.workdir)
+
+    run_on(config.hosts, start, as_json=args.json)
+
+
+def run_on(hosts: HostsConfig, start: Callable[[], TrainResult], *, as_json: bool) -> None:
+    """Joins the run's other processes, starts, and lets one process say what came out."""
     from llmasos_jax.cli.compile_cache import use_compile_cache
     from llmasos_jax.parallel import distributed
 
-    roll = distributed.join(config.hosts)
+    roll = distributed.join(hosts)
     # One process speaks for all.
     is_first = roll is None or roll.place.index == 0
     count = use_compile_cache()
     try:
         with contextlib.nullcontext() if roll is None else _strangers_on_stderr():
-            result = api.train(config, args.workdir)
+            result = start()
     finally:
         if count.requested and is_first:
             note(str(count))
     if not is_first:
         return
-    if args.json:
+    if as_json:
         print_json(result.to_dict())
     else:
         print(result)

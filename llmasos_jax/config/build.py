@@ -21,7 +21,10 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from llmasos_jax.config.devices import HostsConfig
 from llmasos_jax.config.files import find_config, run_config
+from llmasos_jax.config.finetune import FinetuneConfig
+from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config
 from llmasos_jax.errors import ConfigError, did_you_mean
 
@@ -59,6 +62,7 @@ def build(config: Mapping[str, Any] | config_dict.ConfigDict) -> Config:
       >>> build(config).model.query_heads
       1
     """
+    _require_model(config)
     return _construct(Config, config, "")
 
 
@@ -100,6 +104,42 @@ def read_config(source: Source) -> config_dict.ConfigDict:
             "llmasos_jax.config.build.default_config()"
         )
     return config.lock()
+
+
+def with_model(source: Source, parameters: ModelConfig) -> config_dict.ConfigDict:
+    """The config on a model that is there: what it sets in `model` itself stays.
+
+    Args:
+      source: as `read_config` takes it; the required fields of `model` may be absent.
+      parameters: of the model.
+
+    Raises:
+      ConfigError: it sets a field to something that the model is not, and that gives it no head.
+    """
+    given = read_config(source).to_dict()
+    plain = _defaults(ModelConfig).to_dict()
+    own = _changed(given["model"], plain)
+    there = _jsonable(dataclasses.asdict(parameters))
+    for path, value in _leaves(own):
+        is_head = path[0] in ("classifier", "pooler", "pooling")
+        if not is_head and _at(there, path) != value:
+            name = ".".join(path)
+            raise ConfigError(
+                f"model.{name}={value!r}, and the base has {_at(there, path)!r}; leave "
+                "config.model to the base, but for classifier, pooler and pooling"
+            )
+        _put(there, path, value)
+    return _filled({**given, "model": there})
+
+
+def hosts_of(source: Source) -> HostsConfig:
+    """The hosts of a config whose other fields need not be right yet."""
+    return _construct(HostsConfig, read_config(source)["hosts"], "hosts")
+
+
+def finetune_of(source: Source) -> FinetuneConfig:
+    """What a config, whose other fields need not be right yet, says of fine-tuning."""
+    return _construct(FinetuneConfig, read_config(source)["finetune"], "finetune")
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -216,6 +256,17 @@ def _filled(values: Mapping[str, Any]) -> config_dict.ConfigDict:
     return config
 
 
+def _require_model(values: Any) -> None:
+    """Refuses a model that is left to the base, which only a fine-tuning run opens."""
+    finetune, model = values.get("finetune"), values.get("model")
+    base = finetune.get("base") if hasattr(finetune, "get") else None
+    if base is not None and hasattr(model, "get") and model.get("vocab_size") is None:
+        raise ConfigError(
+            f'config.model is left to finetune.base="{base}", which `llmasos finetune` opens; for '
+            "other verbs give the config.json that it writes into its workdir"
+        )
+
+
 def _construct(cls: Any, values: Any, path: str) -> Any:
     if not isinstance(values, Mapping | config_dict.ConfigDict):
         raise ConfigError(f"{path or 'config'}={values!r} must be a group of fields, not a value")
@@ -292,6 +343,36 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} is not readable as JSON ({error}); expected a resolved config"
         ) from error
+
+
+def _changed(values: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What differs from the defaults, in the same groups."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            below = _changed(value, plain.get(key, {}))
+            found |= {key: below} if below else {}
+        elif value is not None and (key not in plain or value != plain[key]):
+            found[key] = value
+    return found
+
+
+def _leaves(values: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[Any, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key), list(value) if isinstance(value, tuple) else value
+
+
+def _at(values: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    for key in path:
+        values = values[key]
+    return values
+
+
+def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    _at(values, path[:-1])[path[-1]] = value
 
 
 def _jsonable(value: Any) -> Any:

@@ -15,14 +15,19 @@ class Classifier:
     """One product from a hidden state to a score for each label.
 
     Attributes:
-      labels: names of the classes, in the order of the scores; () for no classifier, two or more
-        for one of texts.
+      labels: names of the classes, in the order of the scores; () for no classifier. One alone, of
+        texts, is no class but a quantity: its score is the number itself.
       level: "sequence", one label for a text, from the pooled state (the pooler's, where there is
         one, else what `pooling` gives); "token", one for each token, from its last hidden state.
     """
 
     labels: tuple[str, ...] = ()
     level: str = "sequence"
+
+    @property
+    def is_score(self) -> bool:
+        """Whether it gives a text one number, as it is, and no probabilities."""
+        return len(self.labels) == 1 and self.level == "sequence"
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,6 @@ def check_classifier(classifier: Classifier) -> None:
         raise ConfigError(
             "model.classifier.labels=() is no classifier, and model.classifier.level is set; name "
             "the labels too, or leave out the level"
-        )
-    if len(classifier.labels) == 1 and classifier.level == "sequence":
-        raise ConfigError(
-            f'model.classifier.labels has "{classifier.labels[0][:40]}" alone, whose probability '
-            "is 1 for every text; name two labels or more"
         )
     twice = {label for label in classifier.labels if classifier.labels.count(label) > 1}
     if twice or "" in classifier.labels:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llmasos_jax.config.devices import HostsConfig, KernelsConfig, MeshConfig
+from llmasos_jax.config.finetune import FinetuneConfig
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.precision import PrecisionConfig
 from llmasos_jax.config.require import require_finite, require_one_of, require_positive
@@ -49,6 +50,8 @@ class DataConfig:
       text_field: the field that holds the text in "jsonl" and "parquet".
       sequence_length: tokens that the model reads in one sequence.
       heldout_fraction: share of the documents kept for evaluation, never trained on.
+      heldout_path: file, folder or glob of records kept for evaluation, in the place of a share of
+        those of `path`; for objectives that learn from records.
       max_documents: read at most so many; None reads all.
       seed: fixes the order and the split.
     """
@@ -58,6 +61,7 @@ class DataConfig:
     text_field: str = "text"
     sequence_length: int = 256
     heldout_fraction: float = 0.02
+    heldout_path: str | None = None
     max_documents: int | None = None
     seed: int = 0
 
@@ -70,8 +74,10 @@ class ObjectiveConfig:
       name: "causal"; "mlm", masked tokens (Devlin et al., 2018, arXiv 1810.04805); "mlm_nsp", with
         next sentence prediction; "mlm_sop", with sentence order prediction (Lan et al., 2019, arXiv
         1909.11942); "prefix_lm", the rest of a text after a part read in both directions, and
-        "span_corruption", an encoder-decoder's (Raffel et al., 2019, arXiv 1910.10683); or
-        "package.module:name".
+        "span_corruption", an encoder-decoder's (Raffel et al., 2019, arXiv 1910.10683); "sft", the
+        assistant's words in conversations, and "dpo", which of two answers is better (Rafailov et
+        al., 2023, arXiv 2305.18290); of labelled texts "classify", "classify_tokens", "regress" and
+        "similarity" (Henderson et al., 2017, arXiv 1705.00652); or "package.module:name".
       z_loss: weight of logsumexp(logits)^2 (Chowdhery et al., 2022, arXiv 2204.02311, section 5).
       router_balance: weight of the loss that spreads tokens over experts, 1 where they are spread
         evenly (Fedus et al., 2021, arXiv 2101.03961, eq. 4). Without experts it does nothing.
@@ -232,6 +238,7 @@ class Config:
     hosts: HostsConfig = field(default_factory=HostsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
 
     def __post_init__(self) -> None:
         check_config(self)

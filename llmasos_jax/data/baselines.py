@@ -39,10 +39,10 @@ def baselines(data: Data, vocab_size: int, batches: int | None = None) -> Baseli
     Returns:
       The perplexities: exp of the mean negative log-likelihood in nats.
     """
-    rows = PackedRows(data.corpus.heldout, data.sequence_length)
+    rows = PackedRows(data.text.heldout, data.sequence_length)
     stop = len(rows) if batches is None else min(len(rows), batches * data.batch_size)
     before, after = scored_pairs(rows[:stop])
-    unigram, contexts, pairs, pair_counts = _count(data.corpus.train, vocab_size)
+    unigram, contexts, pairs, pair_counts = _count(data.text.train, vocab_size)
     log_unigram = np.log((unigram[after] + 1) / (unigram.sum() + vocab_size))
     keys = before.astype(np.int64) * vocab_size + after
     found = np.minimum(np.searchsorted(pairs, keys), max(0, len(pairs) - 1))

@@ -8,6 +8,7 @@ on the seed and on the row's place in the run alone. It returns a `Batch` withou
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,16 @@ import numpy as np
 from llmasos_jax.config.schema import Config
 from llmasos_jax.data import corruption, pairs
 from llmasos_jax.data.batch import Batch
+from llmasos_jax.data.examples import Examples
 from llmasos_jax.data.masking import Masker
 from llmasos_jax.data.packing import PackedRow, TokenDocuments
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.data.tokenizers.vocabulary import Vocabulary
 from llmasos_jax.errors import ConfigError
 
 Prepare = Callable[[Any, np.random.Generator], Batch]
 MakeRows = Callable[[TokenDocuments, int], Sequence[Any]]
+ReadExamples = Callable[[Config, Tokenizer, Path], Examples]
 _ENCODER_FIELDS = ("encoder_tokens", "encoder_segment_ids", "encoder_positions")
 
 

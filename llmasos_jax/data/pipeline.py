@@ -16,7 +16,8 @@ import numpy as np
 from llmasos_jax.config.schema import Config
 from llmasos_jax.data.batch import Batch
 from llmasos_jax.data.corpus import Corpus, open_corpus
-from llmasos_jax.data.objectives import MakeRows, Prepare, causal
+from llmasos_jax.data.examples import ExampleRows, Examples
+from llmasos_jax.data.objectives import MakeRows, Prepare, ReadExamples, causal
 from llmasos_jax.data.packing import PackedRows
 from llmasos_jax.data.sources import documents
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
@@ -92,7 +93,7 @@ class Data:
     Attributes:
       train: this process's rows of every training batch.
       heldout: this process's rows of the held-out batches.
-      corpus: the token ids.
+      corpus: the token ids; for an objective that learns from records, its examples.
       num_train_rows: rows of one epoch.
       batch_size: rows of a batch over all processes.
       sequence_length: tokens of a row.
@@ -100,10 +101,17 @@ class Data:
 
     train: TrainBatches
     heldout: HeldoutBatches
-    corpus: Corpus
+    corpus: Corpus | Examples
     num_train_rows: int
     batch_size: int
     sequence_length: int
+
+    @property
+    def text(self) -> Corpus:
+        """The corpus of a run that reads one."""
+        if isinstance(self.corpus, Examples):
+            raise TypeError("this run reads examples, not a corpus of text")
+        return self.corpus
 
     @property
     def num_train_tokens(self) -> int:
@@ -155,6 +163,7 @@ def open_data(
     prepare: Prepare | None = None,
     rows: MakeRows = PackedRows,
     by_sentence: bool = False,
+    examples: ReadExamples | None = None,
 ) -> Data:
     """Opens a run's data: documents, split, tokens, rows, batches.
 
@@ -173,20 +182,28 @@ def open_data(
       prepare: the objective's NumPy side, `(row, Generator) -> Batch`; None is `causal`.
       rows: from the documents and `data.sequence_length` to their rows.
       by_sentence: whether the corpus keeps where sentences end, and has no bos and eos.
+      examples: reads records in the place of documents; `rows` and `by_sentence` are then not used.
 
     Raises:
-      ConfigError: `train.batch_size` is not divisible by `process_count`.
+      ConfigError: `train.batch_size` is not divisible by `process_count`, or `data.heldout_path`
+        is set where no records are read.
       DataError: what `documents` and `rows` raise, or fewer tokens than one batch.
     """
     if own_rows is None:
         count = _rows_per_process(cfg, process_count)
         own_rows = range(process_index * count, (process_index + 1) * count)
-    source = documents(cfg.data, cache)
-    corpus = open_corpus(source, tokenizer, cfg.data, cache, by_sentence=by_sentence)
-    _require_a_batch(cfg, corpus)
     prepare = prepare or causal
-    train = rows(corpus.train, cfg.data.sequence_length)
-    heldout = rows(corpus.heldout, cfg.data.sequence_length)
+    if examples is not None:
+        corpus = examples(cfg, tokenizer, cache)
+        train, heldout = corpus.train, corpus.heldout
+        _require_batch_of_rows(cfg, train)
+    else:
+        _require_one_path(cfg)
+        source = documents(cfg.data, cache)
+        corpus = open_corpus(source, tokenizer, cfg.data, cache, by_sentence=by_sentence)
+        _require_a_batch(cfg, corpus)
+        train = rows(corpus.train, cfg.data.sequence_length)
+        heldout = rows(corpus.heldout, cfg.data.sequence_length)
     batches = _OwnBatches(
         _train_rows(train, cfg.data.seed, prepare), cfg.train.batch_size, own_rows
     )
@@ -194,7 +211,7 @@ def open_data(
     def heldout_batch(index: int) -> Batch:
         start = index * cfg.train.batch_size
         numbers = [start + row for row in own_rows]
-        return _fixed_batch(heldout, numbers, cfg.data.seed, prepare)
+        return fixed_batch(heldout, numbers, cfg.data.seed, prepare)
 
     return Data(
         train=TrainBatches(grain.MapDataset.source(cast(Any, batches))),
@@ -217,6 +234,15 @@ def _rows_per_process(cfg: Config, process_count: int) -> int:
     return rows
 
 
+def _require_one_path(cfg: Config) -> None:
+    if cfg.data.heldout_path is not None:
+        raise ConfigError(
+            f"data.heldout_path={cfg.data.heldout_path} goes with objectives that learn from "
+            f'records, and objective.name="{cfg.objective.name}" reads text; leave it out: '
+            "data.heldout_fraction of the documents is held out"
+        )
+
+
 def _require_a_batch(cfg: Config, corpus: Corpus) -> None:
     needed = cfg.train.batch_size * cfg.data.sequence_length
     if corpus.train.num_tokens < needed:
@@ -224,6 +250,15 @@ def _require_a_batch(cfg: Config, corpus: Corpus) -> None:
             f"the training documents have {corpus.train.num_tokens} tokens, one batch needs "
             f"{needed} (train.batch_size={cfg.train.batch_size} x "
             f"data.sequence_length={cfg.data.sequence_length}); give more text, or lower either"
+        )
+
+
+def _require_batch_of_rows(cfg: Config, train: ExampleRows) -> None:
+    if len(train) < cfg.train.batch_size:
+        raise DataError(
+            f"the training examples make {len(train)} rows of data.sequence_length="
+            f"{cfg.data.sequence_length} tokens, one batch needs train.batch_size="
+            f"{cfg.train.batch_size}; give more examples, or lower either"
         )
 
 
@@ -254,7 +289,9 @@ def _train_rows(rows: Sequence[Any], seed: int, prepare: Prepare) -> grain.MapDa
     )
 
 
-def _fixed_batch(rows: Sequence[Any], indices: Sequence[int], seed: int, prepare: Prepare) -> Batch:
+def fixed_batch(rows: Sequence[Any], indices: Sequence[int], seed: int, prepare: Prepare) -> Batch:
+    """Rows by their numbers, prepared the same whenever they are asked for."""
+
     def row(index: int) -> Batch:
         return prepare(rows[index], np.random.default_rng([_seed("heldout", seed), index]))
 

@@ -45,7 +45,7 @@ def target_baselines(
     stop = len(data.heldout) if batches is None else min(batches, len(data.heldout))
     heldout = [data.heldout[index] for index in range(stop)]
     if is_masked:
-        counts_v = count_text(data.corpus.train, vocabulary)
+        counts_v = count_text(data.text.train, vocabulary)
     else:
         trained = [data.train[step] for step in range(_COUNTED_BATCHES)]
         counts_v = np.bincount(_targets(trained), minlength=vocabulary.size)

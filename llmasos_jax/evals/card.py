@@ -91,10 +91,18 @@ def _head(config: Config, result: TrainResult | None) -> str:
     kind = "encoder-decoder" if model.encoder.num_layers else "decoder"
     kind = kind if model.causal or model.encoder.num_layers else "encoder"
     steps = _UNKNOWN if result is None else f"{result.step:,} of {config.train.steps:,} steps"
+    tuned, made = config.finetune, "Trained"
+    if tuned.base is not None:
+        # The folder alone: where the base lay on one machine says nothing on another.
+        moved = {"lora": f"by low-rank changes of rank {tuned.rank}", "full": "in all its weights"}
+        made = (
+            f"Fine-tuned from {Path(tuned.base).name} (SHA-256 of its weights "
+            f"`{str(tuned.base_sha256)[:16]}`) {moved.get(tuned.method, 'in its head alone')}"
+        )
     return (
         f"# {config.name}\n\nA {kind} with {count_parameters(model):,} parameters: "
         f"{model.num_layers} layers of width {model.embedding_dim}, {model.vocab_size:,} tokens, a "
-        f"context of {model.context_length:,}. Trained with llmasos: {steps}.\n\n"
+        f"context of {model.context_length:,}. {made} with llmasos: {steps}.\n\n"
         "**Intended use.** To be written by those who publish it: no file of the run says."
     )
 

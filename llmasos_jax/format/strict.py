@@ -9,11 +9,11 @@ import re
 from importlib import resources
 from typing import Any
 
+from llmasos_jax.data.text import shown as shown
 from llmasos_jax.errors import FormatError, did_you_mean
 
 MAX_DEPTH = 64
 POINTER = b"version https://git-lfs"
-_SHOWN = 60  # characters of a value that an error message shows
 
 
 def parse_json(raw: bytes, where: str) -> Any:
@@ -109,15 +109,6 @@ def _check_depth(value: Any, where: str) -> None:
             if isinstance(node, (dict, list)):
                 below += node.values() if isinstance(node, dict) else node
         level = below
-
-
-def shown(value: Any, most: int = _SHOWN) -> str:
-    """A value as a message shows it: one line, cut after `most` characters."""
-    if isinstance(value, int) and abs(value) >= 10**_SHOWN:
-        return f"a number of about 2^{value.bit_length()}"
-    text = value if isinstance(value, str) else repr(value)
-    text = "".join(c if c.isprintable() else "?" for c in text)
-    return text if len(text) <= most else text[:most] + "..."
 
 
 def _one_line(error: Exception) -> str:

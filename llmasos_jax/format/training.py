@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -38,7 +39,7 @@ _PARAMS = "params/"
 def open_training(
     source: str | os.PathLike[str], step: int | None = None, *, allow_code: bool = False
 ) -> ModelFiles:
-    """Opens a training run as a model; reads no weights.
+    """Opens a training run as a model; reads no weights. One on a base: `hub.finetuned.open_run`.
 
     Args:
       source: a training folder, its `checkpoints` folder, or one step folder.
@@ -55,6 +56,26 @@ def open_training(
     """
     state = StoredState(Path(source), step)
     config = from_dict(state.config)
+    if config.finetune.base is not None:
+        raise FormatError(
+            f'"{source}" has what a run changed in "{config.finetune.base}" alone; open both as '
+            "one with load_model"
+        )
+    model = run_model(state, config, allow_code=allow_code)
+    sources = weight_sources(state.leaves)
+    leaves = {name: state.leaves[source] for name, source in sources.items()}
+    layout = layout_of(leaves, str(state.folder))
+    tensors = _tensors(state, sources, config, layout)
+    check_tensors(config.model, tensors, str(state.folder))
+    return dataclasses.replace(model, tensors=MappingProxyType(tensors))
+
+
+def run_model(state: StoredState, config: Config, *, allow_code: bool) -> ModelFiles:
+    """A run's manifest and tokenizer, as a model without tensors.
+
+    Raises:
+      FormatError: it names code, and `allow_code` does not say that it may.
+    """
     run = steps.training_folder(state.folder)
     manifest = Manifest(
         name=config.name,
@@ -69,18 +90,13 @@ def open_training(
     )
     if not allow_code:
         refuse_code(manifest, str(state.folder))
-    sources = _sources(state.leaves)
-    leaves = {name: state.leaves[source] for name, source in sources.items()}
-    layout = layout_of(leaves, str(state.folder))
-    tensors = _tensors(state, sources, config, layout)
-    check_tensors(config.model, tensors, str(state.folder))
     files = folder_tokenizer(manifest.tokenizer, run / TOKENIZER, leave_out=(ENTRY,))
     tokenizer = None if files is None else files.load(allow_code=allow_code)
     eos_id = None if tokenizer is None else tokenizer.eos_id
     start_id = decoder_start_id(config.model, tokenizer)
     generation = Generation(() if eos_id is None else (eos_id,), decoder_start_id=start_id)
     manifest = manifest.replace(generation=generation)
-    return ModelFiles(state.folder, manifest, MappingProxyType(tensors), files)
+    return ModelFiles(state.folder, manifest, MappingProxyType({}), files)
 
 
 def decoder_start_id(cfg: ModelConfig, tokenizer: Tokenizer | None) -> int | None:
@@ -134,7 +150,7 @@ def layout_of(leaves: Mapping[str, Leaf], where: str) -> Layout:
     return Layout(*sizes, encoder=encoder)
 
 
-def _sources(leaves: Mapping[str, Leaf]) -> dict[str, str]:
+def weight_sources(leaves: Mapping[str, Leaf]) -> dict[str, str]:
     """Where each weight is read from: the float32 copy of a bfloat16 one, if the run keeps it."""
     names = [name.removeprefix(_PARAMS) for name in leaves if name.startswith(_PARAMS)]
     copies = {name: f"{MASTERS}/{name}" for name in names}

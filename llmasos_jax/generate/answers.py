@@ -81,6 +81,22 @@ class Label:
 
 
 @dataclass(frozen=True)
+class Score:
+    """What a classifier of one label gives: a number in the units that it was trained on.
+
+    Example:
+      >>> print(Score("stars", 3.5))
+      stars  3.5
+    """
+
+    label: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.label}  {self.value:.4g}"
+
+
+@dataclass(frozen=True)
 class LabelledToken:
     """A token with its labels, the likeliest first.
 

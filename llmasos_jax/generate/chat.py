@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
-from llmasos_jax.errors import GenerationError, MissingExtraError
-from llmasos_jax.format.strict import shown
-
-MAX_TEMPLATE = 2**20  # characters
+from llmasos_jax.data.chat.template import ends_of, render
+from llmasos_jax.data.text import shown
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer, encode_marked
+from llmasos_jax.errors import GenerationError
 
 
 def chat_ids(
@@ -37,12 +36,8 @@ def chat_ids(
             f'model "{name}" has no chat template; write the conversation as one text and call '
             'generate_text, or put a "chat_template" into "generation" of its model.json'
         )
-    named = {
-        f"{end}_token": _token(tokenizer, getattr(tokenizer, f"{end}_id")) for end in ("bos", "eos")
-    }
-    text = render(template, checked, **named)
-    encode_marked = getattr(tokenizer, "encode_marked", None)
-    ids = tokenizer.encode(text) if encode_marked is None else encode_marked(text)
+    text = render(template, checked, add_generation_prompt=True, **ends_of(tokenizer))
+    ids = encode_marked(tokenizer, text)
     if not ids:
         raise GenerationError(
             f'the chat template of "{name}" makes an empty prompt of these messages'
@@ -83,62 +78,3 @@ def check_messages(messages: Any) -> list[dict[str, str]]:
             )
         checked.append({"role": message["role"], "content": message["content"]})
     return checked
-
-
-def render(
-    template: str,
-    messages: Sequence[Mapping[str, str]],
-    *,
-    bos_token: str = "",
-    eos_token: str = "",
-) -> str:
-    r"""Runs a chat template in the sandbox; the prompt for the model's next message comes out.
-
-    Args:
-      template: Jinja text.
-      messages: as `check_messages` gives them.
-      bos_token: the token that begins a text, as text.
-      eos_token: the one that ends it.
-
-    Raises:
-      GenerationError: the template is not right, refuses the messages, or goes on for too long.
-      MissingExtraError: jinja2 is not installed.
-
-    Example:
-      >>> template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<bot>"
-      >>> render(template, [{"role": "user", "content": "Hi"}])
-      '<user>Hi\n<bot>'
-    """
-    if len(template) > MAX_TEMPLATE:
-        raise GenerationError(
-            f"the chat template has {len(template)} characters; expected at most {MAX_TEMPLATE}"
-        )
-    given = {
-        "messages": [dict(message) for message in messages],
-        "tools": None,
-        "documents": None,
-        "add_generation_prompt": True,
-        "bos_token": bos_token,
-        "eos_token": eos_token,
-    }
-    try:
-        from llmasos_jax.generate import sandbox
-    except ImportError as error:
-        raise MissingExtraError(
-            "chat templates need jinja2 3.1.6 or later; pip install 'llmasos_jax[models]'"
-        ) from error
-    try:
-        return sandbox.run(template, given)
-    except RecursionError as error:
-        raise GenerationError("the chat template is nested, or calls itself, too deep") from error
-    except Exception as error:  # whatever a stranger's template raises
-        raise GenerationError(
-            "the chat template makes no prompt of these messages: "
-            f"{shown(str(error) or type(error).__name__)}"
-        ) from error
-
-
-def _token(tokenizer: Tokenizer, number: int | None) -> str:
-    """The text of a special token; empty where it has none (kind "bytes")."""
-    token: Callable[[int], str | None] | None = getattr(tokenizer, "token", None)
-    return (token(number) or "") if token is not None and number is not None else ""

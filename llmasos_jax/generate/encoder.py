@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.data.tokenizers.inputs import frame_ids, is_encoder
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import GenerationError
-from llmasos_jax.generate.answers import Candidate, Filled, Label, LabelledToken
+from llmasos_jax.generate.answers import Candidate, Filled, Label, LabelledToken, Score
 from llmasos_jax.generate.forward import Forward
 from llmasos_jax.generate.sampling import require_whole
 from llmasos_jax.generate.session import power_of_two
-from llmasos_jax.generate.texts import Input, buckets, frame_ids, make_inputs
+from llmasos_jax.generate.texts import Input, buckets, make_inputs
 
 
 def fill_masks(
@@ -117,10 +118,11 @@ def classify_texts(
     tokenizer: Tokenizer,
     forward: Forward,
     texts: Sequence[str],
+    pairs: Sequence[str] | None,
     *,
     top_k: int | None,
     truncate: bool,
-) -> list[list[Label]] | list[list[LabelledToken]]:
+) -> list[list[Label]] | list[list[LabelledToken]] | list[list[Score]]:
     """Labels of each text, or of its tokens; see `Model.classify`.
 
     Raises:
@@ -140,12 +142,17 @@ def classify_texts(
                 f"top_k={top_k} is not possible; the classifier has {len(labels)} labels"
             )
     most = len(labels) if top_k is None else int(top_k)
-    inputs = make_inputs(cfg, tokenizer, texts, truncate=truncate)
+    if pairs is not None and not is_encoder(cfg):
+        raise GenerationError("a decoder reads one text; write both into it, without pairs")
+    inputs = make_inputs(cfg, tokenizer, texts, pairs, truncate=truncate)
     frame = frame_ids(tokenizer)
     found: dict[int, Any] = {}
     for rows in buckets(cfg, inputs):
         scores = _finite(forward.labels(rows.arrays()))
         for row, i in enumerate(rows.indices):
+            if cfg.classifier.is_score:
+                found[i] = [Score(labels[0], float(scores[row, 0]))]
+                continue
             if cfg.classifier.level == "sequence":
                 found[i] = _best_labels(labels, scores[row], most)
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -27,6 +28,12 @@ class Forward:
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
         self._programs: dict[Callable, Callable] = {}
+
+    def on(self, weights: Weights) -> Forward:
+        """The same programs on other weights of the same structure."""
+        other = copy.copy(self)
+        other._weights = weights
+        return other
 
     def logits(
         self, inputs: Inputs, decoder: Inputs | None = None, prefix_bt: Any = None
@@ -56,7 +63,7 @@ class Forward:
         return np.asarray(self._run(_next_sentence, inputs))
 
     def labels(self, inputs: Inputs) -> np.ndarray:
-        """The labels' probabilities, float32 [B, C], or of each token [B, T, C]."""
+        """The labels' probabilities, float32 [B, C], or of each token [B, T, C]; or a score."""
         return np.asarray(self._run(_labels, inputs))
 
     def _run(self, function: Callable, *args: Any) -> Any:
@@ -167,4 +174,5 @@ def _labels(weights: Weights, params: Any, inputs: Inputs) -> jax.Array:
     x = _states(_read(weights, model, inputs))
     if weights.definition.cfg.classifier.level == "sequence":
         x = model.pooled(x, weights.runtime, inputs[1])
-    return jax.nn.softmax(model.classify(x, weights.runtime), axis=-1)
+    scores = model.classify(x, weights.runtime)
+    return scores if weights.definition.cfg.classifier.is_score else jax.nn.softmax(scores, axis=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from llmasos_jax.format.manifest import Generation, Manifest
 from llmasos_jax.format.read import read_manifest
 from llmasos_jax.format.strict import shown
 from llmasos_jax.format.tokenizerfiles import TokenizerFiles, folder_tokenizer
+from llmasos_jax.generate.adapters import place_adapters
 from llmasos_jax.generate.model import Model
 from llmasos_jax.generate.weights import Placing, check_dtype, place_random, place_tensors
+from llmasos_jax.hub.adapters import open_adapters
 from llmasos_jax.hub.open import kind_of, open_model
 from llmasos_jax.models import zoo
 from llmasos_jax.models.definition import file_def
@@ -41,6 +43,7 @@ def load_model(
     allow_code: bool = False,
     revision: str | None = None,
     ignore: Sequence[str] = (),
+    adapters: Mapping[str, Source] | None = None,
 ) -> Model:
     """Loads a model and its tokenizer. A path that is there wins over a name.
 
@@ -57,6 +60,9 @@ def load_model(
         by default: opening a model runs no code.
       revision: a branch, tag or commit of a name on the hub; "name@revision" says the same.
       ignore: keys of a foreign config and tensors of foreign files that may get lost.
+      adapters: what was trained beside this model, by names of your own: folders of LoRA runs of
+        `llmasos finetune`, or as PEFT writes them. They stand beside the weights, which are there
+        once; each call chooses one (`adapter=`), and no choice compiles anything.
 
     Raises:
       FormatError: there is no model, or it does not follow the format.
@@ -73,7 +79,10 @@ def load_model(
     files = open_model(source, allow_code=allow_code, revision=revision, ignore=ignore)
     tokenizer = _tokenizer(files.manifest, files.tokenizer, allow_code)
     placing = Placing(file_def(files.manifest.parameters), _checked(mesh))
-    return Model(files.manifest, place_tensors(placing, files.tensors, dtype), tokenizer)
+    stored = open_adapters(_checked_adapters(adapters), files)
+    weights = place_tensors(placing, files.tensors, dtype)
+    adapted = place_adapters(weights, files.tensors, stored) if stored else {}
+    return Model(files.manifest, weights, tokenizer, adapted)
 
 
 def init_model(
@@ -143,6 +152,18 @@ def _unnamed(name: str, parameters: ModelConfig) -> Manifest:
     """What a `model.json` would say of parameters alone; a decoder begins with 0, as T5's does."""
     start_id = 0 if parameters.encoder.num_layers else None
     return Manifest(name, parameters, generation=Generation(decoder_start_id=start_id))
+
+
+def _checked_adapters(adapters: Any) -> Mapping[str, Source]:
+    if adapters is None:
+        return {}
+    shape = '{"name": folder}'
+    if not isinstance(adapters, Mapping):
+        raise GenerationError(f"adapters is a {type(adapters).__name__}; give a dict, {shape}")
+    for name, source in adapters.items():
+        if not isinstance(name, str) or not name or not isinstance(source, (str, os.PathLike)):
+            raise GenerationError(f"adapters has {name!r}: {source!r}; give texts, {shape}")
+    return adapters
 
 
 def _check_source(source: Any) -> None:

@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import GenerationError
 from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.format.write import write_model
+from llmasos_jax.generate.adapters import Adapted, rows_of
 from llmasos_jax.generate.chat import chat_ids
 from llmasos_jax.generate.loop import Programs
 from llmasos_jax.generate.reader import Reader
@@ -41,9 +43,13 @@ class Model(Reader):
     """
 
     def __init__(
-        self, manifest: Manifest, weights: Weights, tokenizer: Tokenizer | None = None
+        self,
+        manifest: Manifest,
+        weights: Weights,
+        tokenizer: Tokenizer | None = None,
+        adapters: Mapping[str, Adapted] = MappingProxyType({}),
     ) -> None:
-        super().__init__(manifest, weights, tokenizer)
+        super().__init__(manifest, weights, tokenizer, adapters)
         self.last_seed: int | None = None
 
     def generate_text(
@@ -61,6 +67,7 @@ class Model(Reader):
         stream: bool = False,
         echo: bool = False,
         deterministic: bool = False,
+        adapter: str | None | Sequence[str | None] = None,
     ) -> Any:
         """Continues a text, or each of a list of texts.
 
@@ -85,6 +92,8 @@ class Model(Reader):
           echo: whether the prompt stands before the text; not with an encoder-decoder.
           deterministic: whether to use one compiled shape for all: exactly the same text whatever
             else is asked for, and slower.
+          adapter: one of `adapters`, that is put beside the weights; None is the model alone, bit
+            for bit as if it had none. For a list of texts it may be a list of as many.
 
         Returns:
           The text, a list of texts for a list, or an iterator if `stream`.
@@ -119,7 +128,7 @@ class Model(Reader):
         self._require_causal()
         tokenizer = self._require_tokenizer()
         requests = make_requests(prompts, options, tokenizer, self.manifest)
-        pieces = self._write(requests, options)
+        pieces = self._write(requests, options, adapter)
         heads = list(enumerate(prompts)) if echo else []
         if not stream:
             texts = [""] * len(prompts)
@@ -143,10 +152,11 @@ class Model(Reader):
         stream: bool = False,
         echo: bool = False,
         deterministic: bool = False,
+        adapter: str | None = None,
     ) -> Any:
         """Answers a conversation, through the model's chat template.
 
-        The template came with the model; it runs in a sandbox (`generate.chat`).
+        The template came with the model; it runs in a sandbox (`data.chat`).
 
         Args:
           messages: one {"role": ..., "content": ...} after the other; roles are those that the
@@ -154,6 +164,7 @@ class Model(Reader):
           max_length, temperature: as in `generate_text`.
           top_k, top_p, min_p, repetition_penalty, stop, seed, stream, deterministic: as there.
           echo: refused; the messages are no part of the answer.
+          adapter: one of `adapters`; the template is the one that it was trained with.
 
         Returns:
           The text of the answer, or an iterator of its pieces if `stream`.
@@ -192,11 +203,20 @@ class Model(Reader):
             raise GenerationError("chat has no echo: the messages are not part of the answer")
         self._require_causal()
         tokenizer = self._require_tokenizer()
-        template = self.manifest.generation.chat_template
-        ids = chat_ids(template, messages, tokenizer, self.manifest.name)
+        ids = chat_ids(self.chat_template(adapter), messages, tokenizer, self.manifest.name)
         requests = chat_requests(ids, options, tokenizer, self.manifest)
-        pieces = (piece for _, piece in self._write(requests, options))
+        pieces = (piece for _, piece in self._write(requests, options, adapter))
         return pieces if options.stream else "".join(pieces)
+
+    def chat_template(self, adapter: str | None = None) -> str | None:
+        """What `chat` makes a prompt with, Jinja: an adapter's own, else the model's, if any.
+
+        Raises:
+          GenerationError: there is no such adapter.
+        """
+        chosen = self._chosen(adapter)
+        own = None if chosen is None else chosen.chat_template
+        return self.manifest.generation.chat_template if own is None else own
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the model as an LLMasOS folder, in one step.
@@ -213,12 +233,23 @@ class Model(Reader):
 
     @cached_property
     def session(self) -> Session:
-        """The compiled programs of generation and their shapes."""
+        """The compiled programs of generation and their shapes, of the model alone."""
+        return self._new_session(self._weights)
+
+    @cached_property
+    def _session_beside(self) -> Session:
+        """Those of all adapters, which have one structure."""
+        return self._new_session(next(iter(self._adapted.values())).weights)
+
+    def _session_with(self, adapter: str | None) -> Session:
+        chosen = self._chosen(adapter)
+        return self.session if chosen is None else self._session_beside.on(chosen.weights.params)
+
+    def _new_session(self, weights: Weights) -> Session:
         tokenizer, manifest = self._require_tokenizer(), self.manifest
         eos_ids = manifest.generation.eos_ids
         if not eos_ids and tokenizer.eos_id is not None:
             eos_ids = (tokenizer.eos_id,)
-        weights = self._weights
         num_ids = min(tokenizer.vocab_size, self.config.vocab_size)
         return Session(
             Programs(weights.definition, weights.runtime, num_ids),
@@ -233,17 +264,22 @@ class Model(Reader):
     def _decoder(self) -> Decoder:
         return Decoder(self._require_tokenizer())
 
-    def _write(self, requests: list[Request], options: Options) -> Iterator[tuple[int, str]]:
-        """Pieces of the texts, each with the index of its request."""
+    def _write(
+        self, requests: list[Request], options: Options, adapter: Any = None
+    ) -> Iterator[tuple[int, str]]:
+        """Pieces of the texts, each with the index of its request; one adapter after the other."""
         self.last_seed = options.sampling.seed
         stops = (*options.stop, *self.manifest.generation.stop)
-        return write(
-            self.session,
-            self._decoder,
-            requests,
-            stops,
-            stream=options.stream,
-            deterministic=options.deterministic,
+        flags = {"stream": options.stream, "deterministic": options.deterministic}
+        groups = rows_of(adapter, len(requests))
+        # Now, not when the first piece is asked for: that is where a wrong name should show.
+        sessions = [self._session_with(name) for name, _ in groups]
+        return (
+            (rows[i], piece)
+            for session, (_, rows) in zip(sessions, groups, strict=True)
+            for i, piece in write(
+                session, self._decoder, [requests[row] for row in rows], stops, **flags
+            )
         )
 
     def _require_causal(self) -> None:

@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import jax
 import numpy as np
 
-from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
+from llmasos_jax.data.tokenizers.inputs import is_encoder, read_ids
 from llmasos_jax.errors import GenerationError
-from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.generate.encoder import classify_texts, embed_texts, fill_masks, score_pairs
-from llmasos_jax.generate.forward import Forward
+from llmasos_jax.generate.held import Held
 from llmasos_jax.generate.inputs import read_decoder_ids, read_inputs, read_prefix
-from llmasos_jax.generate.texts import is_encoder, read_ids, read_texts
-from llmasos_jax.generate.weights import Weights
+from llmasos_jax.generate.texts import read_texts
 
 
-class Reader:
+class Reader(Held):
     """What every model answers of texts that are there already; `Model` writes too."""
-
-    def __init__(
-        self, manifest: Manifest, weights: Weights, tokenizer: Tokenizer | None = None
-    ) -> None:
-        self.manifest = manifest
-        self.tokenizer = tokenizer
-        self._weights = weights
-
-    @property
-    def config(self) -> ModelConfig:
-        """The parameters of the model, frozen."""
-        return self.manifest.parameters
-
-    @property
-    def num_parameters(self) -> int:
-        """How many numbers the weights have."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self._weights.params))
 
     def encode(self, text: str, pair: str | None = None) -> list[int]:
         """The ids that the model reads of a text.
@@ -55,6 +34,8 @@ class Reader:
           GenerationError: no text was given, a pair to a decoder, or the model has no tokenizer.
 
         Example:
+          >>> from llmasos_jax.config.model import ModelConfig
+          >>> from llmasos_jax.format.manifest import Manifest
           >>> from llmasos_jax.generate.load import init_model
           >>> cfg = ModelConfig(259, 64, 1, causal=False)
           >>> model = init_model(Manifest("m", cfg, tokenizer={"kind": "bytes"}))
@@ -77,6 +58,8 @@ class Reader:
           GenerationError: `ids` are not whole numbers or not the model's, or it has no tokenizer.
 
         Example:
+          >>> from llmasos_jax.config.model import ModelConfig
+          >>> from llmasos_jax.format.manifest import Manifest
           >>> from llmasos_jax.generate.load import init_model
           >>> model = init_model(
           ...     Manifest("m", ModelConfig(259, 64, 1), tokenizer={"kind": "bytes"})
@@ -102,6 +85,7 @@ class Reader:
         *,
         decoder_ids: Any = None,
         prefix_lengths: Any = None,
+        adapter: str | None = None,
     ) -> jax.Array:
         """Scores of the next token at each position; an encoder's MLM head's of the token there.
 
@@ -115,6 +99,7 @@ class Reader:
             start id on; needed there.
           prefix_lengths: whole numbers [B], how many tokens of each row are a prompt that all of
             the row sees, for a model with `prefix_lm`; None is 0.
+          adapter: one of `adapters`, which computes with the weights; None is the model alone.
 
         Returns:
           float32 [B, T, V]; of an encoder-decoder [B, U, V].
@@ -123,6 +108,8 @@ class Reader:
           GenerationError: shapes or ids do not fit the model, or it has no output layer.
 
         Example:
+          >>> from llmasos_jax.config.model import ModelConfig
+          >>> from llmasos_jax.format.manifest import Manifest
           >>> from llmasos_jax.generate.load import init_model
           >>> model = init_model(Manifest("m", ModelConfig(40, 64, 1)))
           >>> model.logits([[1, 2, 3], [4, 5, 0]], [[1, 1, 1], [1, 1, 0]]).shape
@@ -140,7 +127,7 @@ class Reader:
             )
         rows = (token_ids, attention_mask, token_type_ids)
         width, arrays = self._arrays(rows, decoder_ids, prefix_lengths)
-        return self._forward.logits(*arrays)[:, :width]
+        return self._forward_with(adapter).logits(*arrays)[:, :width]
 
     def hidden_states(
         self,
@@ -150,6 +137,7 @@ class Reader:
         *,
         decoder_ids: Any = None,
         prefix_lengths: Any = None,
+        adapter: str | None = None,
     ) -> list[jax.Array]:
         """The residual stream.
 
@@ -160,6 +148,7 @@ class Reader:
           decoder_ids: of an encoder-decoder, as in `logits`; with them the residual stream of the
             decoder, without them that of the encoder.
           prefix_lengths: as in `logits`.
+          adapter: as in `logits`.
 
         Returns:
           L + 1 arrays, float32 [B, T, D]: the embeddings, then after each block, the last one after
@@ -169,6 +158,8 @@ class Reader:
           GenerationError: shapes or ids do not fit the model.
 
         Example:
+          >>> from llmasos_jax.config.model import ModelConfig
+          >>> from llmasos_jax.format.manifest import Manifest
           >>> from llmasos_jax.generate.load import init_model
           >>> model = init_model(Manifest("m", ModelConfig(40, 64, num_layers=2)))
           >>> [x.shape for x in model.hidden_states([[1, 2, 3]])]
@@ -176,14 +167,17 @@ class Reader:
         """
         rows = (token_ids, attention_mask, token_type_ids)
         width, arrays = self._arrays(rows, decoder_ids, prefix_lengths)
-        return [x[:, :width] for x in self._forward.layers(*arrays)]
+        return [x[:, :width] for x in self._forward_with(adapter).layers(*arrays)]
 
-    def fill_mask(self, text: str | Sequence[str], top_k: int = 5) -> Any:
+    def fill_mask(
+        self, text: str | Sequence[str], top_k: int = 5, *, adapter: str | None = None
+    ) -> Any:
         """The likeliest tokens for each mask of a text, or of each of a list of texts.
 
         Args:
           text: with the tokenizer's mask token ([MASK], <mask>) where a token is to be found.
           top_k: candidates for each mask.
+          adapter: as in `logits`.
 
         Returns:
           A `Filled`, or a list of them for a list: `filled[0]` are the candidates of the first
@@ -196,6 +190,8 @@ class Reader:
         Example:
           >>> from llmasos_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
           >>> from llmasos_jax.data.tokenizers.wordpiece import bert_tokenizer
+          >>> from llmasos_jax.config.model import ModelConfig
+          >>> from llmasos_jax.format.manifest import Manifest
           >>> from llmasos_jax.generate.load import init_model
           >>> pieces = "[PAD] [UNK] [CLS] [SEP] [MASK] a cat sat".split()
           >>> made = bert_tokenizer({piece: i for i, piece in enumerate(pieces)}, "here")
@@ -208,15 +204,19 @@ class Reader:
           (1, 3, True)
         """
         texts = read_texts("text", text)
-        filled = fill_masks(self.config, self._require_tokenizer(), self._forward, texts, top_k)
+        forward = self._forward_with(adapter)
+        filled = fill_masks(self.config, self._require_tokenizer(), forward, texts, top_k)
         return filled[0] if isinstance(text, str) else filled
 
-    def next_sentence(self, a: str | Sequence[str], b: str | Sequence[str]) -> Any:
+    def next_sentence(
+        self, a: str | Sequence[str], b: str | Sequence[str], *, adapter: str | None = None
+    ) -> Any:
         """The probability that text b follows text a, and is not from elsewhere.
 
         Args:
           a: the first text, or a list of them.
           b: the second one, or as many.
+          adapter: as in `logits`.
 
         Returns:
           A number from 0 to 1; for lists a list.
@@ -226,6 +226,8 @@ class Reader:
             different lengths.
 
         Example:
+          >>> from llmasos_jax.config.model import ModelConfig
+          >>> from llmasos_jax.format.manifest import Manifest
           >>> from llmasos_jax.generate.load import init_model
           >>> cfg = ModelConfig(259, 64, 1, causal=False, pooler=True, next_sentence=True)
           >>> model = init_model(Manifest("m", cfg, tokenizer={"kind": "bytes"}))
@@ -239,12 +241,17 @@ class Reader:
             raise GenerationError(
                 f"a has {len(firsts)} texts, b {len(seconds)}; give a pair of each"
             )
-        tokenizer = self._require_tokenizer()
-        scores = score_pairs(self.config, tokenizer, self._forward, firsts, seconds)
+        tokenizer, forward = self._require_tokenizer(), self._forward_with(adapter)
+        scores = score_pairs(self.config, tokenizer, forward, firsts, seconds)
         return scores[0] if isinstance(a, str) else scores
 
     def embed(
-        self, texts: str | Sequence[str], *, normalize: bool = True, truncate: bool = False
+        self,
+        texts: str | Sequence[str],
+        *,
+        normalize: bool = True,
+        truncate: bool = False,
+        adapter: str | None = None,
     ) -> np.ndarray:
         """One vector for each text, as the model's `pooling` says: its tokens' mean, or the first.
 
@@ -256,6 +263,7 @@ class Reader:
           normalize: whether vectors are divided by their length, so that their products are
             cosines.
           truncate: whether a text that is longer than the model's context is cut, or refused.
+          adapter: as in `logits`.
 
         Returns:
           float32 [B, D]; [D] for one text.
@@ -264,6 +272,8 @@ class Reader:
           GenerationError: a text is too long or has no tokens.
 
         Example:
+          >>> from llmasos_jax.config.model import ModelConfig
+          >>> from llmasos_jax.format.manifest import Manifest
           >>> from llmasos_jax.generate.load import init_model
           >>> cfg = ModelConfig(259, 64, 1, causal=False, head=None)
           >>> model = init_model(Manifest("m", cfg, tokenizer={"kind": "bytes"}))
@@ -274,7 +284,7 @@ class Reader:
         vectors_bd = embed_texts(
             self.config,
             self._require_tokenizer(),
-            self._forward,
+            self._forward_with(adapter),
             read_texts("texts", texts),
             normalize=normalize,
             truncate=truncate,
@@ -282,48 +292,58 @@ class Reader:
         return vectors_bd[0] if isinstance(texts, str) else vectors_bd
 
     def classify(
-        self, texts: str | Sequence[str], top_k: int | None = None, *, truncate: bool = False
+        self,
+        texts: str | Sequence[str],
+        top_k: int | None = None,
+        *,
+        pairs: str | Sequence[str] | None = None,
+        truncate: bool = False,
+        adapter: str | None = None,
     ) -> Any:
         """The labels of a text, or of its tokens, with their probabilities.
 
         Args:
           texts: a list of texts, or one.
           top_k: how many labels, the likeliest first; None gives all.
+          pairs: the second text of each, of an encoder that was trained on two.
           truncate: whether a text that is longer than the model's context is cut, or refused.
+          adapter: as in `logits`.
 
         Returns:
           For a text a list of `Label`; where the classifier's level is "token", of `LabelledToken`,
-          each with its labels, special tokens left out. For a list of texts, a list of these.
+          each with its labels, special tokens left out; where it has one label of a text, a list of
+          that `Score`. For a list of texts, a list of these.
 
         Raises:
           GenerationError: the model has no classifier, or a text is too long.
 
         Example:
           >>> from llmasos_jax.config.heads import Classifier
+          >>> from llmasos_jax.config.model import ModelConfig
+          >>> from llmasos_jax.format.manifest import Manifest
           >>> from llmasos_jax.generate.load import init_model
           >>> cfg = ModelConfig(259, 64, 1, causal=False, classifier=Classifier(("bad", "good")))
           >>> model = init_model(Manifest("m", cfg, tokenizer={"kind": "bytes"}))
           >>> sorted(label.label for label in model.classify("a fine day"))
           ['bad', 'good']
         """
+        firsts, seconds = read_texts("texts", texts), None
+        if pairs is not None:
+            seconds = read_texts("pairs", pairs)
+            if len(firsts) != len(seconds):
+                raise GenerationError(
+                    f"there are {len(firsts)} texts and {len(seconds)} pairs; give one for each"
+                )
         found = classify_texts(
             self.config,
             self._require_tokenizer(),
-            self._forward,
-            read_texts("texts", texts),
+            self._forward_with(adapter),
+            firsts,
+            seconds,
             top_k=top_k,
             truncate=truncate,
         )
         return found[0] if isinstance(texts, str) else found
-
-    def __repr__(self) -> str:
-        cfg, count = self.config, self.num_parameters
-        size = f"{count / 1e6:,.1f}M" if count >= 1e5 else f"{count:,}"
-        return (
-            f'Model("{self.manifest.name}", {size} parameters, {cfg.num_layers} layers, width '
-            f"{cfg.embedding_dim}, {cfg.vocab_size} tokens, context {cfg.context_length}, "
-            f"{self._weights.where})"
-        )
 
     def _arrays(
         self, rows: tuple[Any, Any, Any], decoder_ids: Any, prefix_lengths: Any
@@ -335,15 +355,3 @@ class Reader:
         if decoder is None:
             return inputs.width, (inputs.arrays(), None, prefix_bt)
         return decoder.width, (inputs.arrays(), decoder.arrays(), prefix_bt)
-
-    def _require_tokenizer(self) -> Tokenizer:
-        if self.tokenizer is None:
-            raise GenerationError(
-                f'model "{self.manifest.name}" has no tokenizer, so it reads ids only (logits, '
-                'hidden_states); add a "tokenizer" to its model.json'
-            )
-        return self.tokenizer
-
-    @cached_property
-    def _forward(self) -> Forward:
-        return Forward(self._weights)

@@ -15,6 +15,7 @@ context), and the decoder starts with one token.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -136,6 +137,12 @@ class Session:
         if cache_sharding is not None:
             self._whole = NamedSharding(cache_sharding.mesh, PartitionSpec())
         self._compiled: dict[tuple, Callable] = {}
+
+    def on(self, params: Tree) -> Session:
+        """The same compiled programs, those to come too, on other weights of the same shapes."""
+        other = copy.copy(self)
+        other._params = params
+        return other
 
     @property
     def num_ids(self) -> int:

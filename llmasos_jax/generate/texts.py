@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.data.tokenizers.tokenizer import Tokenizer, encode_input
+from llmasos_jax.data.tokenizers.inputs import cut_ids, read_ids
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import GenerationError
 from llmasos_jax.generate.session import power_of_two, quarter_steps
 
@@ -66,28 +67,6 @@ def read_texts(name: str, value: Any) -> list[str]:
     return list(texts)
 
 
-def is_encoder(cfg: ModelConfig) -> bool:
-    """Whether a text is read as a whole: an encoder, or the encoder of an encoder-decoder."""
-    return not cfg.causal or cfg.encoder.num_layers > 0
-
-
-def read_ids(
-    cfg: ModelConfig, tokenizer: Tokenizer, text: str, pair: str | None = None
-) -> tuple[list[int], list[int]]:
-    """What a model reads of a text, and the token types: a decoder's ids have no end."""
-    if is_encoder(cfg):
-        return encode_input(tokenizer, text, pair)
-    ids = tokenizer.encode(text)
-    return ids, [0] * len(ids)
-
-
-def frame_ids(tokenizer: Tokenizer) -> set[int]:
-    """Ids that stand around texts, and are no part of them; an unknown word is one."""
-    names = ("bos_id", "eos_id", "cls_id", "sep_id", "pad_id")
-    found = (getattr(tokenizer, name, None) for name in names)
-    return {number for number in found if number is not None}
-
-
 def make_inputs(
     cfg: ModelConfig,
     tokenizer: Tokenizer,
@@ -121,7 +100,7 @@ def make_inputs(
                 raise GenerationError(
                     f"text {i} has {len(ids)} tokens; the model's context holds {most}: {hint}"
                 )
-            ids, types = _cut(tokenizer, ids, types, most)
+            ids, types = cut_ids(tokenizer, ids, types, most)
         # Models with one row of types or none have no other type.
         inputs.append(Input(ids, types if cfg.token_types > 1 else [0] * len(ids)))
     return inputs
@@ -147,13 +126,3 @@ def _rows(cfg: ModelConfig, inputs: Sequence[Input], indices: list[int], width: 
         tokens_bt[row, :length], types_bt[row, :length] = inputs[i].ids, inputs[i].types
         mask_bt[row, :length] = 1
     return Rows(indices, tokens_bt, mask_bt, types_bt if cfg.token_types else None)
-
-
-def _cut(
-    tokenizer: Tokenizer, ids: list[int], types: list[int], most: int
-) -> tuple[list[int], list[int]]:
-    frame, num_last = frame_ids(tokenizer), 0
-    while num_last < min(len(ids), most - 1) and ids[-1 - num_last] in frame:
-        num_last += 1
-    keep, last = most - num_last, len(ids) - num_last
-    return ids[:keep] + ids[last:], types[:keep] + types[last:]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -146,6 +147,31 @@ def place_tensors(
         arrays[name] = jax.device_put(array, where[name])
     file_dtypes = None if dtype else {name: t.dtype for name, t in tensors.items()}
     return Weights(placing, unflatten(arrays), make_runtime(placing, wanted), file_dtypes)
+
+
+def place_beside(
+    weights: Weights, definition: ModelDef, arrays: Iterable[tuple[str, np.ndarray]]
+) -> Weights:
+    """The same weights with others beside them, or in their place; what is there is not copied.
+
+    Args:
+      weights: ready to run.
+      definition: of the model with those others.
+      arrays: those others by their names in files; matrices become the type of products.
+
+    Raises:
+      ConfigError: the mesh does not cut one into equal parts.
+    """
+    placing = dataclasses.replace(weights.placing, definition=definition)
+    turns, where = placing.turns(), _shardings(placing)
+    num_in, narrow = flatten(definition.contractions), np.dtype(weights.runtime.dtype)
+    held = flatten(weights.params)
+    named = dict(held)
+    for name, array in arrays:
+        own = narrow if num_in[name] else np.dtype(np.float32)
+        dtype = held[name].dtype if name in held else own
+        named[name] = jax.device_put(aligned_copy(turns[name](array), dtype), where[name])
+    return Weights(placing, unflatten(named), weights.runtime, None)
 
 
 def place_random(placing: Placing, key: jax.Array, dtype: str) -> Weights:

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmasos_jax.checkpoint import steps
-from llmasos_jax.errors import FormatError
+from llmasos_jax.errors import FormatError, HubError
 from llmasos_jax.format.folder import INDEX, MANIFEST, WEIGHTS
 from llmasos_jax.format.read import ModelFiles, read_model
-from llmasos_jax.format.training import open_training
+from llmasos_jax.hub.finetuned import open_run
 from llmasos_jax.hub.resolve import resolve
 
 _HF_CONFIG = "config.json"
+_PEFT_CONFIG = "adapter_config.json"
 _GGUF = b"GGUF"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
 _ONNX, _ONNX_DATA = ("model.onnx", "encoder_model.onnx", "decoder_model.onnx"), "model.onnx.data"
@@ -33,8 +34,9 @@ def open_model(
 
     Args:
       source: a `model.json` or its folder; a training folder, its `checkpoints`, or a step folder;
-        a Hugging Face folder; a .gguf file, or a folder with one; an export to ONNX of ours; a name
-        in the library, or "org/name" on the Hugging Face hub, which is downloaded once.
+        a Hugging Face folder; a PEFT folder, which is merged into its base; a .gguf file, or a
+        folder with one; an export to ONNX of ours; a name in the library, or "org/name" on the
+        Hugging Face hub, which is downloaded once.
       step: of a training run; None takes the newest.
       allow_code: whether parts may be called "package.module:name", which imports that module. Off
         by default: opening a model runs no code.
@@ -50,13 +52,15 @@ def open_model(
     kind = kind_of(path)
     check_ignore(source, kind, ignore)
     if kind == "training":
-        return open_training(path, step, allow_code=allow_code)
+        return open_run(path, step, allow_code=allow_code)
     if step is not None:
         raise FormatError(f'"{source}" is a model, which has no steps; leave out step={step}')
     if kind == "huggingface":
         from llmasos_jax.interop.hf import open_hf
 
         return _called(source, open_hf(path.parent if path.is_file() else path, ignore=ignore))
+    if kind == "peft":
+        return _open_peft(path if path.is_dir() else path.parent, allow_code, ignore)
     if kind == "gguf":
         from llmasos_jax.interop.gguf import open_gguf
 
@@ -66,6 +70,28 @@ def open_model(
 
         return open_onnx(path)
     return read_model(path, allow_code=allow_code)
+
+
+def _open_peft(folder: Path, allow_code: bool, ignore: Sequence[str]) -> ModelFiles:
+    """An adapter's folder, merged into the model that it names: beside it, else from here."""
+    from llmasos_jax.interop.hf.peft import open_peft
+    from llmasos_jax.interop.hf.peftconfig import read_peft_config
+
+    config = read_peft_config(folder)
+    beside = folder / config.base
+    source = str(beside) if beside.exists() else config.base
+    try:
+        path = resolve(source, None if os.path.lexists(source) else config.revision)
+        kind = kind_of(path)
+        if kind in ("peft", "training"):
+            raise FormatError("it is an adapter or a run itself; convert it to a model first")
+        base = open_model(path, allow_code=allow_code, ignore=ignore)
+    except (FormatError, HubError) as error:
+        raise FormatError(
+            f'"{folder}" is an adapter of "{config.base}", which cannot be opened ({error}); put '
+            f"that model there, or correct base_model_name_or_path in its {_PEFT_CONFIG}"
+        ) from error
+    return open_peft(folder, config, base)
 
 
 def check_ignore(source: str | os.PathLike[str], kind: str, ignore: Sequence[str]) -> None:
@@ -103,7 +129,7 @@ _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
 
 def kind_of(path: Path) -> str:
-    """What stands at a path: "llmasos", "training", "huggingface", "gguf" or "onnx".
+    """What stands at a path: "llmasos", "training", "huggingface", "peft", "gguf", "onnx".
 
     Raises:
       FormatError: none of these; the message names what is there.
@@ -112,6 +138,8 @@ def kind_of(path: Path) -> str:
         return _kind_of_folder(path)
     if path.suffix.lower() == ".gguf" or _begins_with(path, _GGUF):
         return "gguf"
+    if path.name == _PEFT_CONFIG:
+        return "peft"
     if path.name == _HF_CONFIG and not (path.parent / MANIFEST).exists():
         return "huggingface"
     if path.name in _ONNX:
@@ -129,6 +157,8 @@ def _kind_of_folder(path: Path) -> str:
     # First, since other programs too keep "checkpoints" beside what they have made.
     if has_config and any(os.path.lexists(path / name) for name in (WEIGHTS, INDEX)):
         return "huggingface"
+    if (path / _PEFT_CONFIG).is_file():
+        return "peft"
     if _is_training(path):
         return "training"
     # With a config.json too, for programs that go by it.

@@ -117,7 +117,7 @@ def bind(
     bound: dict[str, StoredTensor] = {}
     used: set[str] = set()
     missing: dict[str, str] = {}
-    for group in _expanded(table.rows, cfg, theirs):
+    for group in expanded(table.rows, cfg, theirs):
         used.update(group.theirs)
         absent = [name for name in group.theirs if name not in theirs]
         missing.update({spelled(n): f"missing, it holds {', '.join(group.ours)}" for n in absent})
@@ -161,7 +161,7 @@ def unbind(
       ours: exactly its tensors.
     """
     made: dict[str, StoredTensor] = {}
-    for group in _expanded(table.rows, cfg):
+    for group in expanded(table.rows, cfg):
         tensors = [ours[name] for name in group.ours]
         shapes = group.arrangement.shapes([tensor.shape for tensor in tensors])
         for index, (name, shape) in enumerate(zip(group.theirs, shapes, strict=True)):
@@ -170,7 +170,7 @@ def unbind(
     return made
 
 
-def _expanded(
+def expanded(
     rows: Sequence[Row], cfg: ModelConfig, theirs: Mapping[str, StoredTensor] | None = None
 ) -> Iterator[Row]:
     """The rows of every layer that the model has, layer by layer, so that a reader may stop early.

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.models.adapters import Adapters, attach
 from llmasos_jax.models.layout import ENCODER, PARTS, Layout, encoder_config, unrolled_layout
 from llmasos_jax.models.transformer import Transformer
 from llmasos_jax.nn.cache import Cache, CrossCache, LayerCache
@@ -28,16 +29,23 @@ class ModelDef:
 
     cfg: ModelConfig
     layout: Layout
+    adapters: Adapters | None = None
 
     @cached_property
     def _split(self) -> tuple[Any, Any]:
-        return nnx.split(nnx.eval_shape(lambda: Transformer(self.cfg, self.layout)))
+        return nnx.split(nnx.eval_shape(self._make))
+
+    def _make(self) -> Transformer:
+        model = Transformer(self.cfg, self.layout)
+        if self.adapters is not None:
+            attach(model, self.adapters)
+        return model
 
     @cached_property
     def shapes(self) -> Tree:
-        """Tree of float32 ShapeDtypeStructs."""
+        """Tree of ShapeDtypeStructs: float32, but for codes."""
         return jax.tree.map(
-            lambda v: jax.ShapeDtypeStruct(v.shape, jnp.float32), nnx.to_pure_dict(self._split[1])
+            lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), nnx.to_pure_dict(self._split[1])
         )
 
     @cached_property
@@ -47,7 +55,7 @@ class ModelDef:
 
     @cached_property
     def inits(self) -> Tree:
-        """Tree of how each weight starts: "normal", "residual", "zeros", "ones"."""
+        """Tree of how each weight starts: `init` of `nn.weight.weight`, or "codes"."""
         return self._metadata(lambda v: v.init)
 
     @cached_property
@@ -97,8 +105,8 @@ def init_params(definition: ModelDef, key: jax.Array, *, std: float = 0.02) -> T
     drawn: dict[tuple[str, ...], jax.Array] = {}
 
     def make(path: tuple, shape: jax.ShapeDtypeStruct, init: str) -> jax.Array:
-        if init in ("zeros", "ones"):
-            return jnp.full(shape.shape, float(init == "ones"), jnp.float32)
+        if init in ("zeros", "ones", "codes"):
+            return jnp.full(shape.shape, float(init == "ones"), shape.dtype)
         names = tuple(str(entry.key) for entry in path)
         stem = names[:1] if names[0] == ENCODER else ()
         cfg, layout = _stack_of(definition, names)
@@ -109,6 +117,8 @@ def init_params(definition: ModelDef, key: jax.Array, *, std: float = 0.02) -> T
         first = layout.first_layer(part) + int(rest[0])
         end = first + layout.period * layout.count if part == "periods" else first + 1
         one = shape.shape[1:] if part == "periods" else shape.shape
+        if init == "fan_in":  # PyTorch's variance for a layer of this many inputs
+            scale = (3 * math.prod(one[:-1])) ** -0.5
         layers = _layers_with(cfg, rest[1])
         name = (*stem, *rest[1:])
         if name not in drawn:

@@ -98,6 +98,7 @@ class Stack(nnx.Module):
         *,
         cache: Cache | None = None,
         prefix_bt: jax.Array | None = None,
+        branches_bt: jax.Array | None = None,
         cross: CrossInputs | None = None,
     ) -> BlockInputs:
         """What every block reads; arguments as in `Transformer.hidden`."""
@@ -115,6 +116,8 @@ class Stack(nnx.Module):
         causal = self.cfg.causal
         whole = Visibility(q_index, k_index, segments_bt, k_segments, k_prefix, causal=causal)
         windows = {spec.window for spec in layer_specs(self.cfg)}
+        if branches_bt is not None:
+            whole = _branched(whole, branches_bt, positions_bt, runtime)
         whole = over_sequence(whole, runtime)
         visible = {window: dataclasses.replace(whole, window=window) for window in windows}
         counted_bt = jnp.ones((b, t), bool) if segments_bt is None else segments_bt > 0
@@ -151,6 +154,22 @@ class Stack(nnx.Module):
             "suffix": {name: keep(block) for name, block in self.suffix.items()},
         }
         return {part: layers for part, layers in parts.items() if layers}
+
+
+def _branched(
+    visible: Visibility, branches_bt: jax.Array, positions_bt: jax.Array, runtime: Runtime
+) -> Visibility:
+    """Of branches of a segment: they go on from one position, wherever they are in the row."""
+    manual = runtime.manual
+    if runtime.schedule is not None or (manual is not None and manual.context > 1):
+        raise ValueError("branches_bt is for whole rows: not for stages, nor for tokens split")
+    return dataclasses.replace(
+        visible,
+        q_index=positions_bt,
+        k_index=positions_bt,
+        q_branches=branches_bt,
+        k_branches=branches_bt,
+    )
 
 
 def _prompt(cache: Cache, k_index: jax.Array, num_new: int) -> jax.Array:

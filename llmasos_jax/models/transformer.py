@@ -70,6 +70,7 @@ class Transformer(Stack):
         segment_ids_bt: jax.Array | None = None,
         token_types_bt: jax.Array | None = None,
         prefix_bt: jax.Array | None = None,
+        branches_bt: jax.Array | None = None,
         encoded: Encoded | None = None,
         cache: Cache | None = None,
         runtime: Runtime,
@@ -87,6 +88,10 @@ class Transformer(Stack):
           prefix_bt: [B, T], not 0 for tokens that every token of their segment sees, for a model
             with `prefix_lm`; None has none. Not with a cache: there the tokens of one call and
             those before them are the prefix.
+          branches_bt: int32 [B, T], for several ways in which a segment goes on, each in a run of
+            its own: 0 for what they have in common, which comes first, then 1, 2, ... A token sees
+            branch 0 and its own; what is before it, and how far, `positions_bt` says. None has
+            none. Not with a cache.
           encoded: what `encode` gave, for an encoder-decoder; not needed where `cache.cross` is.
           cache: keys and values so far; T more are written.
           runtime: how to run.
@@ -97,11 +102,19 @@ class Transformer(Stack):
             raise ValueError("token_types_bt was given to a model without token types")
         if prefix_bt is not None and (not self.cfg.prefix_lm or cache is not None):
             raise ValueError("prefix_bt is for models with prefix_lm=True, without a cache")
+        if branches_bt is not None and (positions_bt is None or cache is not None):
+            raise ValueError("branches_bt needs positions_bt, and is not for a cache")
         cross = self.cross_inputs(tokens_bt, segment_ids_bt, encoded, cache)
         if positions_bt is None:
             positions_bt = _positions(tokens_bt, cache, runtime)
         inputs = self.inputs(
-            positions_bt, segment_ids_bt, runtime, cache=cache, prefix_bt=prefix_bt, cross=cross
+            positions_bt,
+            segment_ids_bt,
+            runtime,
+            cache=cache,
+            prefix_bt=prefix_bt,
+            branches_bt=branches_bt,
+            cross=cross,
         )
         x_btd = self._embedded(tokens_bt, positions_bt, token_types_bt, runtime)
         x_btd = x_btd if dropout is None else dropout.at(self.cfg.num_layers)(x_btd)

@@ -13,6 +13,7 @@ from flax import nnx
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.named import resolve
 from llmasos_jax.nn import alibi
+from llmasos_jax.nn.adapters import product
 from llmasos_jax.nn.cache import LayerCache
 from llmasos_jax.nn.context import attend_split
 from llmasos_jax.nn.kernels import ATTENTIONS, cached, dot_product
@@ -54,18 +55,18 @@ class Projections(nnx.Module):
 
     def queries(self, x_btd: jax.Array, runtime: Runtime) -> jax.Array:
         """[B, T, N, H] of [B, T, D]."""
-        q_btnh = add_bias(runtime.dot("btd,dnh->btnh", x_btd, self.q[...]), self.q_bias)
+        q_btnh = add_bias(product(self, "q", "btd,dnh->btnh", x_btd, runtime), self.q_bias)
         return q_btnh if self.q_norm is None else self.q_norm(q_btnh)
 
     def keys_values(self, x_bsd: jax.Array, runtime: Runtime) -> tuple[jax.Array, jax.Array]:
         """Keys and values, each [B, S, K, H], of [B, S, D]."""
-        k_bskh = add_bias(runtime.dot("btd,dkh->btkh", x_bsd, self.k[...]), self.k_bias)
-        v_bskh = add_bias(runtime.dot("btd,dkh->btkh", x_bsd, self.v[...]), self.v_bias)
+        k_bskh = add_bias(product(self, "k", "btd,dkh->btkh", x_bsd, runtime), self.k_bias)
+        v_bskh = add_bias(product(self, "v", "btd,dkh->btkh", x_bsd, runtime), self.v_bias)
         return k_bskh if self.k_norm is None else self.k_norm(k_bskh), v_bskh
 
     def out(self, out_btnh: jax.Array, runtime: Runtime) -> jax.Array:
         """[B, T, D] of what the heads gathered, [B, T, N, H]."""
-        return add_bias(runtime.dot("btnh,nhd->btd", out_btnh, self.o[...]), self.o_bias)
+        return add_bias(product(self, "o", "btnh,nhd->btd", out_btnh, runtime), self.o_bias)
 
 
 class Attention(Projections):

@@ -63,7 +63,7 @@ def blocked_attention(
       scale: multiplies the scores.
       soft_cap: c in c tanh(scores / c), after the scale.
       slopes: ALiBi's slope of each query head, float32 [N].
-      bias: added to the scores, float32 [N, T, S].
+      bias: added to the scores, float32 [N, T, S] or [B, N, T, S].
       block: queries in a block.
       dtype: of the factors of products, which are summed in float32; None is `q_btnh`'s.
 
@@ -91,7 +91,8 @@ def key_range(visible: Visibility, first: int, last: int, num_queries: int, num_
     if num_queries == num_keys:
         if visible.causal and visible.k_prefix is None:
             stop = last
-        if visible.window is not None:
+        # Of branches of one segment the places in the row say nothing about how far they are apart.
+        if visible.window is not None and visible.k_branches is None:
             start = max(first - visible.window + 1, 0)
             stop = min(last + visible.window - 1, stop)
     return slice(start, stop)
@@ -110,7 +111,7 @@ def _blocks(settings: _Settings, visible: Visibility, arrays: Arrays) -> Any:
     for first in range(0, t, settings.block):
         rows = slice(first, min(first + settings.block, t))
         keys = key_range(visible, rows.start, rows.stop, t, s)
-        yield rows, keys, _cut(visible, rows, keys), None if bias is None else bias[:, rows, keys]
+        yield rows, keys, _cut(visible, rows, keys), None if bias is None else bias[..., rows, keys]
 
 
 def _after(x: jax.Array, *done: jax.Array) -> jax.Array:
@@ -135,6 +136,8 @@ def _cut(visible: Visibility, rows: slice, keys: slice) -> Visibility:
         q_segments=cut(visible.q_segments, rows),
         k_segments=cut(visible.k_segments, keys),
         k_prefix=cut(visible.k_prefix, keys),
+        q_branches=cut(visible.q_branches, rows),
+        k_branches=cut(visible.k_branches, keys),
     )
 
 
@@ -191,8 +194,9 @@ def _backward(settings: _Settings, kept: Any, grad: jax.Array) -> tuple[None, Ar
         # A row that sees nothing has even weights, and no gradient.
         grad_scores = jnp.where(sight.mask()[:, None, None], grad_scores, 0.0)
         if grad_bias is not None:
-            summed = jnp.sum(grad_scores, axis=0).reshape(grad_bias[:, rows, keys].shape)
-            grad_bias = grad_bias.at[:, rows, keys].add(summed)
+            summed = grad_scores if grad_bias.ndim == 4 else jnp.sum(grad_scores, axis=0)
+            summed = summed.reshape(grad_bias[..., rows, keys].shape)
+            grad_bias = grad_bias.at[..., rows, keys].add(summed)
         if settings.soft_cap is not None:
             grad_scores *= 1.0 - jnp.square(jnp.tanh(plain / settings.soft_cap))
         flat, weights = merge(grad_scores * settings.scale), merge(weights)

@@ -38,8 +38,8 @@ def cudnn_attention(
 ) -> jax.Array:
     """`kernels.dot_product` without soft cap, slopes or bias, for what `cudnn_refuses` lets pass.
 
-    Documents and prefixes go in as a mask [B, 1, T, S], the only array of that size. Whole
-    sequences under causality and windows that look back need none.
+    Documents, prefixes and branches go in as a mask [B, 1, T, S], the only array of that size.
+    Whole sequences under causality and windows that look back need none.
 
     Args:
       q_btnh: queries [B, T, N, H].
@@ -54,9 +54,12 @@ def cudnn_attention(
     """
     is_square = q_btnh.shape[1] == k_bskh.shape[1]
     has_segments = visible.q_segments is not None and visible.k_segments is not None
-    by_rule = is_square and visible.causal and visible.k_prefix is None
+    has_branches = visible.k_branches is not None
+    by_rule = is_square and visible.causal and visible.k_prefix is None and not has_branches
     # The kernel knows causality, and windows under it; a rule lets it leave blocks out.
-    needs_mask = has_segments or (not by_rule and (visible.causal or visible.window is not None))
+    has_rows_of_their_own = has_segments or has_branches
+    has_rule = by_rule or not (visible.causal or visible.window is not None)
+    needs_mask = has_rows_of_their_own or not has_rule
     window = None
     if by_rule and visible.window is not None:
         window = (visible.window - 1, 0)

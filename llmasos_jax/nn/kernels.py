@@ -49,8 +49,8 @@ def dot_product(
       scale: multiplies the scores.
       soft_cap: c in c tanh(scores / c), after the scale.
       slopes: ALiBi's slope of each query head, float32 [N]; None for no such bias.
-      bias: added to the scores (after the cap), float32 [N, T, S]; None for none. A function of
-        your own gets it only from models with relative positions.
+      bias: added to the scores (after the cap), float32 [N, T, S], with branches [B, N, T, S]; None
+        for none. A function of your own gets it only from models with relative positions.
       runtime: its platform and `kernels.attention` choose the kernel, see `TABLE`.
 
     Returns:
@@ -84,7 +84,8 @@ class Ask:
     @property
     def has(self) -> list[str]:
         """Which of the options that not every kernel knows are there."""
-        asked = {**self.options, "prefix": self.visible.k_prefix}
+        seen = self.visible
+        asked = {**self.options, "prefix": seen.k_prefix, "branches": seen.k_branches}
         return [name for name, value in asked.items() if value is not None and name != "scale"]
 
     def arrays(self) -> tuple[jax.Array, jax.Array, jax.Array, Visibility]:
@@ -145,11 +146,12 @@ def kernels_for(platform: str, name: str) -> tuple[Kernel, ...]:
 
 def _splash_refuses(ask: Ask) -> str | None:
     more = (ask.options["slopes"], ask.options["bias"], ask.visible.k_prefix)
-    if splash_fits(ask.q.shape, ask.k.shape, *more):
+    if ask.visible.k_branches is None and splash_fits(ask.q.shape, ask.k.shape, *more):
         return None
     return (
-        "it takes as many keys as queries, a multiple of 128, without slopes, bias or prefix, and "
-        f"was given {ask.q.shape[1]} queries, {ask.k.shape[1]} keys and {ask.has or 'none of them'}"
+        "it takes as many keys as queries, a multiple of 128, without slopes, bias or prefix, "
+        f"without branches, and was given {ask.q.shape[1]} queries, {ask.k.shape[1]} keys and "
+        f"{ask.has or 'none of them'}"
     )
 
 
@@ -167,7 +169,7 @@ def _run_splash(ask: Ask) -> jax.Array:
 
 
 def _cudnn_refuses(ask: Ask) -> str | None:
-    if set(ask.has) - {"prefix"}:
+    if set(ask.has) - {"prefix", "branches"}:
         return f"it does not know {', '.join(ask.has)}"
     return cudnn_refuses(ask.q.shape, ask.v.shape, ask.q.dtype)
 

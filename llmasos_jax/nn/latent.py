@@ -16,6 +16,7 @@ from flax import nnx
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.named import resolve
+from llmasos_jax.nn.adapters import product
 from llmasos_jax.nn.attention import attend
 from llmasos_jax.nn.cache import LayerCache
 from llmasos_jax.nn.kernels import ATTENTIONS
@@ -76,10 +77,10 @@ class MultiHeadLatentAttention(nnx.Module):
         if rotation is None:
             raise ValueError("latent attention needs rotary positions")
         with jax.named_scope("qkv"):
-            latent_btr = self.kv_norm(runtime.dot("btd,dr->btr", x_btd, self.kv_down[...]))
-            k_btp = runtime.dot("btd,dp->btp", x_btd, self.k_rope[...])
-            k_btnh = runtime.dot("btr,rnh->btnh", latent_btr, self.k[...])
-            v_btnz = runtime.dot("btr,rnz->btnz", latent_btr, self.v[...])
+            latent_btr = self.kv_norm(product(self, "kv_down", "btd,dr->btr", x_btd, runtime))
+            k_btp = product(self, "k_rope", "btd,dp->btp", x_btd, runtime)
+            k_btnh = product(self, "k", "btr,rnh->btnh", latent_btr, runtime)
+            v_btnz = product(self, "v", "btr,rnz->btnz", latent_btr, runtime)
             q_btnh = self._queries(x_btd, runtime)
         with jax.named_scope("rope"):
             turn = partial(rotate, rotation=rotation, interleaved=self.interleaved)
@@ -100,10 +101,10 @@ class MultiHeadLatentAttention(nnx.Module):
             soft_cap=self.soft_cap,
             slopes=None,
         )
-        return add_bias(runtime.dot("btnz,nzd->btd", out_btnz, self.o[...]), self.o_bias), cache
+        return add_bias(product(self, "o", "btnz,nzd->btd", out_btnz, runtime), self.o_bias), cache
 
     def _queries(self, x_btd: jax.Array, runtime: Runtime) -> jax.Array:
         if self.q_down is None or self.q_down_norm is None:
-            return runtime.dot("btd,dnh->btnh", x_btd, self.q[...])
-        latent_btr = self.q_down_norm(runtime.dot("btd,dr->btr", x_btd, self.q_down[...]))
-        return runtime.dot("btr,rnh->btnh", latent_btr, self.q[...])
+            return product(self, "q", "btd,dnh->btnh", x_btd, runtime)
+        latent_btr = self.q_down_norm(product(self, "q_down", "btd,dr->btr", x_btd, runtime))
+        return product(self, "q", "btr,rnh->btnh", latent_btr, runtime)

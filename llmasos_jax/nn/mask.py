@@ -15,7 +15,7 @@ class Visibility:
 
     Attributes:
       q_index, k_index: int32 [1, T] and [1, S], place in the sequence (in decoding: the cache
-        slot).
+        slot); with branches [B, T] and [B, S], the position.
       q_segments, k_segments: int32 [B, T] and [B, S]; a query sees its own segment only. 0 is
         padding. None: one segment.
       k_prefix: bool [B, S], keys that every query of their segment sees, those before them too;
@@ -23,6 +23,9 @@ class Visibility:
       causal: whether a query sees only its own place and those before it.
       window: how many places back it sees, its own included (and as many ahead, if not causal);
         None sees all.
+      q_branches, k_branches: int32 [B, T] and [B, S], ways in which a segment goes on; a query sees
+        keys of branch 0, which all have in common, and of its own. In a row each branch comes after
+        what is seen of branch 0. None: nothing branches.
     """
 
     q_index: jax.Array
@@ -32,6 +35,8 @@ class Visibility:
     k_prefix: jax.Array | None = None
     causal: bool = field(metadata={"static": True}, default=True)
     window: int | None = field(metadata={"static": True}, default=None)
+    q_branches: jax.Array | None = None
+    k_branches: jax.Array | None = None
 
     def mask(self) -> jax.Array:
         """True where the query sees the key, bool [B or 1, T, S]."""
@@ -43,8 +48,11 @@ class Visibility:
             seen &= (back < self.window) & (back > -self.window)
         if self.q_segments is not None and self.k_segments is not None:
             seen = seen & (self.q_segments[:, :, None] == self.k_segments[:, None, :])
+        if self.q_branches is not None and self.k_branches is not None:
+            key = self.k_branches[:, None, :]
+            seen = seen & ((key == 0) | (key == self.q_branches[:, :, None]))
         return seen
 
     def distance(self) -> jax.Array:
-        """How far a key lies behind its query, int32 [1, T, S]."""
+        """How far a key lies behind its query, int32 [1, T, S], with branches [B, T, S]."""
         return self.q_index[:, :, None] - self.k_index[:, None, :]

@@ -10,6 +10,7 @@ from flax import nnx
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.named import resolve
+from llmasos_jax.nn.adapters import product
 from llmasos_jax.nn.fences import gated
 from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.nn.weight import weight
@@ -51,19 +52,21 @@ class MLP(nnx.Module):
 
     def __call__(self, x_btd: jax.Array, runtime: Runtime) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]."""
-        up_btf = add_bias(runtime.dot("btd,df->btf", x_btd, self.up[...]), self.up_bias)
+        up_btf = add_bias(product(self, "up", "btd,df->btf", x_btd, runtime), self.up_bias)
         up_btf = runtime.tag(up_btf, "up")
         if self.gate is None:
             hidden_btf = self.act_fn(up_btf)
         else:
-            gate_btf = add_bias(runtime.dot("btd,df->btf", x_btd, self.gate[...]), self.gate_bias)
+            gate_btf = add_bias(
+                product(self, "gate", "btd,df->btf", x_btd, runtime), self.gate_bias
+            )
             gate_btf = runtime.tag(gate_btf, "gate")
             if runtime.platform != "gpu":
                 hidden_btf = gated(self.act_fn, gate_btf, up_btf)
             else:
                 hidden_btf = self.act_fn(gate_btf) * up_btf
         hidden_btf = runtime.place(hidden_btf, None, None, "ffn")
-        return add_bias(runtime.dot("btf,fd->btd", hidden_btf, self.down[...]), self.down_bias)
+        return add_bias(product(self, "down", "btf,fd->btd", hidden_btf, runtime), self.down_bias)
 
 
 def add_bias(x: jax.Array, bias: nnx.Param | None) -> jax.Array:

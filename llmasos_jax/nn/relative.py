@@ -30,8 +30,17 @@ class RelativeBias(nnx.Module):
         self.both_ways = not cfg.causal
 
     def __call__(self, visible: Visibility, runtime: Runtime) -> jax.Array:
-        """What is added to the scores of each query and key, float32 [N, T, S]."""
+        """What is added to the scores of each query and key, float32 [N, T, S].
+
+        With branches it is of each row, [B, N, T, S].
+        """
         table_nb = own_heads(self.buckets[...].T, runtime)
+        if visible.k_branches is not None:
+            bucket_bts = buckets(
+                visible.distance(), table_nb.shape[1], self.max_distance, both_ways=self.both_ways
+            )
+            bias_bnts = jnp.moveaxis(jnp.take(table_nb, bucket_bts, axis=1), 0, 1)
+            return runtime.place(bias_bnts, None, "heads", None, None)
         bucket_ts = buckets(
             visible.distance()[0], table_nb.shape[1], self.max_distance, both_ways=self.both_ways
         )

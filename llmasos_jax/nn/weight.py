@@ -33,7 +33,8 @@ def weight(
     Args:
       shape: of one layer's weight.
       axes: logical name of each dimension (see `parallel.rules.Rules`).
-      init: "normal", "residual" (normal, smaller by sqrt(2 L)), "zeros" or "ones".
+      init: "normal", "residual" (normal, smaller by sqrt(2 L)), "fan_in" (normal, of variance 1 / 3
+        of the inputs' number), "zeros" or "ones".
       num_in: how many leading dimensions a product contracts; 0 for what is not a product's weight,
         or has its output axis first already.
       num_lead: dimensions before these that number matrices of their own: 1 for experts.

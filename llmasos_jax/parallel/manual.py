@@ -101,6 +101,11 @@ class Manual:
         """The global number of this device's first row, when each device holds `num_rows`."""
         return lax.axis_index(batch_axes(self.mesh)) * num_rows
 
+    def whole_rows(self, x: jax.Array) -> jax.Array:
+        """[B, ...] of the whole batch, from this device's rows of it; in the order of the batch."""
+        names = self._cut(batch_axes(self.mesh))
+        return lax.all_gather(x, names, axis=0, tiled=True) if names else x
+
     @property
     def context(self) -> int:
         """Into how many parts the tokens of a sequence are split."""

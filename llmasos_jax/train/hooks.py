@@ -30,6 +30,7 @@ class RunInfo:
       num_parameters: weights of the model.
       speed: tokens per step, and what MFU is measured against.
       devices: what the run is on, as `parallel.mesh.describe` says it.
+      num_moved: weights that the run moves; None for all.
     """
 
     config: Config
@@ -38,6 +39,7 @@ class RunInfo:
     num_parameters: int
     speed: Speed
     devices: str
+    num_moved: int | None = None
 
     def is_logged(self, step: int) -> bool:
         """Whether a step's values go to files: each `log_every_steps`, the first and the last."""

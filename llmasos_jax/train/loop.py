@@ -18,9 +18,11 @@ from llmasos_jax.parallel import distributed
 from llmasos_jax.train.hooks import Hook, RunInfo
 from llmasos_jax.train.metrics import Speed, heldout_values, mfu, step_values
 from llmasos_jax.train.preemption import StopRequest
+from llmasos_jax.train.pretrained import Pretrained, moved_weights, whole_weights
 from llmasos_jax.train.scaling import SMALLEST
 from llmasos_jax.train.start import weights_of
 from llmasos_jax.train.state import StepMetrics, TrainState
+from llmasos_jax.types import Tree
 
 if TYPE_CHECKING:
     from llmasos_jax.train.step import Trainer
@@ -39,12 +41,19 @@ class Fitted:
     sample: str | None
 
 
-def restore_or_start(trainer: Trainer, data: Data, checkpoints: Checkpointer) -> TrainState:
+def restore_or_start(
+    trainer: Trainer,
+    data: Data,
+    checkpoints: Checkpointer,
+    base: Pretrained | None = None,
+    frozen: Tree | None = None,
+) -> TrainState:
     """The state to go on from.
 
     1. The newest checkpoint of this run, with the data position that was saved beside it.
-    2. The newest weights of the run that `train.start_from` names.
-    3. Random weights, from `train.seed`.
+    2. The weights of the model that is fine-tuned; what it has not is random.
+    3. The newest weights of the run that `train.start_from` names.
+    4. Random weights, from `train.seed`.
 
     Raises:
       CheckpointError: the checkpoint is of another model or optimizer; every leaf is listed.
@@ -55,6 +64,8 @@ def restore_or_start(trainer: Trainer, data: Data, checkpoints: Checkpointer) ->
         data.restore(restored.data_state)
         return restored.state
     key = jax.random.key(trainer.cfg.train.seed)
+    if base is not None:
+        return trainer.start(key, moved_weights(trainer, key, base, frozen or {}))
     if trainer.cfg.train.start_from is not None:
         return trainer.start(key, weights_of(trainer.cfg, trainer.abstract_state.params))
     return trainer.init(key)
@@ -68,6 +79,7 @@ def fit(
     hooks: Hook,
     info: RunInfo,
     sampler: Sampler | None = None,
+    frozen: Tree | None = None,
 ) -> Fitted:
     """Trains from `state` to `train.steps`, saving on the way.
 
@@ -79,6 +91,7 @@ def fit(
       hooks: told of each event.
       info: what the hooks are told first.
       sampler: writes a text from weights, for `config.sample`.
+      frozen: the weights that the run leaves as they are.
 
     Returns:
       The last values.
@@ -87,7 +100,7 @@ def fit(
       TrainingFailedError: loss or gradient is no longer finite; nothing bad was saved.
       PreemptedError: SIGTERM or Ctrl-C; the step in flight was finished and saved.
     """
-    run = _Run(trainer, data, checkpoints, hooks, info, sampler)
+    run = _Run(trainer, data, checkpoints, hooks, info, sampler, frozen or {})
     hooks.on_start(info)
     try:
         run.steps(state)
@@ -114,9 +127,11 @@ class _Run:
         hooks: Hook,
         info: RunInfo,
         sampler: Sampler | None,
+        frozen: Tree,
     ) -> None:
         self.trainer, self.data, self.checkpoints = trainer, data, checkpoints
         self.hooks, self.sampler, self.cfg = hooks, sampler, trainer.cfg
+        self.frozen = frozen
         self.meter = _Meter(info.speed)
         self.good_step = info.start_step
         self.values: dict[str, float] = {}
@@ -134,7 +149,7 @@ class _Run:
             for step in range(first, last + 1):
                 stop.begin(step)
                 batch = self.trainer.put(next(self.data.train))
-                state, metrics = self.trainer.step(state, batch)
+                state, metrics = self.trainer.step(state, batch, self.frozen)
                 # The device has work: now there is time for the step before.
                 if in_flight is not None:
                     self.report(*in_flight)
@@ -197,7 +212,7 @@ class _Run:
         sums: Any = None
         for index in range(min(count, self.cfg.train.eval_batches or count)):
             batch = self.trainer.put(self.data.heldout[index])
-            part = self.trainer.evaluate(state.params, batch)
+            part = self.trainer.evaluate(state.params, batch, self.frozen)
             sums = part if sums is None else sums + part
             if stop.name:
                 return
@@ -213,7 +228,7 @@ class _Run:
     def sample(self, step: int, state: TrainState) -> None:
         """Lets the model write, if there is a prompt and something to write with."""
         if self.sampler is not None and self.cfg.sample.prompt is not None:
-            self.text = self.sampler(state.params)
+            self.text = self.sampler(whole_weights(self.trainer, state.params, self.frozen))
             self.hooks.on_sample(step, self.text)
 
     def save(self, step: int, state: TrainState) -> None:

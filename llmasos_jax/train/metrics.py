@@ -11,6 +11,8 @@
 | accuracy | share | targets that have the largest logit (and other sums of the objective) |
 | nsp_loss, sop_loss | nats per row | of the score for pairs of sentences |
 | nsp_accuracy, sop_accuracy | share | rows whose pair is told right |
+| macro_f1 | share | labelled texts: mean of F1 over the labels that occur |
+| mse, pearson | squared units, - | "regress": mean squared error; Pearson's r |
 | learning_rate | | of this step |
 | grad_norm | | global L2 norm of the gradient, before clipping |
 | param_norm, update_norm | | global L2 norms: of the weights before the step, of their change |

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,9 +14,15 @@ from llmasos_jax.config.named import resolve
 from llmasos_jax.config.schema import Config
 from llmasos_jax.data import objectives
 from llmasos_jax.data.packing import PackedRows
+from llmasos_jax.data.records import labels as labelled_rows
+from llmasos_jax.data.records.packed import next_scored
+from llmasos_jax.data.records.preferences import pair_batch, read_preferences, stand_in_pairs
+from llmasos_jax.data.records.sft import read_conversations, stand_in_rows
 from llmasos_jax.data.tokenizers.vocabulary import Vocabulary, stand_in
 from llmasos_jax.errors import ConfigError
+from llmasos_jax.train.labels import LOSSES, check_labelled
 from llmasos_jax.train.masked import masked_loss, row_weights
+from llmasos_jax.train.preference import dpo_loss, pair_log_probs
 from llmasos_jax.train.sequence import causal_loss, prefix_loss, span_corruption_loss
 from llmasos_jax.train.sums import LossSum as LossSum
 from llmasos_jax.train.sums import Term as Term
@@ -36,6 +43,12 @@ class Objective:
         `Transformer.hidden` takes (None: no dropout).
       rows: from a corpus and `data.sequence_length` to its rows; the default is `PackedRows`, which
         cuts it into rows of one length.
+      examples: for an objective that learns from records, `(config, tokenizer, cache) -> Examples`
+        reads them; `rows` then only has to give a row of the same shapes for any text. None: the
+        run reads a corpus.
+      reference: for an objective that stays near the base of a fine-tuning run: `(model, batch,
+        runtime) -> float32 [B, 2]`, what the base says of each row of preferences; asked once,
+        before the first step (`train/reference.py`).
       by_sentence: whether the corpus keeps where sentences end, and has no special tokens.
       term_weights: for a loss that has `LossSum.terms`: `(batch) -> {term: weight}`, the same
         weights as the loss will give, from the batch alone. With them the gradient is that of the
@@ -57,6 +70,8 @@ class Objective:
     prepare: objectives.Prepare
     loss: Callable[..., LossSum]
     rows: objectives.MakeRows = PackedRows
+    examples: objectives.ReadExamples | None = None
+    reference: Callable[..., jax.Array] | None = None
     by_sentence: bool = False
     term_weights: Callable[[Any], Mapping[str, jax.Array]] | None = None
     token_fields: tuple[str, ...] = TOKENS
@@ -65,25 +80,7 @@ class Objective:
 def causal(cfg: Config, vocabulary: Vocabulary) -> Objective:
     """Predicts each token from those before it."""
     del vocabulary
-    model = cfg.model
-    _require(
-        model.causal,
-        cfg,
-        "predicts each token from those before it, and with model.causal=False it would see them "
-        'all; set model.causal=True, or objective.name="mlm"',
-    )
-    _require(
-        not model.encoder.num_layers,
-        cfg,
-        f"has no text for an encoder, and model.encoder.num_layers={model.encoder.num_layers}; set "
-        'it to 0, or objective.name="span_corruption"',
-    )
-    _require(
-        not model.prefix_lm,
-        cfg,
-        "never shows a prefix in both directions, as model.prefix_lm=True reads prompts; set "
-        'objective.name="prefix_lm", or model.prefix_lm=False',
-    )
+    _require_decoder(cfg)
     return Objective(prepare=objectives.causal, loss=causal_loss(cfg))
 
 
@@ -162,14 +159,89 @@ def span_corruption(cfg: Config, vocabulary: Vocabulary) -> Objective:
     return Objective(prepare=prepare, loss=span_corruption_loss(cfg), rows=rows)
 
 
+def labelled(cfg: Config, vocabulary: Vocabulary) -> Objective:
+    """Learns the label of a text, of its words, a score, or which texts are alike."""
+    del vocabulary
+    check_labelled(cfg)
+    by_word = ("targets", "loss_weights") if cfg.objective.name == "classify_tokens" else ()
+    return Objective(
+        prepare=labelled_rows.prepare(cfg),
+        loss=LOSSES[cfg.objective.name](cfg),
+        rows=labelled_rows.empty_rows,
+        examples=labelled_rows.read_examples,
+        token_fields=("tokens", "segment_ids", "positions", "extra.token_types", *by_word),
+    )
+
+
+def sft(cfg: Config, vocabulary: Vocabulary) -> Objective:
+    """Predicts the assistant's tokens of conversations, each from all before it."""
+    del vocabulary
+    _require_decoder(cfg)
+    return Objective(
+        prepare=next_scored,
+        loss=causal_loss(cfg),
+        rows=stand_in_rows,
+        examples=read_conversations,
+    )
+
+
+def dpo(cfg: Config, vocabulary: Vocabulary) -> Objective:
+    """Makes the better of two answers likelier than the other one, from where the model began."""
+    del vocabulary
+    _require_decoder(cfg)
+    _require(
+        cfg.mesh.context == 1,
+        cfg,
+        f"adds up each answer's tokens on one device, and mesh.context={cfg.mesh.context} splits "
+        "them; set it to 1",
+    )
+    _require(
+        cfg.objective.z_loss == 0,
+        cfg,
+        f"has no z-loss, and objective.z_loss={cfg.objective.z_loss}; set it to 0",
+    )
+    return Objective(
+        prepare=pair_batch,
+        loss=dpo_loss(cfg),
+        rows=stand_in_pairs,
+        examples=read_preferences,
+        reference=partial(pair_log_probs, cfg),
+    )
+
+
 TABLE: Mapping[str, Callable[[Config, Vocabulary], Objective]] = {
     "causal": causal,
+    "dpo": dpo,
     "mlm": mlm,
     "mlm_nsp": mlm_nsp,
     "mlm_sop": mlm_sop,
     "prefix_lm": prefix_lm,
+    "sft": sft,
     "span_corruption": span_corruption,
+    **dict.fromkeys(LOSSES, labelled),
 }
+
+
+def _require_decoder(cfg: Config) -> None:
+    model = cfg.model
+    _require(
+        model.causal,
+        cfg,
+        "predicts each token from those before it, and with model.causal=False it would see them "
+        'all; set model.causal=True, or objective.name="mlm"',
+    )
+    _require(
+        not model.encoder.num_layers,
+        cfg,
+        f"has no text for an encoder, and model.encoder.num_layers={model.encoder.num_layers}; set "
+        'it to 0, or objective.name="span_corruption"',
+    )
+    _require(
+        not model.prefix_lm,
+        cfg,
+        "never shows a prefix in both directions, as model.prefix_lm=True reads prompts; set "
+        'objective.name="prefix_lm", or model.prefix_lm=False',
+    )
 
 
 def _require_encoder(cfg: Config) -> None:

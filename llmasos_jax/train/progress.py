@@ -14,6 +14,16 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
+# What a loss is that is not of tokens, and so has no perplexity.
+UNITS = {
+    "classify": "nats per text",
+    "classify_tokens": "nats per word",
+    "dpo": "nats per pair",
+    "regress": "squared error",
+    "similarity": "nats per anchor",
+}
+
+
 class ProgressBar(Hook):
     """A bar with loss, speed and the time that is left; a line per logged step when piped."""
 
@@ -25,10 +35,12 @@ class ProgressBar(Hook):
         """Says what is trained and how far it is."""
         cfg = run.config
         self._run, self._start_s = run, time.monotonic()
+        moved = "" if run.num_moved is None else f", of which {run.num_moved:,} are trained"
         where = f"from step {run.start_step} of" if run.start_step else "for"
         self._say(
-            f"{cfg.name}: {run.num_parameters:,} parameters, {where} {cfg.train.steps:,} steps of "
-            f"{run.speed.tokens_per_step:,} tokens; MFU against {run.speed.peak_note}"
+            f"{cfg.name}: {run.num_parameters:,} parameters{moved}, {where} "
+            f"{cfg.train.steps:,} steps of {run.speed.tokens_per_step:,} tokens; MFU against "
+            f"{run.speed.peak_note}"
         )
         # Before a silence of seconds, or of minutes for a large model.
         self._say(f"compiling the first step for {run.devices}")
@@ -48,6 +60,8 @@ class ProgressBar(Hook):
         """Moves the bar, or writes a line if the step is one that is logged."""
         if self._first_done_s is None:
             self._first_done_s = time.monotonic()
+        if self._run.config.objective.name in UNITS:
+            values = {name: v for name, v in values.items() if name != "perplexity"}
         if self._bar is not None:
             self._bar.update(self._task, completed=step, values=summary(values, short=True))
         elif self._run.is_logged(step):
@@ -56,12 +70,15 @@ class ProgressBar(Hook):
 
     def on_eval(self, step: int, values: Values) -> None:
         """Writes the held-out loss."""
-        shares = {name: v for name, v in values.items() if name.endswith("accuracy")}
-        told = [f", {_spoken(name)} {value:.1%}" for name, value in shares.items()]
-        self._say(
-            f"step {step}  held-out loss {values['heldout_loss']:.4f}, "
-            f"perplexity {values['heldout_perplexity']:.2f}{''.join(told)}"
-        )
+        told = [f"held-out loss {values['heldout_loss']:.4f}"]
+        if self._run.config.objective.name not in UNITS:
+            told.append(f"perplexity {values['heldout_perplexity']:.2f}")
+        for name, value in values.items():
+            if name.endswith(("accuracy", "macro_f1")):
+                told.append(f"{_spoken(name)} {value:.1%}")
+            elif name.endswith("pearson"):
+                told.append(f"{_spoken(name)} {value:.3f}")
+        self._say(f"step {step}  {', '.join(told)}")
 
     def on_sample(self, step: int, text: str) -> None:
         """Writes the text."""
@@ -115,7 +132,8 @@ def summary(values: Values, short: bool = False) -> str:
     """
     parts = [f"loss {values['loss']:.4f}"]
     if not short:
-        parts.append(f"perplexity {values['perplexity']:.2f}")
+        if "perplexity" in values:
+            parts.append(f"perplexity {values['perplexity']:.2f}")
         parts.append(f"lr {values['learning_rate']:.2e}")
     if "tokens_per_s" in values:
         parts.append(f"{values['tokens_per_s']:,.0f} tok/s")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmasos_jax.train.progress import duration
+from llmasos_jax.train.progress import UNITS, duration
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class TrainResult:
       heldout_nsp_accuracy, heldout_sop_accuracy: share of the held-out rows whose pair of sentences
         is told right; None for an objective without pairs.
       larger_class_accuracy: share of them that are of the more frequent kind.
+      heldout_macro_f1: of "classify" and "classify_tokens", the mean of F1 over the labels.
+      heldout_pearson: of "regress", Pearson's r of scores and what was asked for.
       objective: `config.objective.name`; for "causal" accuracy is kept, and not printed.
 
     Example:
@@ -75,6 +77,8 @@ class TrainResult:
     heldout_nsp_accuracy: float | None = None
     heldout_sop_accuracy: float | None = None
     larger_class_accuracy: float | None = None
+    heldout_macro_f1: float | None = None
+    heldout_pearson: float | None = None
     objective: str = "causal"
 
     def rows(self) -> list[tuple[str, str]]:
@@ -83,18 +87,23 @@ class TrainResult:
             ("trained", str(self.workdir)),
             ("steps", f"{self.step:,} ({self.tokens:,} tokens, {duration(self.seconds)})"),
         ]
+        unit = UNITS.get(self.objective, "nats per token")
         if self.loss is not None:
-            rows.append(("loss", f"{self.loss:.4f} nats per token"))
+            rows.append(("loss", f"{self.loss:.4f} {unit}"))
         if self.heldout_loss is not None and self.heldout_perplexity is not None:
-            rows.append(("held-out loss", f"{self.heldout_loss:.4f} nats per token"))
-            counted = {"bigram": self.bigram_perplexity, "unigram": self.unigram_perplexity}
-            known = [f"{name} {value:.2f}" for name, value in counted.items() if value is not None]
-            text = f"perplexity {self.heldout_perplexity:.2f} per token"
-            rows.append(("held-out", text + (f" ({', '.join(known)})" if known else "")))
-        rows += self._accuracies()
+            rows.append(("held-out loss", f"{self.heldout_loss:.4f} {unit}"))
+            if self.objective not in UNITS:
+                rows.append(("held-out", self._perplexities(self.heldout_perplexity)))
+        rows += [*self._accuracies(), *self._reports()]
         if self.sample is not None:
             rows.append(("sample", self.sample))
         return rows
+
+    def _perplexities(self, heldout: float) -> str:
+        """The held-out one, beside those of counts where these are known."""
+        counted = {"bigram": self.bigram_perplexity, "unigram": self.unigram_perplexity}
+        known = [f"{name} {value:.2f}" for name, value in counted.items() if value is not None]
+        return f"perplexity {heldout:.2f} per token" + (f" ({', '.join(known)})" if known else "")
 
     def _accuracies(self) -> list[tuple[str, str]]:
         """Shares that were right, each beside its baseline where that was counted."""
@@ -111,6 +120,12 @@ class TrainResult:
             )
             if found is not None
         ]
+
+    def _reports(self) -> list[tuple[str, str]]:
+        """What labelled texts are judged by, beside the share that was right."""
+        f1, r = self.heldout_macro_f1, self.heldout_pearson
+        found = [] if f1 is None else [("macro F1", f"{f1:.1%}")]
+        return found if r is None else [*found, ("Pearson's r", f"{r:.4f}")]
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<18} {value}" for name, value in self.rows())

@@ -18,12 +18,13 @@ from llmasos_jax.checkpoint.orbax import Checkpointer
 from llmasos_jax.config.files import cache_folder
 from llmasos_jax.config.schema import Config
 from llmasos_jax.data.baselines import Baselines, baselines
+from llmasos_jax.data.examples import Examples
 from llmasos_jax.data.pipeline import Data, open_data
-from llmasos_jax.data.sources import documents
 from llmasos_jax.data.target_baselines import TargetBaselines, target_baselines
-from llmasos_jax.data.tokenizers.load import build_tokenizer
+from llmasos_jax.data.tokenizers.load import tokenizer_of_run
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.data.tokenizers.vocabulary import Vocabulary, vocabulary_of
+from llmasos_jax.errors import ConfigError
 from llmasos_jax.models.count import count_parameters, flops_per_row
 from llmasos_jax.parallel import distributed
 from llmasos_jax.parallel.mesh import describe, make_mesh
@@ -32,11 +33,15 @@ from llmasos_jax.train.hooks import Hook, Hooks, MetricsFile, RunInfo, TensorBoa
 from llmasos_jax.train.loop import Fitted, fit, restore_or_start
 from llmasos_jax.train.metrics import Speed, peak_flops
 from llmasos_jax.train.objective import TABLE, build_objective
+from llmasos_jax.train.pretrained import Pretrained, frozen_weights
 from llmasos_jax.train.progress import ProgressBar
+from llmasos_jax.train.reference import referenced
 from llmasos_jax.train.result import TrainResult, read_result
 from llmasos_jax.train.start import tokenizer_of
 from llmasos_jax.train.step import Trainer, make_trainer
+from llmasos_jax.train.trained import share_of_flops
 from llmasos_jax.train.workdir import claimed, newest_step, saved_tokenizer
+from llmasos_jax.types import Tree
 
 # The longest text that is counted for a comparison: a minute's work, where more would be hours.
 _COUNTED_TOKENS = 200_000_000
@@ -52,6 +57,7 @@ def run(
     sample: Sample | None = None,
     *,
     cache: Path | None = None,
+    base: Pretrained | None = None,
 ) -> TrainResult:
     """Trains a config in a folder, or goes on where the folder stopped.
 
@@ -64,6 +70,7 @@ def run(
       hooks: told of events, besides those that the config names.
       sample: writes a text with the weights (scanned layout) for `config.sample`; None writes none.
       cache: folder for token ids and trained tokenizers; None takes the user's cache folder.
+      base: the model that `config.finetune.base` names, where it does (`finetune/run.py`).
 
     Returns:
       What the run came to.
@@ -75,6 +82,11 @@ def run(
       PreemptedError: Ctrl-C or SIGTERM; saved, the same call goes on.
     """
     start_s = time.monotonic()
+    if (config.finetune.base is None) != (base is None):
+        raise ConfigError(
+            f'finetune.base="{config.finetune.base}" makes this a fine-tuning run; start it with '
+            "`llmasos finetune`, or llmasos.finetune(config)"
+        )
     step = newest_step(workdir, config)
     check_same(distributed.current(), config, workdir, step)
     finished = None if step is None else _finished(workdir, config, step)
@@ -84,22 +96,29 @@ def run(
     # The objective is built twice: what it refuses in a config is said before a tokenizer is made.
     trainer, told = make_trainer(config, make_mesh(config.mesh)), _hooks(config, hooks)
     cache = cache or cache_folder() / "data"
-    tokenizer = _tokenizer(config, workdir, cache, is_new=step is None)
+    if base is not None:
+        tokenizer = base.tokenizer
+    else:
+        has_records = trainer.objective.examples is not None
+        tokenizer = _tokenizer(config, workdir, cache, is_new=step is None, has_records=has_records)
     vocabulary = vocabulary_of(tokenizer, config.model.vocab_size)
     trainer = dataclasses.replace(trainer, objective=build_objective(config, vocabulary))
-    data = _open(config, tokenizer, trainer, cache)
+    frozen = {} if base is None else frozen_weights(trainer, base)
+    data = _open(config, tokenizer, trainer, cache, base, frozen)
     check_same_text(distributed.current(), data.corpus.digest)
+    _say_counts(data)
     with contextlib.closing(data), claimed(workdir, config, tokenizer, is_new=step is None):
         check_shared(distributed.current(), workdir)
         policy = config.checkpoint
         keeper = Checkpointer(workdir / steps.FOLDER, policy.every_steps, policy.keep)
         with contextlib.closing(keeper):
-            state = restore_or_start(trainer, data, keeper)
+            state = restore_or_start(trainer, data, keeper, base, frozen)
             speed, parameters = _speed(trainer), count_parameters(config.model)
             devices = describe(trainer.mesh)
-            info = RunInfo(config, workdir, int(state.step), parameters, speed, devices)
+            moved = sum(leaf.size for leaf in jax.tree.leaves(state.params)) if frozen else None
+            info = RunInfo(config, workdir, int(state.step), parameters, speed, devices, moved)
             sampler = None if sample is None else functools.partial(sample, config, tokenizer)
-            fitted = fit(trainer, data, keeper, state, told, info, sampler)
+            fitted = fit(trainer, data, keeper, state, told, info, sampler, frozen)
             counts = _baselines(config, vocabulary, data, fitted)
     tokens = fitted.step * speed.tokens_per_step
     result = _result(config, workdir, fitted, counts, tokens, time.monotonic() - start_s)
@@ -108,7 +127,9 @@ def run(
     return result
 
 
-def _tokenizer(config: Config, workdir: Path, cache: Path, *, is_new: bool) -> Tokenizer:
+def _tokenizer(
+    config: Config, workdir: Path, cache: Path, *, is_new: bool, has_records: bool
+) -> Tokenizer:
     """The folder's own, else that of the run whose weights this one starts with, else a new one."""
     with first_here(distributed.current()):
         saved = None if is_new else saved_tokenizer(workdir)
@@ -116,7 +137,7 @@ def _tokenizer(config: Config, workdir: Path, cache: Path, *, is_new: bool) -> T
             return saved
         if config.train.start_from is not None:
             return tokenizer_of(config)
-        return build_tokenizer(config, documents(config.data, cache), cache)
+        return tokenizer_of_run(config, cache, has_records=has_records)
 
 
 def _finished(workdir: Path, config: Config, step: int) -> TrainResult | None:
@@ -132,7 +153,20 @@ def _finished(workdir: Path, config: Config, step: int) -> TrainResult | None:
     return result
 
 
-def _open(config: Config, tokenizer: Tokenizer, trainer: Trainer, cache: Path) -> Data:
+def _open(
+    config: Config,
+    tokenizer: Tokenizer,
+    trainer: Trainer,
+    cache: Path,
+    base: Pretrained | None,
+    frozen: Tree,
+) -> Data:
+    examples = trainer.objective.examples
+    if examples is not None and trainer.objective.reference is not None:
+        with first_here(distributed.current()):
+            read = examples(config, tokenizer, cache)
+        known = referenced(trainer, read, base, frozen, cache)
+        examples = lambda *_: known
     with first_here(distributed.current()):
         return open_data(
             config,
@@ -142,7 +176,15 @@ def _open(config: Config, tokenizer: Tokenizer, trainer: Trainer, cache: Path) -
             prepare=trainer.objective.prepare,
             rows=trainer.objective.rows,
             by_sentence=trainer.objective.by_sentence,
+            examples=examples,
         )
+
+
+def _say_counts(data: Data) -> None:
+    """What of a task's examples was not taken as it was, on the standard error."""
+    if isinstance(data.corpus, Examples) and data.corpus.counts and jax.process_index() == 0:
+        counts = [f"{count:,} {what}" for what, count in data.corpus.counts.items()]
+        print(f"note: of the examples: {'; '.join(counts)}", file=sys.stderr)
 
 
 def _speed(trainer: Trainer) -> Speed:
@@ -152,6 +194,7 @@ def _speed(trainer: Trainer) -> Speed:
     encoder = batch.extra.get("encoder_tokens")
     encoder_length = 0 if encoder is None else encoder.shape[1]
     flops = flops_per_row(trainer.cfg.model, length, batch.targets.shape[1], encoder_length)
+    flops *= share_of_flops(trainer.cfg)
     return Speed(
         tokens_per_step=rows * (length + encoder_length),
         flops_per_token=flops / (length + encoder_length),
@@ -174,6 +217,8 @@ def _baselines(
     name, batches = config.objective.name, config.train.eval_batches
     # An objective of the user's own may score anything.
     if name not in TABLE or not fitted.heldout or data.num_train_tokens > _COUNTED_TOKENS:
+        return None
+    if isinstance(data.corpus, Examples):
         return None
     if name == "causal":
         return baselines(data, vocabulary.size, batches)
@@ -205,5 +250,7 @@ def _result(
         heldout_nsp_accuracy=fitted.heldout.get("heldout_nsp_accuracy"),
         heldout_sop_accuracy=fitted.heldout.get("heldout_sop_accuracy"),
         larger_class_accuracy=None if one_answer is None else one_answer.larger_class,
+        heldout_macro_f1=fitted.heldout.get("heldout_macro_f1"),
+        heldout_pearson=fitted.heldout.get("heldout_pearson"),
         objective=config.objective.name,
     )

@@ -19,6 +19,7 @@ from llmasos_jax.data.batch import Batch
 from llmasos_jax.data.packing import TokenDocuments
 from llmasos_jax.data.tokenizers.vocabulary import Vocabulary
 from llmasos_jax.errors import ConfigError
+from llmasos_jax.models.adapters import adapters_of
 from llmasos_jax.models.definition import ModelDef, init_params
 from llmasos_jax.models.layout import scan_layout
 from llmasos_jax.models.pipeline import stage_schedule
@@ -35,10 +36,11 @@ from llmasos_jax.train.batches import batch_specs
 from llmasos_jax.train.master import narrow, next_params, widen, with_master
 from llmasos_jax.train.moments import with_moments
 from llmasos_jax.train.objective import LossSum, Objective, build_objective
-from llmasos_jax.train.optim import build_optimizer, like_params
+from llmasos_jax.train.optim import build_optimizer, like_params, norm_of_updates
 from llmasos_jax.train.scaling import choose, start_scale
 from llmasos_jax.train.schedules import build_schedule
 from llmasos_jax.train.state import StepMetrics, TrainState
+from llmasos_jax.train.trained import is_trained, parted, together
 from llmasos_jax.types import Tree
 
 
@@ -65,7 +67,7 @@ def make_trainer(cfg: Config, mesh: Mesh, vocabulary: Vocabulary | None = None) 
             f"({cfg.train.accumulate_steps}); make it a multiple of {parts}"
         )
     check_remat(cfg)
-    definition = ModelDef(cfg.model, scan_layout(cfg.model))
+    definition = ModelDef(cfg.model, scan_layout(cfg.model), adapters_of(cfg.finetune))
     schedule = stage_schedule(cfg, mesh, definition.layout)
     check_divisible(definition.shapes, definition.axes, mesh, manual.rules)
     runtime = training_runtime(
@@ -91,17 +93,22 @@ def make_trainer(cfg: Config, mesh: Mesh, vocabulary: Vocabulary | None = None) 
 def _optimizer(cfg: Config, definition: ModelDef) -> optax.GradientTransformation:
     """The config's optimizer, which remembers what it has to as `precision` says."""
     optimizer = build_optimizer(cfg.optim, cfg.train.steps)
-    kind = cfg.precision.moments
+    kind, moved = cfg.precision.moments, is_trained(cfg)
     if kind != "float32":
-        optimizer = with_moments(optimizer, kind, definition.shapes, cfg.optim.name)
+        shapes = parted(definition.shapes, moved)[0]
+        optimizer = with_moments(optimizer, kind, shapes, cfg.optim.name)
     if cfg.precision.weights != "float32" and cfg.precision.master:
-        optimizer = with_master(optimizer, definition.is_narrow)
+        optimizer = with_master(optimizer, parted(definition.is_narrow, moved)[0])
     return optimizer
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """The pure functions of a run, jitted for one mesh."""
+    """The pure functions of a run, jitted for one mesh.
+
+    In `TrainState.params` are the weights that the run moves. A fine-tuning run may leave others as
+    they are: those are `frozen`, an argument of each function, which no checkpoint holds.
+    """
 
     cfg: Config
     mesh: Mesh
@@ -136,13 +143,17 @@ class Trainer:
     def state_shardings(self) -> TrainState:
         """Where each array of the state lives; optimizer state lives with its weight."""
         whole = replicated(self.mesh)
-        params = shardings(self.definition.axes, self.mesh, self.manual.rules)
+        params = shardings(self._moved(self.definition.axes), self.mesh, self.manual.rules)
+        shapes = self._moved(self.definition.shapes)
         opt_state = like_params(
-            self._state_shapes.opt_state, self.definition.shapes, params, whole, of_rows=_of_rows
+            self._state_shapes.opt_state, shapes, params, whole, of_rows=_of_rows
         )
         scale = jax.tree.map(lambda _: whole, self._state_shapes.scale)
         # A tree of shardings in the place of a tree of arrays.
         return TrainState(whole, params, opt_state, whole, scale)  # pyright: ignore[reportArgumentType]
+
+    def _moved(self, tree: Tree) -> Tree:
+        return parted(tree, is_trained(self.cfg))[0]
 
     @cached_property
     def batch_sharding(self) -> NamedSharding:
@@ -183,7 +194,7 @@ class Trainer:
 
     @cached_property
     def step(self) -> Any:
-        """`(state, batch) -> (state, StepMetrics)`, jitted; the state's memory is taken over."""
+        """`(state, batch, frozen={}) -> (state, StepMetrics)`, jitted; takes the state's memory."""
         return jax.jit(
             self._step,
             donate_argnums=0,
@@ -192,11 +203,16 @@ class Trainer:
 
     @cached_property
     def evaluate(self) -> Any:
-        """`(params, batch) -> LossSum` over the global batch, jitted, without dropout."""
+        """`(params, batch, frozen={}) -> LossSum` over the global batch, jitted, no dropout."""
         return jax.jit(self._evaluate, out_shardings=replicated(self.mesh))
 
     def loss_and_grad(
-        self, params: Tree, batch: Batch, key: jax.Array, scale: jax.Array | None = None
+        self,
+        params: Tree,
+        batch: Batch,
+        key: jax.Array,
+        scale: jax.Array | None = None,
+        frozen: Tree | None = None,
     ) -> tuple[LossSum, Tree]:
         """Sums of the loss over the global batch, and the gradient of `weight_sum` times the loss.
 
@@ -206,28 +222,29 @@ class Trainer:
           key: of this step's dropout.
           scale: float32, what the mean loss is multiplied by before it is differentiated, and the
             gradient divided by; not finite where that is too much for float16. None for 1.
+          frozen: the weights that have no gradient.
 
         Returns:
           Sums (not means), and a float32 gradient that lives where the weights do.
         """
-        run = self._manual(self._device_loss_and_grad, batch, (PartitionSpec(), self._specs))
+        moved, frozen = self._moved(self._specs), frozen or {}
+        run = self.manually(self._device_loss_and_grad, batch, (PartitionSpec(), moved))
         given = {"key_data": jax.random.key_data(key), "scales": self._term_scales(batch)}
         if scale is None:
-            return run(params, batch, given)
+            return run(params, batch, given, frozen)
         factor = scale / jnp.maximum(jnp.sum(batch.loss_weights), 1.0)
-        sums, grads = run(params, batch, given | {"factor": factor})
+        sums, grads = run(params, batch, given | {"factor": factor}, frozen)
         return sums, jax.tree.map(lambda g: g / factor, grads)
 
     def _init(self, key: jax.Array) -> TrainState:
         init_key, run_key = jax.random.split(key)
-        return self._start(
-            run_key, init_params(self.definition, init_key, std=self.cfg.train.init_std)
-        )
+        whole = init_params(self.definition, init_key, std=self.cfg.train.init_std)
+        return self._start(run_key, self._moved(whole))
 
     def _start(self, run_key: jax.Array, params: Tree) -> TrainState:
         precision, whole = self.cfg.precision, widen(params)
         if precision.weights != "float32":
-            params = narrow(whole, self.definition.is_narrow)
+            params = narrow(whole, self._moved(self.definition.is_narrow))
         opt_state, scale = self.optimizer.init(whole), start_scale(precision)
         return TrainState(jnp.int32(0), params, opt_state, run_key, scale)
 
@@ -235,10 +252,12 @@ class Trainer:
     def _state_shapes(self) -> TrainState:
         return jax.eval_shape(self._init, jax.random.key(0))
 
-    def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def _step(
+        self, state: TrainState, batch: Batch, frozen: Tree | None = None
+    ) -> tuple[TrainState, StepMetrics]:
         key, scale = jax.random.fold_in(state.key, state.step), state.scale
         sums, grads = self.loss_and_grad(
-            state.params, batch, key, None if scale is None else scale.value
+            state.params, batch, key, None if scale is None else scale.value, frozen
         )
         tokens = jnp.maximum(sums.weight_sum, 1.0)
         grads = jax.tree.map(lambda g: g / tokens, grads)
@@ -246,7 +265,7 @@ class Trainer:
             whole = widen(state.params)
             updates, opt_state = self.optimizer.update(grads, state.opt_state, whole)
             params = next_params(state.params, updates, opt_state, state.step)
-            update_norm = _norm_of_updates(updates, params, self.runtime.platform)
+            update_norm = norm_of_updates(updates, params, self.runtime.platform)
         means, grad_norm, num_updates = sums.means(), optax.tree.norm(grads), state.step
         if scale is not None:
             # The norm is of all devices' gradients, so they agree.
@@ -271,12 +290,12 @@ class Trainer:
         )
         return TrainState(state.step + 1, params, opt_state, state.key, scale), metrics
 
-    def _evaluate(self, params: Tree, batch: Batch) -> LossSum:
-        def run(params: Tree, batch: Batch, _: Tree) -> LossSum:
-            model = self.definition.bind(params)
+    def _evaluate(self, params: Tree, batch: Batch, frozen: Tree | None = None) -> LossSum:
+        def run(params: Tree, batch: Batch, _: Tree, frozen: Tree) -> LossSum:
+            model = self.definition.bind(together(params, frozen))
             return self.manual.sum(self.objective.loss(model, batch, self.runtime, None))
 
-        return self._manual(run, batch, PartitionSpec())(params, batch, {})
+        return self.manually(run, batch, PartitionSpec())(params, batch, {}, frozen or {})
 
     @property
     def _specs(self) -> Tree:
@@ -289,12 +308,14 @@ class Trainer:
     def _batch_specs(self, batch: Batch) -> Batch:
         return batch_specs(batch, self.objective.token_fields, self.manual)
 
-    def _manual(self, fn: Any, batch: Batch, out_specs: Any) -> Any:
-        in_specs = (self._specs, self._batch_specs(batch), PartitionSpec())
+    def manually(self, fn: Any, batch: Batch, out_specs: Any) -> Any:
+        """`fn(moved, batch, replicated, frozen)` in the manual region."""
+        moved, frozen = parted(self._specs, is_trained(self.cfg))
+        in_specs = (moved, self._batch_specs(batch), PartitionSpec(), frozen)
         return self.manual.shard_map(fn, in_specs, out_specs)
 
     def _device_loss_and_grad(
-        self, params: Tree, batch: Batch, given: dict[str, Any]
+        self, params: Tree, batch: Batch, given: dict[str, Any], frozen: Tree
     ) -> tuple[LossSum, Tree]:
         """What one device does with its part of the batch, inside the manual region.
 
@@ -307,7 +328,7 @@ class Trainer:
         # a multiple of n. (The balance of experts is over a part.)
         cut = lambda x: x.reshape(rows // num_parts, num_parts, *x.shape[1:]).swapaxes(0, 1)
         parts = jax.tree.map(cut, (batch, numbers))
-        loss = partial(self._loss, **given)
+        loss = partial(self._loss, **given, frozen=frozen)
 
         def grad_fn(*args: Any) -> tuple[Tree, LossSum]:
             grads, sums = jax.grad(loss, has_aux=True)(*args)
@@ -323,7 +344,8 @@ class Trainer:
             shapes = jax.eval_shape(grad_fn, params, *jax.tree.map(lambda x: x[0], parts))
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[1], shapes[0]))
             (sums, grads), _ = lax.scan(add, zeros, parts)
-        grads = jax.tree.map(self.manual.sum_gradient, grads, self.definition.axes)
+        axes = self._moved(self.definition.axes)
+        grads = jax.tree.map(self.manual.sum_gradient, grads, axes)
         return self.manual.sum(sums), grads
 
     def _term_scales(self, batch: Batch) -> dict[str, jax.Array]:
@@ -347,6 +369,7 @@ class Trainer:
         *,
         key_data: jax.Array,
         scales: dict[str, jax.Array],
+        frozen: Tree,
         factor: jax.Array | None = None,
     ) -> tuple[jax.Array, LossSum]:
         dropout = None
@@ -355,7 +378,7 @@ class Trainer:
             rate = jnp.float32(self.cfg.train.dropout_rate)
             first = jnp.int32(self.manual.first_token(batch.tokens.shape[1]))
             dropout = Dropout(key, rate, rows_b, first, self.manual.context)
-        model = self.definition.bind(params)
+        model = self.definition.bind(together(params, frozen))
         runtime = dataclasses.replace(self.runtime, expert_capacity=self.cfg.train.expert_capacity)
         sums = self.objective.loss(model, batch, runtime, dropout)
         if sums.terms.keys() != scales.keys():
@@ -366,17 +389,6 @@ class Trainer:
         terms = [scales[name] * term.loss_sum for name, term in sums.terms.items()]
         total = sum(terms, start=sums.loss_sum)
         return total if factor is None else total * factor, sums
-
-
-def _norm_of_updates(updates: Any, params: Tree, platform: str) -> jax.Array:
-    """The norm of what was added, which gave `params`.
-
-    On TPU the sum has to read the new weights, too: else the compiler puts it and the moments into
-    one pass and the weights into a second one, and 11 arrays of a weight's size cross HBM, not 8.
-    """
-    if platform == "tpu":
-        updates = jax.tree.map(lambda u, p: jnp.where(p == p, u, jnp.nan), updates, params)
-    return optax.tree.norm(updates)
 
 
 def _of_rows(where: NamedSharding) -> NamedSharding:

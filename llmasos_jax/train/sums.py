@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +25,18 @@ class Term:
     extra: dict[str, jax.Array] = field(default_factory=dict)
 
 
+class Tally(Protocol):
+    """Sums of which a report is no quotient: a pytree, whose leaves are added."""
+
+    def values(self) -> dict[str, jax.Array]:
+        """What is reported, by name."""
+        ...
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LossSum:
-    """Sums over tokens; a mean is taken once, after all parts and devices are added.
+    """Sums over tokens, or examples; a mean is taken once, after all parts and devices are added.
 
     Attributes:
       loss_sum: what is differentiated: nats, plus the weighted z-loss and the routers' losses.
@@ -36,6 +45,7 @@ class LossSum:
       extra: more sums by name, reported divided by `weight_sum` (`{"accuracy": correct tokens}`).
       terms: further terms by name, each with a mean of its own; an objective that has some says
         their weights ahead, in `Objective.term_weights`.
+      tallies: more sums by name, which report themselves.
     """
 
     loss_sum: jax.Array
@@ -43,6 +53,7 @@ class LossSum:
     weight_sum: jax.Array
     extra: dict[str, jax.Array] = field(default_factory=dict)
     terms: dict[str, Term] = field(default_factory=dict)
+    tallies: dict[str, Tally] = field(default_factory=dict)
 
     def __add__(self, other: LossSum) -> LossSum:
         return jax.tree.map(lambda a, b: a + b, self, other)
@@ -52,7 +63,7 @@ class LossSum:
 
         Returns:
           "loss", which is the mean over tokens plus the mean of each term; "nll"; the extra ones;
-          "TERM_loss" and "TERM_EXTRA" of each term.
+          "TERM_loss" and "TERM_EXTRA" of each term; what each tally reports.
 
         Example:
           >>> one = jnp.float32(1.0)
@@ -68,4 +79,6 @@ class LossSum:
             means[f"{term}_loss"] = sums.loss_sum / weight
             means["loss"] = means["loss"] + means[f"{term}_loss"]
             means |= {f"{term}_{name}": value / weight for name, value in sums.extra.items()}
+        for tally in self.tallies.values():
+            means |= tally.values()
         return means

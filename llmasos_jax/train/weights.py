@@ -34,7 +34,8 @@ _IN_OUT: dict[str, tuple[int, int]] = {
 }
 # Below "moe", these are one matrix for each expert.
 _EXPERTS = ("gate", "up", "down")
-_VECTORS = ("scale", "bias", "positions", "types", "buckets")
+_VECTORS = ("scale", "bias", "positions", "types", "buckets", "magnitude")
+_LORA = "_lora"  # behind the name of a weight with a low-rank change
 _BLOCKS = ("prefix", "periods", "suffix", "layers")
 
 
@@ -63,15 +64,23 @@ def matrix(path: Path) -> Matrix | None:
     name = path[-1]
     if name in _VECTORS or name.endswith("_bias"):
         return None
+    num_in, num_out = _in_out(path)
+    start = num_lead(path)
+    middle = start + num_in
+    return Matrix(tuple(range(start, middle)), tuple(range(middle, middle + num_out)))
+
+
+def _in_out(path: Path) -> tuple[int, int]:
+    *_, above, name = ("", *path)
+    if above.endswith(_LORA):  # x A B, each a matrix of its own
+        num_in, num_out = _in_out((above.removesuffix(_LORA),))
+        return (num_in, 1) if name == "a" else (1, num_out)
     if name not in _IN_OUT:
         raise ConfigError(
             f'the optimizer does not know the weight "{".".join(path)}": add "{name}" to the table '
             "in llmasos_jax/train/weights.py, with the dimensions that its product contracts"
         )
-    num_in, num_out = _IN_OUT[name]
-    start = num_lead(path)
-    middle = start + num_in
-    return Matrix(tuple(range(start, middle)), tuple(range(middle, middle + num_out)))
+    return _IN_OUT[name]
 
 
 def is_stacked(path: Path) -> bool:

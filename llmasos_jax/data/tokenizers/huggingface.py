@@ -254,6 +254,16 @@ class HuggingFaceTokenizer:
             raise _cannot_encode(error) from error
         return self._checked(ids)
 
+    def encode_places(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Returns the ids of `encode_marked` of each text, and the characters each stands for."""
+        for text in texts:
+            utf8(text)
+        try:
+            encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        except Exception as error:  # the library raises bare Exception
+            raise _cannot_encode(error) from error
+        return [(self._checked(e.ids), e.offsets) for e in encoded]
+
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes `tokenizer.json`."""
         (folder / FILE).write_text(self._text, encoding="utf-8")

@@ -8,6 +8,7 @@ from typing import Any
 
 from llmasos_jax.config.named import resolve
 from llmasos_jax.config.schema import Config
+from llmasos_jax.data.sources import documents
 from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer, Tokenizer
 from llmasos_jax.errors import ConfigError, TokenizerError
 
@@ -109,6 +110,28 @@ def entry_file(entry: Mapping[str, Any], folder: Path) -> Path:
             f"tokenizer file {path} is not there; put it back or correct tokenizer.file"
         )
     return path
+
+
+def tokenizer_of_run(cfg: Config, cache: Path, *, has_records: bool) -> Tokenizer:
+    """The tokenizer of a run that takes over none: loaded, or trained on its text.
+
+    Args:
+      cfg: as in `build_tokenizer`.
+      cache: folder for the trained tokenizer.
+      has_records: whether the run learns from records, of which none is trained.
+
+    Raises:
+      ConfigError: there is none to load, and no text to train one on.
+      TokenizerError, DataError: as in `build_tokenizer` and `data.sources.documents`.
+    """
+    if not has_records:
+        return build_tokenizer(cfg, documents(cfg.data, cache), cache)
+    if cfg.tokenizer.path is None and cfg.tokenizer.kind in ("sentencepiece", "tokenizers"):
+        raise ConfigError(
+            f'objective.name="{cfg.objective.name}" learns from records, of which no tokenizer is '
+            "trained; set finetune.base, whose tokenizer is taken, or tokenizer.path"
+        )
+    return build_tokenizer(cfg, (), cache)
 
 
 def build_tokenizer(cfg: Config, documents: Sequence[str], cache: Path) -> Tokenizer:

@@ -125,6 +125,20 @@ def encode_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterable[Any]:
     return (tokenizer.encode(text) for text in texts)
 
 
+def encode_marked(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text in which special tokens stand, written out; none is added.
+
+    A tokenizer without a method `encode_marked` has no special tokens that can be written: these
+    are the ids of `encode`.
+
+    Example:
+      >>> encode_marked(ByteTokenizer(), "a")
+      [256, 97]
+    """
+    encode: Any = getattr(tokenizer, "encode_marked", tokenizer.encode)
+    return encode(text)
+
+
 def encode_input(
     tokenizer: Tokenizer, text: str, pair: str | None = None
 ) -> tuple[list[int], list[int]]:

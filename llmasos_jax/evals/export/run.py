@@ -184,7 +184,7 @@ def _export(
         proof = None
         if not unproven:
             with Steps(f"prove {target.name}") as steps:
-                proof = prove(
+                proof = target.own_proof(files, temporary, written, seed) or prove(
                     *(target, files, temporary, written, dtype, seed),
                     **{"second": iree, "on_step": steps.begin},
                 )

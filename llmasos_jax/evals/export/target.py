@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from llmasos_jax.evals.export.weights import Read
 from llmasos_jax.evals.parity.probe import Probe
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.interop.written import Written
+
+if TYPE_CHECKING:
+    from llmasos_jax.evals.export.proof import Proof
 
 Tick = Callable[[str, int], None]
 
@@ -133,6 +136,16 @@ class Target(Protocol):
     def stored(self, folder: Path) -> Mapping[str, np.ndarray]:
         """The weights read back from what was written, by our names, read when asked for."""
         return Read(self.back(folder).tensors)
+
+    def own_proof(
+        self, files: ModelFiles, folder: Path, written: Written, seed: int
+    ) -> Proof | None:
+        """A proof in place of the usual one, for what is no whole model; None for the usual one.
+
+        Raises:
+          ExportError: what was written is not what the model is.
+        """
+        return None
 
     def back(self, folder: Path) -> ModelFiles:
         """What was written, as this package reads it."""

@@ -6,11 +6,12 @@ from llmasos_jax.errors import FormatError, did_you_mean
 from llmasos_jax.evals.export.gguf import Gguf
 from llmasos_jax.evals.export.huggingface import HuggingFace
 from llmasos_jax.evals.export.onnx import Onnx
+from llmasos_jax.evals.export.peft import Peft
 from llmasos_jax.evals.export.stablehlo import StableHLO
 from llmasos_jax.evals.export.target import Target
 
 TABLE: dict[str, Target] = {
-    target.name: target for target in (HuggingFace(), Gguf(), Onnx(), StableHLO())
+    target.name: target for target in (HuggingFace(), Gguf(), Onnx(), StableHLO(), Peft())
 }
 
 

@@ -108,7 +108,7 @@ def integrated_gradients(
     against: int | str | None = None,
     position: int = -1,
     decoder: Text | None = None,
-    baseline: Text | None = None,
+    baseline: Text | np.ndarray | None = None,
     tolerance: float = 0.01,
     max_evaluations: int = 2048,
 ) -> Attribution:
@@ -125,14 +125,16 @@ def integrated_gradients(
       against: whose logit is subtracted.
       position: where.
       decoder: of an encoder-decoder.
-      baseline: a text, or ids, of as many tokens, whose embeddings the path begins with (of an
-        encoder-decoder, the encoder's); None begins with zeros.
+      baseline: where the path begins. None is the mean of the embeddings of all tokens, at each
+        position; an array float [D] is what goes into the first block instead; a text, or ids, of
+        as many tokens, is their embeddings (of an encoder-decoder, the encoder's alone).
       tolerance: how far the sum may be from the difference, as a share of it.
       max_evaluations: gradients at most.
 
     Raises:
-      GenerationError: as `gradient_times_input`; the baseline has another length; or the sum was
-        not within `tolerance` after `max_evaluations`.
+      GenerationError: as `gradient_times_input`; the baseline has another length; the sum was not
+        within `tolerance` after `max_evaluations`; or a gradient is beyond float32, as from zeros
+        in a deep model, whose every norm turns within a small share of the way of the one before.
 
     Example:
       >>> from llmasos_jax.config.model import ModelConfig
@@ -143,14 +145,7 @@ def integrated_gradients(
     """
     row, wanted = _ask(model, text, token, against, position, decoder)
     embedded = call(model, _embedded, row.arrays)
-    start = _zeros(embedded)
-    if baseline is not None:
-        other = read_row(model, baseline, decoder)
-        if len(other.ids) != len(row.ids):
-            raise GenerationError(
-                f"the baseline has {len(other.ids)} tokens, the text {len(row.ids)}; give as many"
-            )
-        start = call(model, _embedded, other.arrays)
+    start = _start(model, row, embedded, baseline, decoder)
     run = lambda nodes, weights: call(
         model, _path, row.arrays, wanted, embedded, start, (nodes, weights)
     )
@@ -172,6 +167,33 @@ def _gap(values: np.ndarray, path: Path) -> float:
     difference = path.last - path.first
     apart = abs(float(values.sum()) - difference)
     return apart / abs(difference) if difference else apart
+
+
+def _start(
+    model: Model,
+    row: Row,
+    embedded: Embedded,
+    baseline: Text | np.ndarray | None,
+    decoder: Text | None,
+) -> Embedded:
+    """What goes into the first block of each stack at the beginning of the path."""
+    if baseline is None:
+        return call(model, _mean_embedded, row.arrays)
+    if isinstance(baseline, np.ndarray):
+        dim, dtype = model.config.embedding_dim, baseline.dtype
+        is_number = np.issubdtype(dtype, np.floating) and bool(np.isfinite(baseline).all())
+        if baseline.shape != (dim,) or not is_number:
+            raise GenerationError(
+                f"the baseline is an array {dtype}{list(baseline.shape)}; give finite floats "
+                f"[{dim}], which stand at each token, or a list of ids"
+            )
+        return jax.tree.map(lambda x: jnp.broadcast_to(baseline.astype(x.dtype), x.shape), embedded)
+    other = read_row(model, baseline, decoder)
+    if len(other.ids) != len(row.ids):
+        raise GenerationError(
+            f"the baseline has {len(other.ids)} tokens, the text {len(row.ids)}; give as many"
+        )
+    return call(model, _embedded, other.arrays)
 
 
 def _ask(
@@ -210,6 +232,17 @@ def _embedded(
     seen = run_watched(definition, runtime, params, arrays)
     stacks: Sequence[str] = (MODEL,) if arrays[1] is None else (ENCODER, MODEL)
     return {name: seen.values[Place(name, BLOCK, 0)].astype(jnp.float32) for name in stacks}
+
+
+def _mean_embedded(
+    definition: ModelDef, runtime: Runtime, params: Any, arrays: tuple[Any, Any]
+) -> Embedded:
+    """The same if each token's embedding were the mean of all, positions and scale as they are."""
+    table_vd = params["embed"]["table"]
+    mean_1d = jnp.mean(table_vd.astype(jnp.float32), axis=0, keepdims=True)
+    mean_vd = jnp.broadcast_to(mean_1d, table_vd.shape).astype(table_vd.dtype)
+    params = {**params, "embed": {**params["embed"], "table": mean_vd}}
+    return _embedded(definition, runtime, params, arrays)
 
 
 def _path(

@@ -49,8 +49,8 @@ class _Piece:
 def integrate(run: Run, tolerance: float, max_evaluations: int, *, jumps: bool = False) -> Path:
     """Integrates the gradient, until the pieces' errors together are below the tolerance.
 
-    Near a baseline of zeros a normed model turns at once, and nowhere else: a rule of even steps
-    takes thousands of them, cutting takes dozens.
+    A model turns within small shares of the way, and rules of even steps take thousands of them.
+    Here the piece that is worst is cut in two, until steps are small where they need to be.
 
     Args:
       run: given points float32 [S] and their weights float32 [S], gives scores [S], the weighted
@@ -60,7 +60,8 @@ def integrate(run: Run, tolerance: float, max_evaluations: int, *, jumps: bool =
       jumps: whether the score may jump along the path, as that of a model with routers does.
 
     Raises:
-      GenerationError: it is not below the tolerance after so many points.
+      GenerationError: it is not below the tolerance after so many points, or a gradient is no
+        finite number.
     """
     if not 0 < tolerance < 1:
         raise GenerationError(f"tolerance={tolerance}; give a share, above 0 and below 1")
@@ -74,6 +75,12 @@ def integrate(run: Run, tolerance: float, max_evaluations: int, *, jumps: bool =
         weights = np.append(half * w, [0.0, 0.0]).astype(np.float32)
         values, integral, slope = run(nodes, weights)
         used += len(nodes)
+        if not np.isfinite([float(slope), *map(float, values)]).all():
+            raise GenerationError(
+                f"between {start:.2g} and {end:.2g} of the way from the baseline to the text, "
+                "gradients are beyond float32; give another baseline (zeros are none for a deep "
+                "model)"
+            )
         ends = (float(values[-2]), float(values[-1]))
         return _Piece(start, end, ends, integral, float(slope))
 
@@ -84,7 +91,8 @@ def integrate(run: Run, tolerance: float, max_evaluations: int, *, jumps: bool =
     while (error := -sum(negative for negative, _, _ in pieces)) > allowed:
         if used + 2 * (NODES + 2) > max_evaluations:
             why = (
-                "raise max_evaluations or tolerance, or give a baseline whose score is farther away"
+                "give another baseline (of a deep model none near zeros), or raise tolerance or "
+                "max_evaluations"
             )
             if jumps:
                 why = (

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from llmasos_jax.data.tokenizers.inputs import read_ids
 from llmasos_jax.errors import GenerationError
 from llmasos_jax.generate.inputs import read_decoder_ids, read_inputs
 from llmasos_jax.generate.model import Model
-from llmasos_jax.generate.texts import read_ids
 from llmasos_jax.generate.weights import Weights
 from llmasos_jax.models.definition import ModelDef
 from llmasos_jax.nn.runtime import Runtime

@@ -12,6 +12,7 @@ import numpy as np
 
 from llmasos_jax.errors import EvaluationError
 from llmasos_jax.evals.metrics.intervals import Difference, Interval, bootstrap, permutation
+from llmasos_jax.evals.tasks.checked import check_same_question
 from llmasos_jax.evals.tasks.measures import LOWER_IS_BETTER, Measured, measure
 from llmasos_jax.evals.tasks.result import TaskResult, read_result
 
@@ -197,3 +198,13 @@ def _check_same(task: str, results: Sequence[TaskResult]) -> None:
                 f"{first.task_hash[:8]}) and {other.model} ({other.num_examples}, "
                 f"{other.task_hash[:8]}); run it for both from one file and with one --limit"
             )
+        if (set(other.metrics), other.settings["kind"]) != (
+            set(first.metrics),
+            first.settings["kind"],
+        ):
+            raise EvaluationError(
+                f"task {task} has {', '.join(first.metrics)} for {first.model} and "
+                f"{', '.join(other.metrics)} for {other.model}; run it for both from one file"
+            )
+    for place in range(first.num_examples):
+        check_same_question(task, place, [result.records[place] for result in results])

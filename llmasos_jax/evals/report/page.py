@@ -27,7 +27,7 @@ pre { white-space: pre-wrap; background: var(--soft); padding: .6rem; overflow-w
 svg { max-width: 100%; height: auto; } svg text { fill: currentColor; font-size: 13px; }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .4em; }
 """
-_WIDTH, _ROW, _LEFT, _RIGHT = 760, 26, 200, 90
+_WIDTH, _ROW, _LEFT, _RIGHT = 760, 26, 220, 90
 
 
 def page(comparison: Comparison) -> str:
@@ -96,9 +96,9 @@ def _test_cell(pair: Pair) -> str:
 
 def _plot(metric: str, systems: Sequence[str], found: Sequence[Interval]) -> str:
     """Points with their intervals on one axis, as inline SVG."""
-    low, high = min(i.low for i in found), max(i.high for i in found)
-    margin = (high - low or abs(high) or 1.0) * 0.08
-    low, high = low - margin, high + margin
+    least, most = min(i.low for i in found), max(i.high for i in found)
+    margin = (most - least or abs(most) or 1.0) * 0.08
+    low, high = least - margin, most + margin
     span = _WIDTH - _LEFT - _RIGHT
     x_of = lambda value: _LEFT + span * (value - low) / (high - low)
     height = _ROW * (len(found) + 2)
@@ -123,17 +123,18 @@ def _plot(metric: str, systems: Sequence[str], found: Sequence[Interval]) -> str
         f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{axis}" y2="{axis}" stroke="currentColor" '
         'stroke-opacity=".4"/>'
     )
-    for share in (0.0, 0.5, 1.0):
-        value = low + share * (high - low)
-        anchor = {0.0: "start", 0.5: "middle", 1.0: "end"}[share]
+    # Values that occur: the axis' own ends may be none that the figure can have.
+    for value in dict.fromkeys((least, (least + most) / 2, most)):
         parts.append(
-            f'<text x="{x_of(value):.1f}" y="{axis + 16}" text-anchor="{anchor}">{value:.3g}</text>'
+            f'<text x="{x_of(value):.1f}" y="{axis + 16}" text-anchor="middle">{value:.3g}</text>'
         )
     return f"<p>{''.join(parts)}</svg></p>"
 
 
 def _examples(systems: Sequence[str], results: Sequence[TaskResult]) -> str:
     places = differing(results)
+    if not places:
+        return '<p class="note">No example was answered better by one than by another.</p>'
     parts = [f"<h3>Examples that differ ({len(places)} of {results[0].num_examples} shown)</h3>"]
     for place in places:
         records = [result.records[place] for result in results]

@@ -77,7 +77,8 @@ def read_problems(path: str | os.PathLike[str]) -> dict[str, Problem]:
       EvaluationError: a line has not these fields.
     """
     problems = {}
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    # By "\n" alone: a JSON text may hold U+2028 and its like.
+    lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

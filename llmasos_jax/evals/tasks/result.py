@@ -13,6 +13,7 @@ from typing import Any
 
 from llmasos_jax import __version__
 from llmasos_jax.errors import EvaluationError
+from llmasos_jax.evals.tasks.checked import check_record, check_result
 
 _PACKAGES = ("jax", "numpy", "sacrebleu", "rouge-score")
 
@@ -95,19 +96,25 @@ def read_result(path: Path) -> TaskResult:
       EvaluationError: it is none, or its examples are not there.
     """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        fields["metrics"] = {n: Figure(**f) for n, f in fields["metrics"].items()}
-        result = TaskResult(**fields)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        fields = json.loads(path.read_bytes())
+        check_result(fields)
+    except (OSError, ValueError, RecursionError) as error:
         raise EvaluationError(
             f"{path} is no result of `llmasos eval` ({error}); give the .json that it wrote"
         ) from error
+    metrics = {name: Figure(**figure) for name, figure in fields["metrics"].items()}
+    result = TaskResult(**{**fields, "metrics": metrics})
     if result.examples is None:
         raise EvaluationError(f"{path} has no examples beside it; run `llmasos eval` with --out")
     file = path.parent / result.examples
-    records = {record["index"]: record for record in read_records(file)}
-    result.records.extend(records[i] for i in range(result.num_examples) if i in records)
-    if len(result.records) != result.num_examples:
+    # A run with a smaller limit leaves a file with more of them beside its result.
+    records = {
+        record["index"]: record
+        for record in read_records(file, result.settings["kind"])
+        if record["index"] < result.num_examples
+    }
+    result.records.extend(records[i] for i in sorted(records))
+    if len(result.records) != result.num_examples or not records:
         raise EvaluationError(
             f"{file} has {len(result.records)} of the {result.num_examples} examples that "
             f"{path.name} is of; run `llmasos eval` again, which goes on with it"
@@ -115,8 +122,12 @@ def read_result(path: Path) -> TaskResult:
     return result
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path, kind: str) -> list[dict[str, Any]]:
     """The examples that are whole; the last line may be what a killed program left.
+
+    Args:
+      path: of the file.
+      kind: of the task.
 
     Raises:
       EvaluationError: the file cannot be read, or is none of ours.
@@ -129,9 +140,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[:-1], start=1):
         try:
             record = json.loads(line)
-            if type(record["index"]) is not int:
-                raise TypeError(f"index {record['index']!r:.40} is no whole number")
-        except (ValueError, TypeError, KeyError) as error:
+            check_record(record, kind)
+        except (ValueError, RecursionError) as error:
             raise EvaluationError(
                 f"{path}, line {number} is no example ({error}); delete the file to begin again"
             ) from error

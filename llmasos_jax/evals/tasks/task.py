@@ -28,6 +28,7 @@ from typing import Any
 
 from llmasos_jax.errors import EvaluationError, did_you_mean
 from llmasos_jax.evals.tasks.builtin import BUILTIN, DATA
+from llmasos_jax.evals.tasks.prompts import read_fewshot
 
 KINDS = {
     "choice": ("accuracy",),
@@ -53,6 +54,8 @@ class Task:
         the text that is right, or a list of such.
       metrics: names of figures; () is what the kind usually has.
       max_length, stop, temperature: of a generated text.
+      fewshot: examples that are shown before each one, with their answers: {"num", "seed",
+        "separator", "file"} (see `tasks.prompts`); None shows none.
       window, stride: of perplexity; None as in `evals.perplexity`.
       description: for people.
       folder: what `data.file` is relative to.
@@ -69,6 +72,7 @@ class Task:
     max_length: int = 64
     stop: Sequence[str] = ()
     temperature: float = 0.0
+    fewshot: Mapping[str, Any] | None = None
     window: int | None = None
     stride: int | None = None
     description: str = ""
@@ -82,12 +86,36 @@ class Task:
         """
         return read_rows(self)
 
-    def fingerprint(self, rows: Sequence[Mapping[str, Any]]) -> str:
-        """SHA-256 in hex of all that decides what is asked: the task's keys and its rows."""
+    def shown_rows(self, rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """The rows that examples are shown of: the task's own, or a file's; () where none are.
+
+        Raises:
+          EvaluationError: the file cannot be read.
+        """
+        if self.fewshot is None:
+            return ()
+        file = self.fewshot["file"]
+        return rows if file is None else _lines(self.folder / file)
+
+    def fingerprint(
+        self, rows: Sequence[Mapping[str, Any]], shown: Sequence[Mapping[str, Any]] = ()
+    ) -> str:
+        """SHA-256 in hex of all that decides what is asked: the task's keys and its rows.
+
+        Args:
+          rows: of its data.
+          shown: what `shown_rows` gave of them.
+        """
         keys = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for name in ("folder", "description", "data"):
             del keys[name]
-        text = json.dumps([keys, list(rows)], sort_keys=True, ensure_ascii=False, default=str)
+        parts: list[Any] = [keys, list(rows)]
+        if self.fewshot is None:
+            del keys["fewshot"]
+        else:  # where a file lies does not matter, what is in it does
+            keys["fewshot"] = {**self.fewshot, "file": None}
+            parts.append(None if self.fewshot["file"] is None else list(shown))
+        text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def prompt_of(self, row: Mapping[str, Any], number: int) -> str:
@@ -125,6 +153,19 @@ class Task:
             f'example {number} of {self.name}: "{self.answer}" is {found!r}; expected one of '
             f"{list(choices)} or its place, 0 to {len(choices) - 1}"
         )
+
+    def solution_of(self, row: Mapping[str, Any], number: int) -> str:
+        """What stands after the prompt of an example that is shown: `continuation`, answered right.
+
+        Raises:
+          EvaluationError: it has no right answer.
+        """
+        if self.kind == "choice":
+            choices = self.choices_of(row, number)
+            right = choices[self.answer_of(row, choices, number)]
+        else:
+            right = self.references_of(row, number)[0]
+        return fill(self.continuation, {**row, "choice": right}, f"example {number}")
 
     def references_of(self, row: Mapping[str, Any], number: int) -> list[str]:
         """The texts that are right.
@@ -217,7 +258,8 @@ def fill(template: str, row: Mapping[str, Any], where: str) -> str:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # By "\n" alone: a JSON text may hold U+2028 and its like. Some editors begin with a mark.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise EvaluationError(f"{path} cannot be read: {error}") from error
     rows = []
@@ -226,7 +268,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise EvaluationError(f"{path}, line {number} is no JSON: {error}") from error
         if not isinstance(row, dict):
             raise EvaluationError(f"{path}, line {number} is no JSON object; give one a line")
@@ -244,21 +286,30 @@ def _task(keys: dict[str, Any], where: str, folder: Path) -> Task:
     fields = {f.name: f for f in dataclasses.fields(Task) if f.name != "folder"}
     for name, value in keys.items():
         if name not in fields:
-            raise EvaluationError(f'{where}: "{name}" is no key{did_you_mean(name, fields)}')
-        if value is not None and not _fits(value, str(fields[name].type)):
+            raise EvaluationError(f'{where}: "{name}" is no key{did_you_mean(str(name), fields)}')
+        if not _fits(value, str(fields[name].type)):
             raise EvaluationError(
                 f"{where}: {name}={value!r} is a {type(value).__name__}, expected "
                 f"{fields[name].type}"
             )
-    for name in ("kind", "data", "prompt"):
+    for name in ("name", "kind", "data", "prompt"):
         if name not in keys:
-            raise EvaluationError(f'{where}: "{name}" is missing; a task needs kind, data, prompt')
+            raise EvaluationError(
+                f'{where}: "{name}" is missing; a task needs kind, data, prompt, and where it is '
+                "no file a name"
+            )
+    if keys.get("fewshot") is not None:
+        keys = {**keys, "fewshot": read_fewshot(keys["fewshot"], where)}
     task = Task(**keys, folder=folder)
     _check(task, where)
     return task if task.metrics else dataclasses.replace(task, metrics=KINDS[task.kind])
 
 
 def _fits(value: Any, kind: str) -> bool:
+    if value is None or isinstance(value, bool):
+        return value is None and _has(kind, "None")
+    if isinstance(value, list | tuple) and not all(isinstance(one, str) for one in value):
+        return False  # all lists of a task are of texts
     allowed = {
         "Mapping": dict,
         "Sequence": (list, tuple),
@@ -289,10 +340,31 @@ def _check(task: Task, where: str) -> None:
             )
     if task.kind == "choice" and not task.choices:
         raise EvaluationError(f'{where}: "choices" is missing; a choice task needs them')
+    if task.kind == "choice" and "{choice}" not in task.continuation:
+        raise EvaluationError(
+            f"{where}: continuation={task.continuation!r} has no {{choice}}, so all choices would "
+            'score alike; give one that has it, as " {choice}"'
+        )
+    if task.kind == "perplexity" and task.fewshot is not None:
+        raise EvaluationError(
+            f"{where}: a perplexity task has fewshot, but its texts have no answers to show; leave "
+            "it out"
+        )
     sources = [name for name in ("file", "dataset", "builtin") if name in task.data]
     if len(sources) != 1:
         raise EvaluationError(
             f"{where}: data={dict(task.data)}; give one of file, dataset, builtin"
+        )
+    known_keys = {"file": (), "builtin": (), "dataset": ("config", "split")}[sources[0]]
+    for name in task.data:
+        if name not in (*sources, *known_keys):
+            hint = did_you_mean(str(name), (*sources, *known_keys))
+            raise EvaluationError(f'{where}: data has no key "{name}"{hint}')
+    wrong = [name for name, value in task.data.items() if not isinstance(value, str | None)]
+    if wrong:
+        raise EvaluationError(
+            f"{where}: data.{wrong[0]}={task.data[wrong[0]]!r} is a "
+            f"{type(task.data[wrong[0]]).__name__}, expected a text"
         )
     if sources == ["builtin"] and task.data["builtin"] not in DATA:
         hint = did_you_mean(str(task.data["builtin"]), DATA)

@@ -125,8 +125,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not os.path.lexists(folder / CONFIG):
         if os.path.lexists(folder / ADAPTER):
             raise FormatError(
-                f'"{folder}" is an adapter ({ADAPTER}), a change to another model; merge it into '
-                "that one first: with peft, merge_and_unload() and save_pretrained()"
+                f'"{folder}" is an adapter ({ADAPTER}), a change to another model; load_model and '
+                "`llmasos convert` open both as one"
             )
         raise FormatError(f'"{folder}" is no Hugging Face folder: it has no {CONFIG}')
     config = _read_object(folder, CONFIG)

@@ -11,7 +11,6 @@ from typing import Any
 
 from llmasos_jax.config.heads import Classifier
 from llmasos_jax.config.model import ModelConfig
-from llmasos_jax.errors import FormatError
 from llmasos_jax.interop.hf.config import Keys
 from llmasos_jax.interop.rows import PRODUCT, TWICE, VECTOR
 from llmasos_jax.interop.tables import Ignored, Row, row
@@ -20,6 +19,7 @@ TIED = "and the config ties the output layer to the embedding (tie_word_embeddin
 SAME_BIAS = "the bias of the output layer, which is there twice"
 MOST_LABELS = 2**16
 SINGLE_LABEL = "single_label_classification"
+REGRESSION = "regression"
 
 
 def linear(ours: str, theirs: str) -> tuple[Row, Row]:
@@ -90,22 +90,17 @@ def labels(keys: Keys) -> tuple[str, ...]:
 
 
 def sequence_labels(keys: Keys) -> tuple[str, ...]:
-    """The names of the classes of which a text has exactly one.
+    """The names of the classes of which a text has exactly one, or that of a number to be guessed.
 
     Raises:
-      FormatError: it is another problem, a number to be guessed or any number of labels; or
-        `labels` finds something wrong.
+      FormatError: it is another problem, any number of labels or of numbers; or `labels` finds
+        something wrong.
     """
-    keys.only(
-        "problem_type", None, SINGLE_LABEL, why="classify chooses one of several labels by softmax"
-    )
     names = labels(keys)
-    if len(names) < 2:
-        key = "num_labels" if keys.found.get("id2label") is None else "id2label"
-        raise FormatError(
-            f'{keys.where}: "{key}" has {len(names)} label, and {saved_class(keys)} of one label '
-            "is a regression, which is not computed here; a classifier needs two labels or more"
-        )
+    problem, why = SINGLE_LABEL, "classify chooses one of several labels by softmax"
+    if len(names) == 1:
+        problem, why = REGRESSION, "one label is a number to be guessed"
+    keys.only("problem_type", None, problem, why=why)
     return names
 
 
@@ -128,7 +123,8 @@ def label_keys(cfg: ModelConfig) -> dict[str, Any]:
     names = cfg.classifier.labels
     if not names:
         return {}
-    problem = {"problem_type": SINGLE_LABEL} if cfg.classifier.level == "sequence" else {}
+    kind = REGRESSION if cfg.classifier.is_score else SINGLE_LABEL
+    problem = {"problem_type": kind} if cfg.classifier.level == "sequence" else {}
     return {
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},

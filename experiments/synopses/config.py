@@ -1,0 +1,39 @@
+"""SmolLM2 learns to write the one-line synopsis of a Debian package from its description.
+
+Low-rank changes of all products (Hu et al., 2021, arXiv 2106.09685). `data.py` makes the files;
+README.md has the commands.
+"""
+
+from ml_collections import config_dict
+
+from llmasos_jax.config.build import default_config
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The run."""
+    config = default_config()
+    config.name = "synopses"
+    config.finetune.base = "smollm2-135m-instruct"
+    config.finetune.method = "lora"
+    config.finetune.rank = 16
+    config.finetune.alpha = 32.0
+    config.finetune.too_long = "drop"
+    # A description and its synopsis as one text, without the roles of a conversation.
+    config.finetune.chat_template = (
+        "{% for m in messages %}{{ m.content }}"
+        "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    config.objective.name = "sft"
+    config.data.source = "jsonl"
+    config.data.path = "data/synopses/train.jsonl"
+    config.data.sequence_length = 512
+    config.data.heldout_fraction = 0.005
+    config.train.batch_size = 4
+    config.train.steps = 90
+    config.train.eval_every_steps = 45
+    config.train.eval_batches = 4
+    config.optim.learning_rate = 5e-4
+    config.optim.warmup_steps = 10
+    config.optim.weight_decay = 0.0
+    config.precision.dtype = "bfloat16"
+    return config

@@ -1,0 +1,1 @@
+"""Records of files (conversations, answers, preferences, labelled texts) as examples of a task."""

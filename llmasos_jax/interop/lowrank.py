@@ -1,0 +1,51 @@
+"""Low-rank changes of stored weights, in NumPy: what is merged is read tensor by tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from llmasos_jax.format.tensorfile import StoredTensor
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """scale A B beside a weight (Hu et al., 2021, arXiv 2106.09685).
+
+    Attributes:
+      a: [in.., R].
+      b: [R, out..].
+      scale: what A B is multiplied by.
+      magnitude: [out..], the lengths of the columns of the sum (Liu et al., 2024, arXiv 2402.09353,
+        eq. 5); None leaves them as they are.
+    """
+
+    a: StoredTensor
+    b: StoredTensor
+    scale: float
+    magnitude: StoredTensor | None = None
+
+    @property
+    def rank(self) -> int:
+        """R."""
+        return self.b.shape[0]
+
+    def merged(self, w: np.ndarray) -> np.ndarray:
+        """A weight [in.., out..] with the change, float32.
+
+        Example:
+          >>> from llmasos_jax.format.tensorfile import stored
+          >>> a, b = stored(np.ones((2, 1), np.float32)), stored(np.ones((1, 3), np.float32))
+          >>> LowRank(a, b, scale=0.5).merged(np.zeros((2, 3), np.float32)).tolist()
+          [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]
+        """
+        a, b = (tensor.read().astype(np.float32) for tensor in (self.a, self.b))
+        change = np.tensordot(a, b, axes=1)
+        change *= np.float32(self.scale)
+        change += w.astype(np.float32, copy=False)
+        if self.magnitude is not None:
+            into = tuple(range(len(self.a.shape) - 1))
+            lengths = np.sqrt(np.sum(np.square(change), axis=into))
+            change *= self.magnitude.read().astype(np.float32) / lengths
+        return change
