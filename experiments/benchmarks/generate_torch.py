@@ -10,26 +10,14 @@ import sys
 import time
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from llama_135m_torch import llama_135m
 
 
 def main() -> None:
     """Answers until standard input ends."""
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
-        max_position_embeddings=8192,
-        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
-        rms_norm_eps=1e-5,
-    )
-    model = LlamaForCausalLM(config).to(torch.float32).eval()
+    model = llama_135m().eval()
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     is_warm = False

@@ -15,7 +15,7 @@ import statistics
 import time
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from llama_135m_torch import llama_135m
 
 
 def main() -> None:
@@ -28,22 +28,10 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile, its C++ backend")
     args = parser.parse_args()
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
-        max_position_embeddings=8192,
-        rope_theta=100000.0,
-        use_cache=False,
-    )
-    model = LlamaForCausalLM(config).train()
+    model = llama_135m(use_cache=False).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.1)
     run = torch.compile(model) if args.compile else model
-    ids = torch.randint(0, config.vocab_size, (args.batch, args.seq))
+    ids = torch.randint(0, model.config.vocab_size, (args.batch, args.seq))
     times, cpu_times = [], []
     for _ in range(args.steps + 1):
         start, cpu_start = time.perf_counter(), time.process_time()

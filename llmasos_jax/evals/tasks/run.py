@@ -7,7 +7,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from llmasos_jax.errors import EvaluationError
 from llmasos_jax.evals.metrics.intervals import bootstrap
 from llmasos_jax.evals.tasks.measures import measure
-from llmasos_jax.evals.tasks.records import stream
+from llmasos_jax.evals.tasks.prompts import prompts_of
+from llmasos_jax.evals.tasks.records import Asked, stream
 from llmasos_jax.evals.tasks.result import Figure, TaskResult, read_records, versions
 from llmasos_jax.evals.tasks.task import Task
 from llmasos_jax.format.write import write_file
@@ -49,10 +50,14 @@ def run_task(
     Raises:
       EvaluationError: the task and the model do not fit, or a file is none of ours.
     """
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
+    is_whole = lambda number: isinstance(number, int) and not isinstance(number, bool)
+    if limit is not None and not (is_whole(limit) and limit > 0):
         raise EvaluationError(f"limit={limit!r} is not possible; give a whole number above 0")
+    if not (is_whole(seed) and seed >= 0):
+        raise EvaluationError(f"seed={seed!r} is not possible; give a whole number, 0 or more")
     rows = task.examples()
-    task_hash, model_hash = task.fingerprint(rows), fingerprint(model)
+    shown = task.shown_rows(rows)
+    task_hash, model_hash = task.fingerprint(rows, shown), fingerprint(model)
     settings = settings_of(model, task)
     # What a result depends on is in its name: another model, task, seed or release of what computes
     # it never goes on with it.
@@ -60,13 +65,16 @@ def run_task(
     key = hashlib.sha256(
         json.dumps([task_hash, model_hash, seed, settings, programs], sort_keys=True).encode()
     ).hexdigest()[:12]
-    stem = "-".join(re.sub(r"[^\w.]+", "_", text) for text in (task.name, model.manifest.name, key))
+    stem = "-".join(map(_in_file_name, (task.name, model.manifest.name, key)))
+    # Examples are drawn from all rows, so that a prompt does not depend on the limit.
+    prompts = prompts_of(task, rows, shown, len(rows[:limit]))
     rows = rows[:limit]
     file = None if out is None else out / f"{stem}.jsonl"
-    records = {} if file is None else _kept(file, fresh)
+    records = {} if file is None else _kept(file, fresh, task.kind)
     todo = [i for i in range(len(rows)) if i not in records]
     start = time.monotonic()
-    for record in _appended(stream(model, task, rows, todo, seed), file, len(todo), task.name):
+    found = stream(Asked(model, task, rows, prompts, todo, seed))
+    for record in _appended(found, file, len(todo), task.name):
         records[record["index"]] = record
     seconds = time.monotonic() - start
     result = TaskResult(
@@ -89,6 +97,12 @@ def run_task(
     return result
 
 
+def _in_file_name(text: str) -> str:
+    """A name as part of a file's, whose own may have 255 bytes."""
+    clean = re.sub(r"[^\w.]+", "_", text)
+    return clean.encode("utf-8", "replace")[:100].decode("utf-8", "ignore")
+
+
 def figures(names: Sequence[str], records: list[Record], seed: int) -> dict[str, Figure]:
     """The metrics of some examples, each with its interval."""
     found = {}
@@ -108,11 +122,28 @@ def settings_of(model: Model, task: Task) -> dict[str, Any]:
         "platform": weights.placing.platform,
         "max_length": task.max_length if task.kind == "generation" else None,
         "temperature": task.temperature if task.kind == "generation" else None,
+        **({} if task.fewshot is None else {"fewshot": _named(task.fewshot)}),
     }
 
 
+def _named(fewshot: Mapping[str, Any]) -> dict[str, Any]:
+    """The same wherever its file lies."""
+    file = fewshot["file"]
+    return {**fewshot, "file": None if file is None else Path(file).name}
+
+
 def fingerprint(model: Model) -> str:
-    """SHA-256 in hex of a model: its parameters, its tokenizer's files, its weights as stored."""
+    """SHA-256 in hex of a model: its parameters, its tokenizer's files, its weights as stored.
+
+    Made once for each model, whose weights never change: all of them are read for it.
+    """
+    found = model.__dict__.get("_fingerprint")
+    if found is None:
+        found = model.__dict__["_fingerprint"] = _fingerprint(model)
+    return found
+
+
+def _fingerprint(model: Model) -> str:
     digest = hashlib.sha256()
     manifest = model.manifest
     generation = asdict(manifest.generation)
@@ -131,12 +162,12 @@ def fingerprint(model: Model) -> str:
     return digest.hexdigest()
 
 
-def _kept(file: Path, fresh: bool) -> dict[int, Record]:
+def _kept(file: Path, fresh: bool, kind: str) -> dict[int, Record]:
     """Examples that are there already, by index; what a killed program left of one is cut off."""
     if fresh or not file.exists():
         file.unlink(missing_ok=True)
         return {}
-    records = read_records(file)
+    records = read_records(file, kind)
     raw = file.read_bytes()
     whole = raw[: raw.rfind(b"\n") + 1]
     if len(whole) != len(raw):
