@@ -172,7 +172,10 @@ def test_non_finite_loss_stops_and_keeps_what_is_good(tmp_path):
 def test_evaluation_weighs_tokens_not_batches():
     parts = [LossSum(*(jnp.float32(x) for x in sums)) for sums in ((30, 20, 10), (3, 2, 30))]
     trainer = types.SimpleNamespace(
-        cfg=types.SimpleNamespace(train=types.SimpleNamespace(eval_batches=None)),
+        cfg=types.SimpleNamespace(
+            train=types.SimpleNamespace(eval_batches=None),
+            objective=types.SimpleNamespace(name="causal"),
+        ),
         put=lambda batch: batch,
         evaluate=lambda params, batch, frozen: parts[batch],
     )

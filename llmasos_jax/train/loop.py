@@ -194,7 +194,7 @@ class _Run:
 
     def report(self, step: int, metrics: StepMetrics) -> None:
         """Waits for a step's values and passes them on, if they are finite."""
-        values = step_values(jax.device_get(metrics))
+        values = step_values(jax.device_get(metrics), self.cfg.objective.name)
         self._check_finite(step, values)
         # A step that was left out leaves good weights as well.
         self.good_step = step
@@ -222,7 +222,7 @@ class _Run:
                 "the held-out text has no token to score; give longer documents, or a larger "
                 "data.heldout_fraction"
             )
-        self.heldout = heldout_values(total)
+        self.heldout = heldout_values(total, self.cfg.objective.name)
         self.hooks.on_eval(step, self.heldout)
 
     def sample(self, step: int, state: TrainState) -> None:

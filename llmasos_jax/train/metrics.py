@@ -5,9 +5,9 @@
 | step | steps | optimizer steps done, from 1 |
 | tokens | tokens | positions that the model has read since step 1, padding included |
 | loss | nats per token | what is differentiated: mean negative log-likelihood plus z-loss, plus the
-| | | means of further terms (`nsp_loss`) |
+| | | means of further terms (`nsp_loss`); of some objectives in other units, see `UNITS` |
 | nll | nats per token | mean negative log-likelihood; of the masked tokens alone in "mlm" |
-| perplexity | | exp(nll) |
+| perplexity | | exp(nll), where the nats are of tokens; others (`UNITS`) have none |
 | accuracy | share | targets that have the largest logit (and other sums of the objective) |
 | nsp_loss, sop_loss | nats per row | of the score for pairs of sentences |
 | nsp_accuracy, sop_accuracy | share | rows whose pair is told right |
@@ -23,7 +23,8 @@
 | step_time_s | seconds | per step since the last line, evaluation and saving left out |
 | mfu | share | see `mfu` |
 | data_wait | share | of the step time that the loop waited for the next batch |
-| heldout_loss, heldout_perplexity, heldout_tokens | nats per token, -, tokens | on held-out text |
+| heldout_loss, heldout_perplexity, heldout_tokens | nats per token, -, tokens | on held-out text;
+| | | with an objective of `UNITS` heldout_tokens counts what its loss is a mean over |
 | heldout_accuracy, heldout_nsp_loss, ... | as above | the objective's own, on held-out text |
 """
 
@@ -59,6 +60,15 @@ PEAK_FLOPS: Mapping[str, float] = {
     "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H200": 989e12,
     "NVIDIA B200": 2250e12,
+}
+
+# What a loss is that is not of tokens: such objectives have no perplexity.
+UNITS: Mapping[str, str] = {
+    "classify": "nats per text",
+    "classify_tokens": "nats per word",
+    "dpo": "nats per pair",
+    "regress": "squared error",
+    "similarity": "nats per anchor",
 }
 
 
@@ -147,13 +157,18 @@ def perplexity(nll: float) -> float:
         return math.inf
 
 
-def step_values(metrics: Any) -> dict[str, float]:
-    """Turns the `StepMetrics` of one step, already on the host, into named values."""
+def step_values(metrics: Any, objective: str) -> dict[str, float]:
+    """Turns the `StepMetrics` of one step, already on the host, into named values.
+
+    Args:
+      metrics: of the step.
+      objective: `config.objective.name`.
+    """
     nll = float(metrics.nll)
     return {
         "loss": float(metrics.loss),
         "nll": nll,
-        "perplexity": perplexity(nll),
+        **_perplexity("perplexity", nll, objective),
         **{name: float(value) for name, value in metrics.extra.items()},
         "learning_rate": float(metrics.learning_rate),
         "grad_norm": float(metrics.grad_norm),
@@ -162,20 +177,31 @@ def step_values(metrics: Any) -> dict[str, float]:
     }
 
 
-def heldout_values(total: LossSum) -> dict[str, float]:
+def heldout_values(total: LossSum, objective: str) -> dict[str, float]:
     """Held-out loss and perplexity per token, and an objective's own, from sums over all text.
+
+    Args:
+      total: the sums.
+      objective: `config.objective.name`.
 
     Example:
       >>> total = LossSum(*(jnp.float32(x) for x in (8, 8, 4)), {"accuracy": jnp.float32(1)})
-      >>> values = heldout_values(total)
+      >>> values = heldout_values(total, "causal")
       >>> values["heldout_loss"], values["heldout_accuracy"], values["heldout_tokens"]
       (2.0, 0.25, 4.0)
+      >>> "heldout_perplexity" in values, "heldout_perplexity" in heldout_values(total, "classify")
+      (True, False)
     """
     means = {name: float(value) for name, value in total.means().items()}
     nll = means.pop("nll")
     return {
         "heldout_loss": means.pop("loss"),
-        "heldout_perplexity": perplexity(nll),
+        **_perplexity("heldout_perplexity", nll, objective),
         "heldout_tokens": float(total.weight_sum),
         **{f"heldout_{name}": value for name, value in means.items()},
     }
+
+
+def _perplexity(name: str, nll: float, objective: str) -> dict[str, float]:
+    """The perplexity under its name; nothing where the nats are not of tokens."""
+    return {} if objective in UNITS else {name: perplexity(nll)}

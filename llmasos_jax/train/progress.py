@@ -14,16 +14,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
-# What a loss is that is not of tokens, and so has no perplexity.
-UNITS = {
-    "classify": "nats per text",
-    "classify_tokens": "nats per word",
-    "dpo": "nats per pair",
-    "regress": "squared error",
-    "similarity": "nats per anchor",
-}
-
-
 class ProgressBar(Hook):
     """A bar with loss, speed and the time that is left; a line per logged step when piped."""
 
@@ -60,8 +50,6 @@ class ProgressBar(Hook):
         """Moves the bar, or writes a line if the step is one that is logged."""
         if self._first_done_s is None:
             self._first_done_s = time.monotonic()
-        if self._run.config.objective.name in UNITS:
-            values = {name: v for name, v in values.items() if name != "perplexity"}
         if self._bar is not None:
             self._bar.update(self._task, completed=step, values=summary(values, short=True))
         elif self._run.is_logged(step):
@@ -71,7 +59,7 @@ class ProgressBar(Hook):
     def on_eval(self, step: int, values: Values) -> None:
         """Writes the held-out loss."""
         told = [f"held-out loss {values['heldout_loss']:.4f}"]
-        if self._run.config.objective.name not in UNITS:
+        if "heldout_perplexity" in values:
             told.append(f"perplexity {values['heldout_perplexity']:.2f}")
         for name, value in values.items():
             if name.endswith(("accuracy", "macro_f1")):

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmasos_jax.train.progress import UNITS, duration
+from llmasos_jax.train.metrics import UNITS
+from llmasos_jax.train.progress import duration
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,10 @@ class TrainResult:
     Attributes:
       workdir: the training folder.
       step: optimizer steps done.
-      loss: of the last step, nats per token.
+      loss: of the last step, nats per token (of labelled texts and preferences, per example).
       heldout_loss: nats per token, plus the means of an objective's further terms; None if nothing
         was held out.
-      heldout_perplexity: per token.
+      heldout_perplexity: per token; None where the loss is not of tokens.
       unigram_perplexity, bigram_perplexity: of add-one smoothed counts of the training tokens, on
         the same held-out tokens; None where they cannot be compared (another objective) or the
         text is too long to be counted.
@@ -90,9 +91,9 @@ class TrainResult:
         unit = UNITS.get(self.objective, "nats per token")
         if self.loss is not None:
             rows.append(("loss", f"{self.loss:.4f} {unit}"))
-        if self.heldout_loss is not None and self.heldout_perplexity is not None:
+        if self.heldout_loss is not None:
             rows.append(("held-out loss", f"{self.heldout_loss:.4f} {unit}"))
-            if self.objective not in UNITS:
+            if self.heldout_perplexity is not None:
                 rows.append(("held-out", self._perplexities(self.heldout_perplexity)))
         rows += [*self._accuracies(), *self._reports()]
         if self.sample is not None:
