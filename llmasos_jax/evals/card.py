@@ -99,6 +99,11 @@ def _head(config: Config, result: TrainResult | None) -> str:
             f"Fine-tuned from {Path(tuned.base).name} (SHA-256 of its weights "
             f"`{str(tuned.base_sha256)[:16]}`) {moved.get(tuned.method, 'in its head alone')}"
         )
+    if tuned.teacher is not None:
+        made += (
+            f", with {Path(tuned.teacher).name} as its teacher (SHA-256 "
+            f"`{str(tuned.teacher_sha256)[:16]}`),"
+        )
     return (
         f"# {config.name}\n\nA {kind} with {count_parameters(model):,} parameters: "
         f"{model.num_layers} layers of width {model.embedding_dim}, {model.vocab_size:,} tokens, a "

@@ -11,13 +11,10 @@ from llmasos_jax.data.tokenizers.tokenizer import Tokenizer, encode_marked
 from llmasos_jax.errors import GenerationError
 
 
-def chat_ids(
+def chat_text(
     template: str | None, messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer, name: str
-) -> list[int]:
-    """The ids of a conversation, up to where the model's answer begins.
-
-    What the template writes is all there is: a tokenizer that begins each text with a bos id adds
-    none here, because templates write it out themselves.
+) -> str:
+    """A conversation as one text with special tokens written out, up to where the answer begins.
 
     Args:
       template: the model's, or None if it has none.
@@ -36,8 +33,22 @@ def chat_ids(
             f'model "{name}" has no chat template; write the conversation as one text and call '
             'generate_text, or put a "chat_template" into "generation" of its model.json'
         )
-    text = render(template, checked, add_generation_prompt=True, **ends_of(tokenizer))
-    ids = encode_marked(tokenizer, text)
+    return render(template, checked, add_generation_prompt=True, **ends_of(tokenizer))
+
+
+def chat_ids(
+    template: str | None, messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer, name: str
+) -> list[int]:
+    """The ids of `chat_text`.
+
+    What the template writes is all there is: a tokenizer that begins each text with a bos id adds
+    none here, because templates write it out themselves.
+
+    Raises:
+      GenerationError: as `chat_text` does, or the template makes no token of these messages.
+      MissingExtraError: jinja2 is not installed.
+    """
+    ids = encode_marked(tokenizer, chat_text(template, messages, tokenizer, name))
     if not ids:
         raise GenerationError(
             f'the chat template of "{name}" makes an empty prompt of these messages'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import EvaluationError
@@ -10,13 +10,22 @@ from llmasos_jax.evals.metrics.scorer import Question
 
 
 def encode_pairs(
-    tokenizer: Tokenizer, context: str, continuations: Sequence[str]
+    tokenizer: Tokenizer,
+    context: str,
+    continuations: Sequence[str],
+    encode: Callable[[str], list[int]] | None = None,
 ) -> tuple[list[int], list[list[int]]]:
     """The ids of a context and of what may follow it, as lm-evaluation-harness splits them.
 
     White space at the context's end goes to the continuations; a continuation's ids are those of
     the whole text beyond as many as the context has alone. An empty context is the beginning token,
     or the end token where there is none.
+
+    Args:
+      tokenizer: the model's.
+      context: what stands before.
+      continuations: what may follow.
+      encode: the ids of a text; None takes `tokenizer.encode`.
 
     Raises:
       EvaluationError: a continuation has no ids of its own, or there is no token to begin with.
@@ -26,14 +35,13 @@ def encode_pairs(
       >>> encode_pairs(ByteTokenizer(), "a ", ["b", "c"])
       ([256, 97], [[32, 98], [32, 99]])
     """
+    encode = tokenizer.encode if encode is None else encode
     stem = context.rstrip()
     rest = context[len(stem) :]
-    before = (
-        tokenizer.encode(stem) if stem else [] if not tokenizer.adds_bos else tokenizer.encode("")
-    )
+    before = encode(stem) if stem else [] if not tokenizer.adds_bos else encode("")
     found = []
     for continuation in continuations:
-        ids = tokenizer.encode(stem + rest + continuation)[len(before) :]
+        ids = encode(stem + rest + continuation)[len(before) :]
         if not ids:
             raise EvaluationError(
                 f"the continuation {continuation!r} has no token after {context[-20:]!r}; give a "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 # What `fewshot` has where a task does not say it.
 DEFAULTS: Mapping[str, Any] = {"num": None, "seed": 0, "separator": "\n\n", "file": None}
+# Turns of a conversation to one text, up to where the answer begins.
+Chat = Callable[[list[dict[str, str]]], str]
+
 _KINDS = {"num": int, "seed": int, "separator": str, "file": str}
 
 
@@ -108,7 +111,11 @@ def choose(
 
 
 def prompts_of(
-    task: Task, rows: Sequence[Mapping[str, Any]], shown: Sequence[Mapping[str, Any]], count: int
+    task: Task,
+    rows: Sequence[Mapping[str, Any]],
+    shown: Sequence[Mapping[str, Any]],
+    count: int,
+    chat: Chat | None = None,
 ) -> list[Prompt]:
     """The prompts of the first `count` rows; those of more begin with the same ones.
 
@@ -117,13 +124,15 @@ def prompts_of(
       rows: its rows.
       shown: what `task.shown_rows` gave of them.
       count: of prompts.
+      chat: where the task is asked as a conversation: the model's way to write one down.
 
     Raises:
       EvaluationError: a row lacks a field, or there are too few other examples.
     """
     own = [task.prompt_of(row, index) for index, row in enumerate(rows[:count])]
+    start = [] if task.system is None else [{"role": "system", "content": task.system}]
     if task.fewshot is None:
-        return [Prompt(text) for text in own]
+        return [Prompt(text if chat is None else chat([*start, _user(text)])) for text in own]
     few = task.fewshot
     pool = [task.prompt_of(row, place) for place, row in enumerate(shown)]
     distinct = set(pool)
@@ -136,6 +145,18 @@ def prompts_of(
                 "prompts are there to draw from; give a smaller num, or a file with more examples"
             )
         places = choose(pool, few["num"], own=text, index=index, seed=few["seed"])
-        parts = [pool[place] + task.solution_of(shown[place], place) for place in places]
-        found.append(Prompt(few["separator"].join([*parts, text]), places))
+        answers = [task.solution_of(shown[place], place) for place in places]
+        if chat is None:
+            parts = [pool[place] + answer for place, answer in zip(places, answers, strict=True)]
+            whole = few["separator"].join([*parts, text])
+        else:
+            turns = list(start)
+            for place, answer in zip(places, answers, strict=True):
+                turns += [_user(pool[place]), {"role": "assistant", "content": answer}]
+            whole = chat([*turns, _user(text)])
+        found.append(Prompt(whole, places))
     return found
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}

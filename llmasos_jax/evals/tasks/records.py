@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from llmasos_jax.data.tokenizers.tokenizer import encode_marked
 from llmasos_jax.errors import EvaluationError
 from llmasos_jax.evals.metrics.perplexity import text_losses
 from llmasos_jax.evals.metrics.scorer import scorer_of
@@ -16,7 +18,13 @@ from llmasos_jax.evals.tasks.pairs import encode_pairs, fitted
 from llmasos_jax.evals.tasks.prompts import Prompt
 from llmasos_jax.evals.tasks.task import Task, fill
 from llmasos_jax.generate.model import Model
-from llmasos_jax.generate.request import make_requests, read_options
+from llmasos_jax.generate.request import (
+    Options,
+    Request,
+    chat_requests,
+    make_requests,
+    read_options,
+)
 from llmasos_jax.generate.writer import LARGEST_BATCH
 
 Row = Mapping[str, Any]
@@ -59,6 +67,7 @@ def stream(asked: Asked) -> Iterator[Record]:
 def _choices(asked: Asked) -> Iterator[Record]:
     model, task, prompts = asked.model, asked.task, asked.prompts
     scorer, tokenizer = scorer_of(model), model._require_tokenizer()
+    encode = partial(encode_marked, tokenizer) if task.chat else None
     records, questions = [], []
     for index in asked.todo:
         row = asked.rows[index]
@@ -66,7 +75,8 @@ def _choices(asked: Asked) -> Iterator[Record]:
         answer = task.answer_of(row, choices, index)
         where = f"example {index}"
         texts = [fill(task.continuation, {**row, "choice": c}, where) for c in choices]
-        question, cut = fitted(*encode_pairs(tokenizer, prompt.text, texts), scorer.context_length)
+        pairs = encode_pairs(tokenizer, prompt.text, texts, encode)
+        question, cut = fitted(*pairs, scorer.context_length)
         questions.append(question)
         records.append({"index": index, **prompt.fields, "continuations": texts, "answer": answer})
         if cut:
@@ -82,7 +92,6 @@ def _texts(asked: Asked) -> Iterator[Record]:
         task.max_length, task.temperature, stop=list(task.stop) or None, seed=asked.seed
     )
     model._require_causal()
-    tokenizer = model._require_tokenizer()
     wanted = {index: task.references_of(asked.rows[index], index) for index in asked.todo}
     # Prompts of one length together; an example's noise is its own, whatever stands beside it.
     order = sorted(asked.todo, key=lambda index: (len(prompts[index].text), index))
@@ -91,9 +100,7 @@ def _texts(asked: Asked) -> Iterator[Record]:
         texts = [prompts[index].text for index in batch]
         requests = [
             dataclasses.replace(request, sampling=options.sampling.at_index(index))
-            for index, request in zip(
-                batch, make_requests(texts, options, tokenizer, model.manifest), strict=True
-            )
+            for index, request in zip(batch, _requests(asked, texts, options), strict=True)
         ]
         written = [""] * len(batch)
         for place, piece in model._write(requests, options):
@@ -105,6 +112,16 @@ def _texts(asked: Asked) -> Iterator[Record]:
                 "text": text,
                 "references": wanted[index],
             }
+
+
+def _requests(asked: Asked, texts: Sequence[str], options: Options) -> list[Request]:
+    model = asked.model
+    tokenizer, manifest = model._require_tokenizer(), model.manifest
+    if not asked.task.chat:
+        return make_requests(texts, options, tokenizer, manifest)
+    # A template has written out all special tokens that there are.
+    prompts = [encode_marked(tokenizer, text) for text in texts]
+    return [one for ids in prompts for one in chat_requests(ids, options, tokenizer, manifest)]
 
 
 def _losses(asked: Asked) -> Iterator[Record]:

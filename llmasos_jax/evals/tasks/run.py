@@ -17,11 +17,12 @@ import jax.numpy as jnp
 from llmasos_jax.errors import EvaluationError
 from llmasos_jax.evals.metrics.intervals import bootstrap
 from llmasos_jax.evals.tasks.measures import measure
-from llmasos_jax.evals.tasks.prompts import prompts_of
+from llmasos_jax.evals.tasks.prompts import Chat, prompts_of
 from llmasos_jax.evals.tasks.records import Asked, stream
 from llmasos_jax.evals.tasks.result import Figure, TaskResult, read_records, versions
 from llmasos_jax.evals.tasks.task import Task
 from llmasos_jax.format.write import write_file
+from llmasos_jax.generate.chat import chat_text
 from llmasos_jax.generate.model import Model
 from llmasos_jax.progress import Progress
 
@@ -67,7 +68,7 @@ def run_task(
     ).hexdigest()[:12]
     stem = "-".join(map(_in_file_name, (task.name, model.manifest.name, key)))
     # Examples are drawn from all rows, so that a prompt does not depend on the limit.
-    prompts = prompts_of(task, rows, shown, len(rows[:limit]))
+    prompts = prompts_of(task, rows, shown, len(rows[:limit]), _chat(model, task))
     rows = rows[:limit]
     file = None if out is None else out / f"{stem}.jsonl"
     records = {} if file is None else _kept(file, fresh, task.kind)
@@ -97,6 +98,14 @@ def run_task(
     return result
 
 
+def _chat(model: Model, task: Task) -> Chat | None:
+    """How the model writes a conversation down, where the task is one."""
+    if not task.chat:
+        return None
+    tokenizer, name = model._require_tokenizer(), model.manifest.name
+    return lambda messages: chat_text(model.chat_template(), messages, tokenizer, name)
+
+
 def _in_file_name(text: str) -> str:
     """A name as part of a file's, whose own may have 255 bytes."""
     clean = re.sub(r"[^\w.]+", "_", text)
@@ -123,6 +132,7 @@ def settings_of(model: Model, task: Task) -> dict[str, Any]:
         "max_length": task.max_length if task.kind == "generation" else None,
         "temperature": task.temperature if task.kind == "generation" else None,
         **({} if task.fewshot is None else {"fewshot": _named(task.fewshot)}),
+        **({"chat_template": model.chat_template()} if task.chat else {}),
     }
 
 

@@ -50,6 +50,10 @@ class Task:
       prompt: what the model reads; {field} stands for a field of the example.
       choices: the field that lists them, or texts with fields; () where there are none.
       continuation: what is scored after the prompt; {choice} is the choice.
+      chat: whether the prompt is a user's message, which the model reads in its own chat template;
+        examples that are shown are turns before it. `continuation` is "{choice}" then unless a
+        task's file says another one.
+      system: with `chat`, a system message before all; None leaves it to the template.
       answer: the field with the right choice's place from 0, or its text; for "generation" with
         the text that is right, or a list of such.
       metrics: names of figures; () is what the kind usually has.
@@ -67,6 +71,8 @@ class Task:
     prompt: str
     choices: str | Sequence[str] = ()
     continuation: str = " {choice}"
+    chat: bool = False
+    system: str | None = None
     answer: str = "answer"
     metrics: Sequence[str] = ()
     max_length: int = 64
@@ -109,6 +115,8 @@ class Task:
         keys = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for name in ("folder", "description", "data"):
             del keys[name]
+        if not self.chat:
+            del keys["chat"], keys["system"]
         parts: list[Any] = [keys, list(rows)]
         if self.fewshot is None:
             del keys["fewshot"]
@@ -298,6 +306,8 @@ def _task(keys: dict[str, Any], where: str, folder: Path) -> Task:
                 f'{where}: "{name}" is missing; a task needs kind, data, prompt, and where it is '
                 "no file a name"
             )
+    if keys.get("chat"):
+        keys = {"continuation": "{choice}", **keys}
     if keys.get("fewshot") is not None:
         keys = {**keys, "fewshot": read_fewshot(keys["fewshot"], where)}
     task = Task(**keys, folder=folder)
@@ -307,7 +317,7 @@ def _task(keys: dict[str, Any], where: str, folder: Path) -> Task:
 
 def _fits(value: Any, kind: str) -> bool:
     if value is None or isinstance(value, bool):
-        return value is None and _has(kind, "None")
+        return _has(kind, "None" if value is None else "bool")
     if isinstance(value, list | tuple) and not all(isinstance(one, str) for one in value):
         return False  # all lists of a task are of texts
     allowed = {
@@ -345,10 +355,15 @@ def _check(task: Task, where: str) -> None:
             f"{where}: continuation={task.continuation!r} has no {{choice}}, so all choices would "
             'score alike; give one that has it, as " {choice}"'
         )
-    if task.kind == "perplexity" and task.fewshot is not None:
+    if task.kind == "perplexity" and (task.fewshot is not None or task.chat):
+        name = "chat" if task.fewshot is None else "fewshot"
         raise EvaluationError(
-            f"{where}: a perplexity task has fewshot, but its texts have no answers to show; leave "
-            "it out"
+            f"{where}: a perplexity task has {name}, but its texts have no answers; leave it out"
+        )
+    if task.system is not None and not task.chat:
+        raise EvaluationError(
+            f"{where}: system={task.system!r} is a message of a conversation; set chat = true, or "
+            "leave it out"
         )
     sources = [name for name in ("file", "dataset", "builtin") if name in task.data]
     if len(sources) != 1:
