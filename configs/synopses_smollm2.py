@@ -5,7 +5,7 @@ Data:     Debian's English package descriptions, 45,090 packages to learn from a
           experiments/synopses/README.md.
 Command:  llmasos finetune --config=synopses_smollm2 --workdir=runs/synopses
           with --config.data.path=FILE where train.jsonl is not in data/synopses.
-Run time: 90 steps of 4 x 512 tokens; not measured yet.
+Run time: 105 steps of 4 x 512 tokens; not measured yet.
 Expected: not run yet; wanted are 5 points of ROUGE-L above the untuned model's.
 """
 
@@ -15,7 +15,7 @@ from llmasos_jax.config.build import default_config
 
 
 def get_config() -> ConfigDict:
-    """A description and its synopsis as one text; 4 rows a step."""
+    """A question with a description, and the synopsis as the answer; 4 rows a step."""
     config = default_config()
     config.name = "synopses_smollm2"
     config.finetune.base = "smollm2-135m-instruct"
@@ -23,19 +23,14 @@ def get_config() -> ConfigDict:
     config.finetune.rank = 16
     config.finetune.alpha = 32.0
     config.finetune.too_long = "drop"
-    # A description and its synopsis as one text, without the roles of a conversation.
-    config.finetune.chat_template = (
-        "{% for m in messages %}{{ m.content }}"
-        "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-    )
     config.objective.name = "sft"
     config.data.source = "jsonl"
     config.data.path = "data/synopses/train.jsonl"
     config.data.sequence_length = 512
     config.data.heldout_fraction = 0.005
     config.train.batch_size = 4
-    config.train.steps = 90
-    config.train.eval_every_steps = 45
+    config.train.steps = 105
+    config.train.eval_every_steps = 35
     config.train.eval_batches = 4
     config.optim.learning_rate = 5e-4
     config.optim.warmup_steps = 10

@@ -23,7 +23,7 @@ from pathlib import Path
 HELDOUT = 200
 MIN_CHARS, MAX_CHARS = 200, 1200
 SHARED = 40  # characters from which on a paragraph that two packages have makes them one group
-PROMPT = "Package description:\n{text}\n\nSynopsis:"
+PROMPT = "{text}\n\nSummarise this software package in one short phrase of at most ten words."
 
 
 def descriptions(folder: Path) -> Iterator[tuple[str, str, str]]:
@@ -107,7 +107,7 @@ def main() -> None:
     for side, rows in sides.items():
         with open(args.folder / f"{side}.jsonl", "w", encoding="utf-8") as file:
             for _, long, synopsis in rows:
-                row = {"prompt": PROMPT.format(text=long), "completion": f" {synopsis}"}
+                row = {"prompt": PROMPT.format(text=long), "completion": synopsis}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         print(f"{side}: {len(rows):,} packages")
     shutil.copy(Path(__file__).with_name("task.toml"), args.folder)
