@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import jax
 import numpy as np
@@ -68,9 +69,9 @@ def _kept(path: Path, examples: Examples) -> tuple[np.ndarray, np.ndarray] | Non
     """What an earlier run wrote, if all processes see it: else all of them compute."""
     found = None
     try:
-        with np.load(path) as arrays:
+        with open(path, "rb") as file, np.load(file) as arrays:
             found = (arrays["train"], arrays["heldout"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         found = None  # not there, or damaged: it is made again
     lengths = (len(examples.train), len(examples.heldout))
     is_right = found is not None and tuple(map(len, found)) == lengths
