@@ -276,6 +276,27 @@ def test_a_file_of_its_own_is_held_out_and_what_is_in_both_is_not_trained_on(
     data = dataclasses.replace(data, heldout_path=str(tmp_path / "b.jsonl"))
     sides = read_sides(data)
     assert sorted(sides.train) == [0, 1, 3, 4]  # 45 is equal to 5
-    assert sides.heldout == [6, 7] and sides.counts == {"held out, too": 2}
+    assert sorted(sides.heldout) == [6, 7] and sides.counts == {"held out, too": 2}
     with pytest.raises(DataError, match="hold out others than those that are trained on"):
         read_sides(dataclasses.replace(data, heldout_path=data.path))
+
+
+def test_heldout_records_are_shuffled_once(tmp_path: Path) -> None:
+    """A sorted file: the first batch of an evaluation has of both kinds, whatever the order."""
+    rows = [{"prompt": f"{kind}{i:02d}", "completion": "x"} for kind in "ab" for i in range(40)]
+    apart = [{"prompt": f"{kind}{i:02d}", "completion": "y"} for kind in "ab" for i in range(10)]
+
+    def prompts(rows: list[Json], apart: list[Json] | None = None) -> list[str]:
+        data = dataclasses.replace(jsonl(tmp_path, *rows), heldout_fraction=0.25)
+        if apart is not None:
+            jsonl(tmp_path, *apart, name="b.jsonl")
+            data = dataclasses.replace(data, heldout_path=str(tmp_path / "b.jsonl"))
+        sides = read_sides(data)
+        return [dict(sides.records[i].values)["prompt"] for i in sides.heldout]
+
+    for first, back in (
+        (prompts(rows), prompts(rows[::-1])),
+        (prompts(rows, apart), prompts(rows, apart[::-1])),
+    ):
+        assert len(first) == 20 and first == back != sorted(first)
+        assert {prompt[0] for prompt in first[:6]} == {"a", "b"}

@@ -91,9 +91,7 @@ def read_examples(cfg: Config, tokenizer: Tokenizer, cache: Path) -> Examples:
     read = reader.by_objective[name]
     rows = [read(record) for record in sides.records]
     train = [row for i in sides.train if (row := rows[i]) is not None]
-    # Files are often sorted by label, and an evaluation may take the first batches alone.
-    order = sorted(sides.heldout, key=lambda i: _shuffled(_key(names, sides.records[i])))
-    heldout = [row for i in order if (row := rows[i]) is not None]
+    heldout = [row for i in sides.heldout if (row := rows[i]) is not None]
     centre = float(np.mean([row.score for row in train])) if train else 0.0
     train, heldout = ([dataclasses.replace(r, centre=centre) for r in s] for s in (train, heldout))
     return Examples(
@@ -280,10 +278,6 @@ def _limits(lengths: Sequence[int], most: int) -> list[int]:
 
 def _key(names: Sequence[str], record: Record) -> str:
     return json.dumps([record.values.get(name) for name in names], default=str)
-
-
-def _shuffled(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
 
 
 def _side(rows: list[LabelledRow]) -> ExampleRows:

@@ -154,8 +154,12 @@ _SOURCES: dict[str, Callable[[DataConfig], Iterator[Record]]] = {
 def canonical(record: Record) -> str:
     """A record as one text, equal for equal records: what its side of the split depends on.
 
+    Half of a surrogate pair, which UTF-8 cannot write, is spelt out: who reads the field refuses it
+    with its line.
+
     Example:
       >>> canonical(Record({"b": "é", "a": 1}, "x:1"))
       '{"a": 1, "b": "é"}'
     """
-    return json.dumps(dict(record.values), ensure_ascii=False, sort_keys=True, default=str)
+    text = json.dumps(dict(record.values), ensure_ascii=False, sort_keys=True, default=str)
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -18,7 +18,7 @@ from llmasos_jax.errors import DataError
 
 DROPPED, CUT = "dropped, too long", "cut, too long"
 SHARED = "whose answer begins within a token of the prompt"
-_VERSION = 1  # of how records become rows
+_VERSION = 2  # of how records become rows
 
 
 def read_conversations(cfg: Config, tokenizer: Tokenizer, cache: Path) -> Examples:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llmasos_jax.config.schema import DataConfig
@@ -21,7 +22,8 @@ class Sides:
         be found in this order.
       train: places in `records`, in the order of the records' hashes: a shuffle that the order of
         the files does not change.
-      heldout: places in `records`, rising.
+      heldout: places in `records`, in the order of a hash of what their side depends on: files are
+        often sorted, and an evaluation may take the first batches alone.
       counts: of what was left out, by why.
     """
 
@@ -50,7 +52,7 @@ def read_sides(data: DataConfig, key: Callable[[Record], str] = canonical) -> Si
     texts = [key(record) for record in records]
     if apart is None:
         split = split_documents(texts, data)
-        return Sides(records, split.by_hash, split.heldout)
+        return Sides(records, split.by_hash, _shuffled(split.heldout, texts))
     held = {key(record) for record in apart}
     left = [i for i, text in enumerate(texts) if text not in held]
     if not left:
@@ -61,5 +63,11 @@ def read_sides(data: DataConfig, key: Callable[[Record], str] = canonical) -> Si
     whole = dataclasses.replace(data, heldout_fraction=0.0)
     split = split_documents([texts[i] for i in left], whole)
     counts = {"held out, too": len(records) - len(left)} if len(left) < len(records) else {}
-    heldout = list(range(len(records), len(records) + len(apart)))
-    return Sides(records + apart, [left[i] for i in split.by_hash], heldout, counts)
+    both = records + apart
+    heldout = _shuffled(range(len(records), len(both)), [key(record) for record in both])
+    return Sides(both, [left[i] for i in split.by_hash], heldout, counts)
+
+
+def _shuffled(places: Iterable[int], texts: Sequence[str]) -> list[int]:
+    """The places in the order of their texts' hashes, which that of the files does not change."""
+    return sorted(places, key=lambda i: hashlib.sha256(texts[i].encode()).digest())
