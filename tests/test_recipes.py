@@ -1,0 +1,77 @@
+"""The recipes' data, of small inputs: what is held out, what is prompt and what is answer."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmasos_jax.evals.tasks.task import load_task
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+
+
+def script(name: str) -> dict:
+    return runpy.run_path(str(EXPERIMENTS / name))
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_questions_of_a_subject_are_in_one_half(tmp_path: Path) -> None:
+    make = script("questions/data.py")
+    rows = [
+        {
+            "subject": f"subject {number // 3}",
+            "question": f"Which is {number}?",
+            "letters": list("ABCD"),
+            "options": "A. 1\nB. 2\nC. 3\nD. 4",
+            "answer": number % 4,
+        }
+        for number in range(21)
+    ]
+    counts = make["write"](rows, tmp_path)
+    assert sorted(counts.values()) == [9, 9, 12, 12]  # of seven subjects, four and three
+    subjects = [
+        {row["subject"] for row in lines(tmp_path / f"asked{half}.jsonl")} for half in (0, 1)
+    ]
+    assert len(subjects[0]) + len(subjects[1]) == 7 and not subjects[0] & subjects[1]
+    for half in (0, 1):
+        asked = load_task(tmp_path / f"half{half}.toml")
+        learned = lines(tmp_path / f"train{half}.jsonl")
+        prompts = {asked.prompt_of(row, 0) for row in asked.examples()}
+        assert len(prompts) + len(learned) == 21 and not prompts & {r["prompt"] for r in learned}
+        for row in asked.examples():
+            choices = asked.choices_of(row, 0)
+            number = int(row["prompt"].split("?")[0].split()[-1])
+            assert asked.answer_of(row, choices, 0) == number % 4
+    one = next(row for row in lines(tmp_path / "train0.jsonl"))
+    number = int(one["prompt"].split("?")[0].split()[-1])
+    assert one["completion"] == " " + "ABCD"[number % 4] and one["prompt"].endswith("\nAnswer:")
+
+
+def test_both_halves_as_one() -> None:
+    compare = script("questions/both.py")["compare"]
+    row = lambda at, predicted: {
+        "prompt": str(at),
+        "logprobs": [0.0, 0.0],
+        "predicted": predicted,
+        "answer": 0,
+    }
+    before, after = [row(i, 1) for i in range(20)], [row(i, i % 2) for i in range(20)]
+    found = compare(before, after)
+    assert found["accuracy"]["before"] == [0.0, 0.0, 0.0]
+    value, low, high, p = found["accuracy"]["difference"]
+    assert value == 0.5 and 0.2 < low < high < 0.8 and p < 0.01
+    assert found["nats"]["before"][0] == round(float(np.log(2)), 4)
+    with pytest.raises(ValueError, match="20 and 19 examples"):
+        compare(before, after[1:])
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*/*.toml")), ids=lambda p: p.stem)
+def test_tasks_read(path: Path) -> None:
+    assert load_task(path).metrics
