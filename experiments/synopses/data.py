@@ -13,12 +13,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from experiments import debian
 
 HELDOUT = 200
 MIN_CHARS, MAX_CHARS = 200, 1200
@@ -28,17 +31,7 @@ PROMPT = "{text}\n\nSummarise this software package in one short phrase of at mo
 
 def descriptions(folder: Path) -> Iterator[tuple[str, str, str]]:
     """Name, synopsis and long text of each package."""
-    lists = folder / "apt" / "lists"
-    (lists / "partial").mkdir(parents=True, exist_ok=True)
-    (folder / "apt" / "cache" / "archives" / "partial").mkdir(parents=True, exist_ok=True)
-    own = [
-        "-oAcquire::Languages=en",
-        f"-oDir::State::lists={lists.absolute()}",
-        f"-oDir::Cache={(folder / 'apt' / 'cache').absolute()}",
-    ]
-    if not os.getuid():
-        own.append("-oAPT::Sandbox::User=root")
-    subprocess.run(["apt-get", "-q", *own, "update"], check=True)
+    own = debian.update(folder)
     words = ["apt-get", *own, "indextargets", "--format", "$(FILENAME)", "Created-By: Translations"]
     files = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
     for file in files:
