@@ -90,8 +90,13 @@ def mlm(cfg: Config, vocabulary: Vocabulary) -> Objective:
     _require(
         not cfg.model.next_sentence,
         cfg,
-        "does not train the scores of sentence pairs, and model.next_sentence=True; set "
-        'objective.name="mlm_nsp", or model.next_sentence=False and model.pooler=False',
+        "does not train the scores of sentence pairs, and "
+        + (
+            'the base has them; set objective.name="mlm_nsp", which trains both'
+            if cfg.finetune.base is not None
+            else 'model.next_sentence=True; set objective.name="mlm_nsp", or '
+            "model.next_sentence=False and model.pooler=False"
+        ),
     )
     prepare = objectives.mlm(cfg, vocabulary)
     return Objective(prepare=prepare, loss=masked_loss(cfg), token_fields=_MASKED)
@@ -254,7 +259,13 @@ def _require_encoder(cfg: Config) -> None:
     _require(
         cfg.model.head is not None,
         cfg,
-        'needs an output layer, and model.head=None; set model.head="mlm" or "linear"',
+        "needs an output layer, and "
+        + (
+            "the base has none; take a base with one (transformers' ...ForMaskedLM), or learn from "
+            'labelled texts or pairs (objective.name="classify", "similarity")'
+            if cfg.finetune.base is not None
+            else 'model.head=None; set model.head="mlm" or "linear"'
+        ),
     )
 
 
