@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from on_meshes import QUICK, trainer_of
-from small_hf import LLAMA, read
+from small_hf import LLAMA, Json, read
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config
@@ -29,14 +29,15 @@ class Twin:
     torch: Any
 
 
-def twin() -> tuple[Twin, Tree]:
+def twin(sizes: Json = LLAMA, seed: int = 0) -> tuple[Twin, Tree]:
     """Their model, fresh gradients, and our weights in the layout of training."""
     import torch
     import transformers
 
-    cfg, params = _weights()
+    cfg = read(sizes)
+    params = _weights(cfg, seed)
     theirs = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(**{k: v for k, v in LLAMA.items() if k != "torch_dtype"})
+        transformers.LlamaConfig(**{k: v for k, v in sizes.items() if k != "torch_dtype"})
     )
     tensors = {n: torch.from_numpy(a) for n, a in _their_names(cfg, params).items()}
     missing = theirs.load_state_dict(tensors, strict=False)
@@ -45,10 +46,9 @@ def twin() -> tuple[Twin, Tree]:
 
 
 @functools.cache
-def _weights() -> tuple[ModelConfig, Tree]:
-    cfg = read(LLAMA)
-    params = init_params(ModelDef(cfg, scan_layout(cfg)), jax.random.key(0), std=0.3)
-    return cfg, jax.device_get(params)
+def _weights(cfg: ModelConfig, seed: int) -> Tree:
+    params = init_params(ModelDef(cfg, scan_layout(cfg)), jax.random.key(seed), std=0.3)
+    return jax.device_get(params)
 
 
 def _their_names(cfg: ModelConfig, params: Tree) -> dict[str, np.ndarray]:

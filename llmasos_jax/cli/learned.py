@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
     from llmasos_jax.data.tokenizers.vocabulary import Vocabulary
 
-NAMES = {"sft": "example {}", "dpo": ("chosen", "rejected")}
+NAMES = {"sft": "example {}", "distill": "example {}", "dpo": ("chosen", "rejected")}
 LEGEND = "between ⟦ and ⟧ stands what is scored; all before it is read"
 _LEARNED, _REJECTED, _READ = "bold green", "bold red", ""
 _SPECIAL, _NAME = "bright_black", "bold"
@@ -67,7 +67,7 @@ class Part:
 def parts_of(
     batch: Batch, index: int, tokenizer: Tokenizer, vocabulary: Vocabulary, objective: str
 ) -> list[Part]:
-    """The examples of row `index` of a batch of "sft" or "dpo"."""
+    """The examples of row `index` of a batch of "sft", "distill" or "dpo"."""
     segments, tokens = batch.segment_ids[index], batch.tokens[index]
     is_learned = np.concatenate([[False], batch.loss_weights[index][:-1] > 0])
     names = NAMES[objective]

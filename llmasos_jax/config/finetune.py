@@ -43,6 +43,16 @@ class FinetuneConfig:
         reads texts of which each token is predicted.
       beta: of "dpo": how dear it is to leave the base (Rafailov et al., 2023, arXiv 2305.18290).
       temperature: of "similarity", what cosines are divided by.
+      teacher: of "distill", the model that is imitated, whatever `load_model` reads; its tokenizer
+        has to have the ids of the base's. It is in no checkpoint.
+      teacher_sha256: of its weights; as `base_sha256`.
+      teacher_weight: share of the divergence from the teacher in the loss of "distill"; the rest is
+        the cross-entropy of the data.
+      teacher_temperature: of "distill", what the scores of both models are divided by (Hinton et
+        al., 2015, arXiv 1503.02531). At 1 they are compared as they write, which is what is usual
+        for language models (Kim & Rush, 2016, arXiv 1606.07947; Agarwal et al., 2023, arXiv
+        2306.13649); above it, unlikely tokens count for more (2 in Sanh et al., 2019, arXiv
+        1910.01108).
     """
 
     base: str | None = None
@@ -59,13 +69,22 @@ class FinetuneConfig:
     packing: bool = True
     beta: float = 0.1
     temperature: float = 0.05
+    teacher: str | None = None
+    teacher_sha256: str | None = None
+    teacher_weight: float = 0.5
+    teacher_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         require_finite("finetune", self)
         require_one_of("finetune.method", self.method, METHODS)
         require_one_of("finetune.too_long", self.too_long, TOO_LONG)
-        for name in ("rank", "alpha", "beta", "temperature"):
+        for name in ("rank", "alpha", "beta", "temperature", "teacher_temperature"):
             require_positive(f"finetune.{name}", getattr(self, name))
+        if not 0.0 <= self.teacher_weight <= 1.0:
+            raise ConfigError(
+                f"finetune.teacher_weight={self.teacher_weight} must be between 0 (the data alone) "
+                "and 1 (the teacher alone)"
+            )
         if self.method == "lora" and not self.targets:
             raise ConfigError(
                 'finetune.targets=() names no product; name some ("attn.*"), or set '

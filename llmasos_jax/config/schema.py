@@ -75,9 +75,10 @@ class ObjectiveConfig:
         next sentence prediction; "mlm_sop", with sentence order prediction (Lan et al., 2019, arXiv
         1909.11942); "prefix_lm", the rest of a text after a part read in both directions, and
         "span_corruption", an encoder-decoder's (Raffel et al., 2019, arXiv 1910.10683); "sft", the
-        assistant's words in conversations, and "dpo", which of two answers is better (Rafailov et
-        al., 2023, arXiv 2305.18290); of labelled texts "classify", "classify_tokens", "regress" and
-        "similarity" (Henderson et al., 2017, arXiv 1705.00652); or "package.module:name".
+        assistant's words in conversations, "distill", those and what a larger model makes of them
+        (Hinton et al., 2015, arXiv 1503.02531), and "dpo", which of two answers is better (Rafailov
+        et al., 2023, arXiv 2305.18290); of labelled texts "classify", "classify_tokens", "regress"
+        and "similarity" (Henderson et al., 2017, arXiv 1705.00652); or "package.module:name".
       z_loss: weight of logsumexp(logits)^2 (Chowdhery et al., 2022, arXiv 2204.02311, section 5).
       router_balance: weight of the loss that spreads tokens over experts, 1 where they are spread
         evenly (Fedus et al., 2021, arXiv 2101.03961, eq. 4). Without experts it does nothing.

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.format.names import expected, place_of
@@ -32,16 +33,23 @@ class Base:
       source: what the user called it.
       files: its manifest and its tensors, which are read when asked for.
       tokenizer: its own.
+      teacher: the model that the run imitates, where it does.
     """
 
     source: str
     files: ModelFiles
     tokenizer: Tokenizer
+    teacher: Base | None = None
+
+    @property
+    def parameters(self) -> ModelConfig:
+        """What it is."""
+        return self.files.manifest.parameters
 
     @cached_property
     def sha256(self) -> str:
         """A hash of all tensors: names, types, shapes and numbers."""
-        return weights_sha256(self.files)
+        return weights_sha256(self.files, self.source)
 
     def read(self, definition: ModelDef, abstract: Tree) -> tuple[Tree, list[str]]:
         """The weights at the leaves of `abstract`, in its dtypes and shardings.
@@ -89,11 +97,12 @@ class Base:
         return {path: sorted(rows, key=lambda pair: pair[0] or 0) for path, rows in found.items()}
 
 
-def open_base(source: str, *, allow_code: bool = False) -> Base:
-    """Opens a model to be fine-tuned; reads no tensor.
+def open_base(source: str, *, field: str = "finetune.base", allow_code: bool = False) -> Base:
+    """Opens a model to be fine-tuned, or to learn from; reads no tensor.
 
     Args:
       source: whatever `load_model` reads.
+      field: of the config, which names it.
       allow_code: as there.
 
     Raises:
@@ -103,8 +112,7 @@ def open_base(source: str, *, allow_code: bool = False) -> Base:
     files = open_model(source, allow_code=allow_code)
     if files.tokenizer is None:
         raise ConfigError(
-            f'finetune.base="{source}" has no tokenizer, so it can read no text; give a model with '
-            "one"
+            f'{field}="{source}" has no tokenizer, so it can read no text; give a model with one'
         )
     return Base(source, files, files.tokenizer.load(allow_code=allow_code))
 

@@ -8,16 +8,18 @@ from llmasos_jax.config.build import Source, build, finetune_of, with_model
 from llmasos_jax.config.schema import Config
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.finetune.base import Base, open_base
+from llmasos_jax.finetune.teacher import with_teacher
 
 
 def resolve(source: Source) -> tuple[Config, Base]:
-    """The config with its base's parameters, template and hash, and the base.
+    """The config with its base's parameters, template and hash, and the base; a teacher likewise.
 
     What the file sets in `config.model` goes beside the base's parameters: a classifier, mostly.
 
     Raises:
-      ConfigError: there is no base, the config is wrong, or the base is not the one that it names.
-      FormatError, HubError, CheckpointError: the base cannot be opened.
+      ConfigError: there is no base, the config is wrong, the base is not the one that it names, or
+        its teacher cannot be one.
+      FormatError, HubError, CheckpointError: base or teacher cannot be opened.
     """
     name = finetune_of(source).base
     if name is None:
@@ -40,4 +42,4 @@ def resolve(source: Source) -> tuple[Config, Base]:
         base_sha256=base.sha256,
         chat_template=generation.chat_template if template is None else template,
     )
-    return dataclasses.replace(resolved, finetune=finetune), base
+    return with_teacher(dataclasses.replace(resolved, finetune=finetune), base)

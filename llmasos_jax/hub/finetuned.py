@@ -42,10 +42,10 @@ _FLOAT32 = "float32"
 _SHOWN = 5
 
 
-def weights_sha256(files: ModelFiles) -> str:
-    """A hash of all tensors of a model: names, types, shapes and numbers."""
+def weights_sha256(files: ModelFiles, name: str = "the base") -> str:
+    """A hash of all tensors of a model, called `name`: names, types, shapes and numbers."""
     digest = hashlib.sha256()
-    with Progress("Reading the base", len(files.tensors)) as bar:
+    with Progress(f"Reading {name}", len(files.tensors)) as bar:
         for name, tensor in sorted(files.tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
             digest.update(np.ascontiguousarray(tensor.read()).view(np.uint8).data)
@@ -167,6 +167,8 @@ class Finetuned:
             "base_sha256": finetune.base_sha256,
             "method": finetune.method,
         }
+        if finetune.teacher is not None:
+            how |= {"teacher": finetune.teacher, "teacher_sha256": finetune.teacher_sha256}
         if finetune.quantize is not None:
             how["merged_onto"] = f"the base's products in {finetune.quantize}, as they were trained"
         manifest = made.manifest.replace(

@@ -1,4 +1,4 @@
-"""Cross-entropy from hidden states, a few tokens at a time: no scores of all tokens, ever."""
+"""Losses from hidden states, a few tokens at a time: no scores of all tokens, ever."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmasos_jax.train.losses import CrossEntropy, cross_entropy
 from llmasos_jax.types import Tree
 
 Score = Callable[[Tree, jax.Array], jax.Array]
-Tokens = tuple[jax.Array, jax.Array, jax.Array]  # hidden states, targets, weights
+Tokens = tuple[jax.Array, ...]  # hidden states, then what else is of each token
 
 
 @dataclass(frozen=True)
@@ -67,84 +67,131 @@ def chunked_cross_entropy(
       >>> print(f"{loss:.4f} {sums.correct_sum:.0f} of {sums.weight_sum:.0f}")
       1.9398 2 of 3
     """
-    out: Any = _loss(score, chunks, weights, (x_bmd, targets, loss_weights))
+
+    def sums_of(weights: Tree, chunk: Tokens, _: Tree) -> CrossEntropy:
+        x_bcd, targets, loss_weights = chunk
+        return cross_entropy(score(weights, x_bcd), targets, loss_weights)
+
+    def total(sums: CrossEntropy) -> jax.Array:
+        return sums.nll_sum + chunks.z_loss * sums.z_sum
+
+    parts = Parts(sums_of, total, chunks.size, chunks.again)
+    return chunked_loss(parts, weights, (x_bmd, targets, loss_weights))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A loss that is made of sums over tokens.
+
+    Attributes:
+      sums_of: `(weights, chunk, given) -> sums`, a tree of float32 scalars over a chunk of tokens;
+        a pure function that closes over no array.
+      total: from sums to the loss, a linear function of them.
+      size: tokens of each row that are scored at once.
+      again: as in `Chunks`.
+    """
+
+    sums_of: Callable[[Tree, Tokens, Tree], Any]
+    total: Callable[[Any], jax.Array]
+    size: int
+    again: bool = False
+
+
+def chunked_loss(
+    parts: Parts, weights: Tree, tokens: Tokens, given: Tree = ()
+) -> tuple[jax.Array, Any]:
+    """A loss from hidden states, a few tokens at a time.
+
+    Args:
+      parts: what is computed of a few tokens.
+      weights: differentiated; all of them floating point.
+      tokens: arrays [B, M, ...], cut along M. The first one, hidden states, is differentiated.
+      given: arrays that every chunk reads whole; not differentiated.
+
+    Returns:
+      The loss, which alone has a gradient, and the sums over all tokens.
+    """
+    out: Any = _loss(parts, weights, tokens[0], tokens[1:], given)
     loss, sums = out
     return loss, lax.stop_gradient(sums)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loss(
-    score: Score, chunks: Chunks, weights: Tree, tokens: Tokens
-) -> tuple[jax.Array, CrossEntropy]:
-    def step(total: CrossEntropy, chunk: Tokens) -> tuple[CrossEntropy, None]:
-        return _add(total, _sums(score, weights, chunk)), None
+    parts: Parts, weights: Tree, x_bmd: jax.Array, others: Tokens, given: Tree
+) -> tuple[jax.Array, Any]:
+    tokens = (x_bmd, *others)
 
-    zero = jnp.zeros((), jnp.float32)
-    sums, _ = _each(step, CrossEntropy(zero, zero, zero, zero), tokens, chunks)
-    return sums.nll_sum + chunks.z_loss * sums.z_sum, sums
+    def step(total: Any, chunk: Tokens) -> tuple[Any, None]:
+        return _add(total, parts.sums_of(weights, chunk, given)), None
+
+    zeros = _zero_sums(parts, weights, tokens, given)
+    sums, _ = _each(step, zeros, tokens, parts.size)
+    return parts.total(sums), sums
 
 
-def _forward(score: Score, chunks: Chunks, weights: Tree, tokens: Tokens) -> tuple[Any, Any]:
-    if chunks.again:
-        return _loss(score, chunks, weights, tokens), (weights, tokens)
+def _forward(
+    parts: Parts, weights: Tree, x_bmd: jax.Array, others: Tokens, given: Tree
+) -> tuple[Any, Any]:
+    if parts.again:
+        return _loss(parts, weights, x_bmd, others, given), (weights, x_bmd, others, given)
     one = jnp.ones((), jnp.float32)
-    out, grad_weights, grad_x = _with_gradients(score, chunks, weights, tokens, one)
+    out, grad_weights, grad_x = _with_gradients(parts, weights, (x_bmd, *others), given, one)
     return out, (grad_weights, grad_x)
 
 
-def _backward(score: Score, chunks: Chunks, kept: Any, cotangents: Any) -> tuple[Tree, Any]:
+def _backward(parts: Parts, kept: Any, cotangents: Any) -> tuple[Tree, jax.Array, None, None]:
     scale = cotangents[0]
-    if chunks.again:
-        weights, tokens = kept
-        _, grad_weights, grad_x = _with_gradients(score, chunks, weights, tokens, scale)
+    if parts.again:
+        weights, x_bmd, others, given = kept
+        _, grad_weights, grad_x = _with_gradients(parts, weights, (x_bmd, *others), given, scale)
     else:
         grad_weights, grad_x = jax.tree.map(lambda g: (g * scale).astype(g.dtype), kept)
-    return grad_weights, (grad_x, None, None)
+    return grad_weights, grad_x, None, None
 
 
 _loss.defvjp(_forward, _backward)
 
 
 def _with_gradients(
-    score: Score, chunks: Chunks, weights: Tree, tokens: Tokens, scale: jax.Array
-) -> tuple[tuple[jax.Array, CrossEntropy], Tree, jax.Array]:
+    parts: Parts, weights: Tree, tokens: Tokens, given: Tree, scale: jax.Array
+) -> tuple[tuple[jax.Array, Any], Tree, jax.Array]:
     """The loss and its sums, and the gradients of `scale` times it by weights and states."""
 
     def step(total: Any, chunk: Tokens) -> tuple[Any, jax.Array]:
-        def loss(weights: Tree, x_bcd: jax.Array) -> tuple[jax.Array, CrossEntropy]:
-            sums = _sums(score, weights, (x_bcd, *chunk[1:]))
-            return (sums.nll_sum + chunks.z_loss * sums.z_sum) * scale, sums
+        def loss(weights: Tree, x_bcd: jax.Array) -> tuple[jax.Array, Any]:
+            sums = parts.sums_of(weights, (x_bcd, *chunk[1:]), given)
+            return parts.total(sums) * scale, sums
 
         (grad_weights, grad_x), sums = jax.grad(loss, argnums=(0, 1), has_aux=True)(
             weights, chunk[0]
         )
         return _add(total, (sums, grad_weights)), grad_x
 
-    zero = jnp.zeros((), jnp.float32)
     start = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
-    sums = CrossEntropy(zero, zero, zero, zero)
-    (sums, grad_weights), grad_x = _each(step, (sums, start), tokens, chunks)
-    loss = sums.nll_sum + chunks.z_loss * sums.z_sum
+    zeros = _zero_sums(parts, weights, tokens, given)
+    (sums, grad_weights), grad_x = _each(step, (zeros, start), tokens, parts.size)
     grad_weights = jax.tree.map(lambda g, w: g.astype(w.dtype), grad_weights, weights)
-    return (loss, sums), grad_weights, grad_x
+    return (parts.total(sums), sums), grad_weights, grad_x
 
 
-def _sums(score: Score, weights: Tree, chunk: Tokens) -> CrossEntropy:
-    x_bcd, targets, loss_weights = chunk
-    return cross_entropy(score(weights, x_bcd), targets, loss_weights)
+def _zero_sums(parts: Parts, weights: Tree, tokens: Tokens, given: Tree) -> Any:
+    one = tuple(x[:, :1] for x in tokens)
+    shapes = jax.eval_shape(parts.sums_of, weights, one, given)
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
 
 def _add(total: Any, part: Any) -> Any:
     return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, part)
 
 
-def _each(step: Callable, start: Any, tokens: Tokens, chunks: Chunks) -> tuple[Any, Any]:
+def _each(step: Callable, start: Any, tokens: Tokens, size: int) -> tuple[Any, Any]:
     """Runs `step` over chunks of the tokens; what it gives of each token comes back in order."""
     num_tokens = tokens[0].shape[1]
-    whole = num_tokens - num_tokens % chunks.size
+    whole = num_tokens - num_tokens % size
 
     def cut(x: jax.Array) -> jax.Array:
-        parts = x[:, :whole].reshape(x.shape[0], -1, chunks.size, *x.shape[2:])
+        parts = x[:, :whole].reshape(x.shape[0], -1, size, *x.shape[2:])
         return parts.swapaxes(0, 1)
 
     total, parts = start, []

@@ -20,6 +20,7 @@ from llmasos_jax.data.records.preferences import pair_batch, read_preferences, s
 from llmasos_jax.data.records.sft import read_conversations, stand_in_rows
 from llmasos_jax.data.tokenizers.vocabulary import Vocabulary, stand_in
 from llmasos_jax.errors import ConfigError
+from llmasos_jax.train.distill import distill_loss
 from llmasos_jax.train.labels import LOSSES, check_labelled
 from llmasos_jax.train.masked import masked_loss, row_weights
 from llmasos_jax.train.preference import dpo_loss, pair_log_probs
@@ -49,6 +50,8 @@ class Objective:
       reference: for an objective that stays near the base of a fine-tuning run: `(model, batch,
         runtime) -> float32 [B, 2]`, what the base says of each row of preferences; asked once,
         before the first step (`train/reference.py`).
+      has_teacher: whether the loss takes `teacher=`, a `train.placed.Teacher`: the model that
+        `finetune.teacher` names.
       by_sentence: whether the corpus keeps where sentences end, and has no special tokens.
       term_weights: for a loss that has `LossSum.terms`: `(batch) -> {term: weight}`, the same
         weights as the loss will give, from the batch alone. With them the gradient is that of the
@@ -72,6 +75,7 @@ class Objective:
     rows: objectives.MakeRows = PackedRows
     examples: objectives.ReadExamples | None = None
     reference: Callable[..., jax.Array] | None = None
+    has_teacher: bool = False
     by_sentence: bool = False
     term_weights: Callable[[Any], Mapping[str, jax.Array]] | None = None
     token_fields: tuple[str, ...] = TOKENS
@@ -190,6 +194,25 @@ def sft(cfg: Config, vocabulary: Vocabulary) -> Objective:
     )
 
 
+def distill(cfg: Config, vocabulary: Vocabulary) -> Objective:
+    """Predicts the assistant's tokens, and what a teacher makes of the ways to go on."""
+    _require_decoder(cfg)
+    _require(
+        cfg.finetune.teacher is not None,
+        cfg,
+        "imitates a larger model, and finetune.teacher is not set; set it to one with the base's "
+        'tokenizer, or objective.name="sft"',
+    )
+    num_tokens = vocabulary.num_tokens or vocabulary.size
+    return Objective(
+        prepare=next_scored,
+        loss=distill_loss(cfg, num_tokens),
+        rows=stand_in_rows,
+        examples=read_conversations,
+        has_teacher=True,
+    )
+
+
 def dpo(cfg: Config, vocabulary: Vocabulary) -> Objective:
     """Makes the better of two answers likelier than the other one, from where the model began."""
     del vocabulary
@@ -216,6 +239,7 @@ def dpo(cfg: Config, vocabulary: Vocabulary) -> Objective:
 
 TABLE: Mapping[str, Callable[[Config, Vocabulary], Objective]] = {
     "causal": causal,
+    "distill": distill,
     "dpo": dpo,
     "mlm": mlm,
     "mlm_nsp": mlm_nsp,
@@ -284,7 +308,8 @@ def build_objective(cfg: Config, vocabulary: Vocabulary | None = None) -> Object
         to compile the loss, whose shapes do not depend on it.
 
     Raises:
-      ConfigError: no such objective, or the name points to something else.
+      ConfigError: no such objective, the name points to something else, or it does not learn from
+        a teacher, and there is one.
 
     Example:
       >>> from llmasos_jax.config.model import ModelConfig
@@ -299,5 +324,10 @@ def build_objective(cfg: Config, vocabulary: Vocabulary | None = None) -> Object
         raise ConfigError(
             f'objective.name="{cfg.objective.name}" gives a {type(found).__name__}; it has to '
             "be a llmasos_jax.train.objective.Objective, or a function (Config, Vocabulary) to one"
+        )
+    if cfg.finetune.teacher is not None and not found.has_teacher:
+        raise ConfigError(
+            f'finetune.teacher="{cfg.finetune.teacher}" is not asked anything by objective.name='
+            f'"{cfg.objective.name}"; set objective.name="distill", or leave out the teacher'
         )
     return found

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.models.adapters import is_adapter, merged
 from llmasos_jax.models.definition import ModelDef, init_params
 from llmasos_jax.nn.adapters import LORA, SCALES, dequantized, lengths_of_columns
+from llmasos_jax.parallel.manual import Manual
 from llmasos_jax.parallel.place import shardings
-from llmasos_jax.train.trained import HEADS, is_trained, parted, together
+from llmasos_jax.train.trained import (
+    HEADS,
+    TEACHER,
+    Path,
+    is_trained,
+    parted,
+    together,
+    without_teacher,
+)
 from llmasos_jax.train.weights import map_named
 from llmasos_jax.types import Tree
 
@@ -30,6 +41,16 @@ class Pretrained(Protocol):
         """Its own."""
         ...
 
+    @property
+    def parameters(self) -> ModelConfig:
+        """What it is."""
+        ...
+
+    @property
+    def teacher(self) -> Pretrained | None:
+        """The model that the run imitates, where it does."""
+        ...
+
     def read(self, definition: ModelDef, abstract: Tree) -> tuple[Tree, list[str]]:
         """The weights at the leaves of `abstract`, in its dtypes and shardings.
 
@@ -40,11 +61,17 @@ class Pretrained(Protocol):
 
 
 def abstract_frozen(trainer: Trainer) -> Tree:
-    """Shapes, dtypes and shardings of the weights that a run leaves as they are.
+    """Shapes, dtypes and shardings of the weights of its model that a run leaves as they are.
 
     Matrices are kept as products read them: in `precision.dtype`, or as codes.
     """
-    dtype, moved = trainer.cfg.precision.dtype, is_trained(trainer.cfg)
+    return _abstract(trainer, trainer.definition, trainer.manual, is_trained(trainer.cfg))
+
+
+def _abstract(
+    trainer: Trainer, definition: ModelDef, manual: Manual, moved: Callable[[Path], bool]
+) -> Tree:
+    dtype = trainer.cfg.precision.dtype
     kept = jnp.dtype("float32" if dtype == "float16" else dtype)
 
     def abstract(leaf: Any, is_narrow: bool, where: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -52,25 +79,27 @@ def abstract_frozen(trainer: Trainer) -> Tree:
 
     shapes, is_narrow, axes = (
         parted(tree, moved)[1]
-        for tree in (
-            trainer.definition.shapes,
-            trainer.definition.is_narrow,
-            trainer.definition.axes,
-        )
+        for tree in (definition.shapes, definition.is_narrow, definition.axes)
     )
-    where = shardings(axes, trainer.mesh, trainer.manual.rules)
+    where = shardings(axes, trainer.mesh, manual.rules)
     return jax.tree.map(abstract, shapes, is_narrow, where)
 
 
 def frozen_weights(trainer: Trainer, base: Pretrained) -> Tree:
-    """The weights that a run leaves as they are, where its step wants them.
+    """The weights that a run leaves as they are, where its step wants them; the teacher's, too.
 
     Raises:
       ConfigError: the base does not have one of them.
     """
     found, missing = base.read(trainer.definition, abstract_frozen(trainer))
     _refuse(missing)
-    return found
+    model, teacher = trainer.teacher, base.teacher
+    if model is None or teacher is None:
+        return found
+    wanted = _abstract(trainer, model.definition, model.manual, lambda path: False)
+    taught, missing = teacher.read(model.definition, wanted)
+    _refuse(missing)
+    return {**found, TEACHER: taught}
 
 
 def moved_weights(trainer: Trainer, key: jax.Array, base: Pretrained, frozen: Tree) -> Tree:
@@ -107,6 +136,7 @@ def moved_weights(trainer: Trainer, key: jax.Array, base: Pretrained, frozen: Tr
 
 def whole_weights(trainer: Trainer, params: Tree, frozen: Tree) -> Tree:
     """All weights of the model, adapters merged, in the layout that is trained."""
+    frozen = without_teacher(frozen)
     if not frozen:
         return params
     contractions, adapters = trainer.definition.contractions, trainer.definition.adapters

@@ -39,7 +39,7 @@ from llmasos_jax.train.reference import referenced
 from llmasos_jax.train.result import TrainResult, read_result
 from llmasos_jax.train.start import tokenizer_of
 from llmasos_jax.train.step import Trainer, make_trainer
-from llmasos_jax.train.trained import share_of_flops
+from llmasos_jax.train.trained import share_of_flops, without_teacher
 from llmasos_jax.train.workdir import claimed, newest_step, saved_tokenizer
 from llmasos_jax.types import Tree
 
@@ -94,7 +94,9 @@ def run(
         return finished
     # All that the config names is opened before anything is written: a refused run leaves nothing.
     # The objective is built twice: what it refuses in a config is said before a tokenizer is made.
-    trainer, told = make_trainer(config, make_mesh(config.mesh)), _hooks(config, hooks)
+    teacher = None if base is None or base.teacher is None else base.teacher.parameters
+    trainer = make_trainer(config, make_mesh(config.mesh), teacher=teacher)
+    told = _hooks(config, hooks)
     cache = cache or cache_folder() / "data"
     if base is not None:
         tokenizer = base.tokenizer
@@ -115,7 +117,8 @@ def run(
             state = restore_or_start(trainer, data, keeper, base, frozen)
             speed, parameters = _speed(trainer), count_parameters(config.model)
             devices = describe(trainer.mesh)
-            moved = sum(leaf.size for leaf in jax.tree.leaves(state.params)) if frozen else None
+            is_part = bool(without_teacher(frozen))
+            moved = sum(leaf.size for leaf in jax.tree.leaves(state.params)) if is_part else None
             info = RunInfo(config, workdir, int(state.step), parameters, speed, devices, moved)
             sampler = None if sample is None else functools.partial(sample, config, tokenizer)
             fitted = fit(trainer, data, keeper, state, told, info, sampler, frozen)
@@ -195,6 +198,10 @@ def _speed(trainer: Trainer) -> Speed:
     encoder_length = 0 if encoder is None else encoder.shape[1]
     flops = flops_per_row(trainer.cfg.model, length, batch.targets.shape[1], encoder_length)
     flops *= share_of_flops(trainer.cfg)
+    if trainer.teacher is not None:
+        # A forward pass alone is a third of a step.
+        teacher = trainer.teacher.definition.cfg
+        flops += flops_per_row(teacher, length, batch.targets.shape[1]) / 3
     return Speed(
         tokens_per_step=rows * (length + encoder_length),
         flops_per_token=flops / (length + encoder_length),

@@ -14,79 +14,74 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config
 from llmasos_jax.data.batch import Batch
 from llmasos_jax.data.packing import TokenDocuments
 from llmasos_jax.data.tokenizers.vocabulary import Vocabulary
 from llmasos_jax.errors import ConfigError
-from llmasos_jax.models.adapters import adapters_of
 from llmasos_jax.models.definition import ModelDef, init_params
-from llmasos_jax.models.layout import scan_layout
-from llmasos_jax.models.pipeline import stage_schedule
 from llmasos_jax.models.remat import check_remat
-from llmasos_jax.nn.context import check_context
 from llmasos_jax.nn.dropout import Dropout
-from llmasos_jax.nn.kernels import kernels_for
-from llmasos_jax.nn.runtime import Runtime, training_runtime
+from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.parallel.manual import Manual
-from llmasos_jax.parallel.mesh import platform
-from llmasos_jax.parallel.place import check_divisible, own_rows, put_rows, replicated, shardings
-from llmasos_jax.parallel.rules import training_rules
+from llmasos_jax.parallel.mesh import batch_axes, ways
+from llmasos_jax.parallel.place import own_rows, put_rows, replicated, shardings
 from llmasos_jax.train.batches import batch_specs
 from llmasos_jax.train.master import narrow, next_params, widen, with_master
 from llmasos_jax.train.moments import with_moments
 from llmasos_jax.train.objective import LossSum, Objective, build_objective
 from llmasos_jax.train.optim import build_optimizer, like_params, norm_of_updates
+from llmasos_jax.train.placed import Placed, placed_model, placed_teacher, specs_of
 from llmasos_jax.train.scaling import choose, start_scale
 from llmasos_jax.train.schedules import build_schedule
 from llmasos_jax.train.state import StepMetrics, TrainState
-from llmasos_jax.train.trained import is_trained, parted, together
+from llmasos_jax.train.trained import TEACHER, is_trained, parted, together, without_teacher
 from llmasos_jax.types import Tree
 
 
-def make_trainer(cfg: Config, mesh: Mesh, vocabulary: Vocabulary | None = None) -> Trainer:
+def make_trainer(
+    cfg: Config,
+    mesh: Mesh,
+    vocabulary: Vocabulary | None = None,
+    teacher: ModelConfig | None = None,
+) -> Trainer:
     """Builds the step of a run; nothing is compiled or allocated yet.
 
     Args:
       cfg: the run.
       mesh: its devices.
       vocabulary: the tokenizer's; None is enough for a step that never sees text.
+      teacher: the parameters of the model that `finetune.teacher` names.
 
     Raises:
       ConfigError: the mesh does not cut the batch or a weight into equal parts, or splits tokens
-        where that is not computed.
+        where that is not computed; or the teacher is none.
     """
-    manual = Manual(mesh, training_rules(mesh, cfg.model.kv_heads), cfg.mesh.context_exchange)
-    kernels_for(platform(mesh), cfg.kernels.attention)
-    check_context(cfg, manual)
-    parts = manual.ways * cfg.train.accumulate_steps
+    split = ways(mesh, *batch_axes(mesh))
+    parts = split * cfg.train.accumulate_steps
     if cfg.train.batch_size % parts:
         raise ConfigError(
             f"train.batch_size={cfg.train.batch_size} is not divisible by {parts}, the devices "
-            f"that split the batch ({manual.ways}) x train.accumulate_steps "
+            f"that split the batch ({split}) x train.accumulate_steps "
             f"({cfg.train.accumulate_steps}); make it a multiple of {parts}"
         )
     check_remat(cfg)
-    definition = ModelDef(cfg.model, scan_layout(cfg.model), adapters_of(cfg.finetune))
-    schedule = stage_schedule(cfg, mesh, definition.layout)
-    check_divisible(definition.shapes, definition.axes, mesh, manual.rules)
-    runtime = training_runtime(
-        cfg.precision,
-        platform(mesh),
-        remat=cfg.train.remat,
-        remat_save=cfg.train.remat_save,
-        remat_offload=cfg.train.remat_offload,
-        manual=manual,
-        kernels=cfg.kernels,
-    )
+    own, objective = placed_model(cfg, mesh), build_objective(cfg, vocabulary)
+    if objective.has_teacher and teacher is None:
+        raise ConfigError(
+            f'finetune.teacher="{cfg.finetune.teacher}" is opened beside finetune.base; set both, '
+            "and start the run with `llmasos finetune`"
+        )
     return Trainer(
         cfg=cfg,
         mesh=mesh,
-        manual=manual,
-        definition=definition,
-        runtime=dataclasses.replace(runtime, schedule=schedule),
-        optimizer=_optimizer(cfg, definition),
-        objective=build_objective(cfg, vocabulary),
+        manual=own.manual,
+        definition=own.definition,
+        runtime=own.runtime,
+        optimizer=_optimizer(cfg, own.definition),
+        objective=objective,
+        teacher=None if teacher is None else placed_teacher(cfg, mesh, teacher),
     )
 
 
@@ -107,7 +102,8 @@ class Trainer:
     """The pure functions of a run, jitted for one mesh.
 
     In `TrainState.params` are the weights that the run moves. A fine-tuning run may leave others as
-    they are: those are `frozen`, an argument of each function, which no checkpoint holds.
+    they are: those are `frozen`, an argument of each function, which no checkpoint holds; with a
+    teacher they have its weights, too, as `TEACHER`.
     """
 
     cfg: Config
@@ -117,6 +113,7 @@ class Trainer:
     runtime: Runtime
     optimizer: optax.GradientTransformation
     objective: Objective
+    teacher: Placed | None = None
 
     def init(self, key: jax.Array) -> TrainState:
         """A fresh state, each array made where it will live. `key` is a typed PRNG key."""
@@ -292,18 +289,22 @@ class Trainer:
 
     def _evaluate(self, params: Tree, batch: Batch, frozen: Tree | None = None) -> LossSum:
         def run(params: Tree, batch: Batch, _: Tree, frozen: Tree) -> LossSum:
-            model = self.definition.bind(together(params, frozen))
-            return self.manual.sum(self.objective.loss(model, batch, self.runtime, None))
+            return self.manual.sum(self._sums(params, frozen, batch, self.runtime, None))
 
         return self.manually(run, batch, PartitionSpec())(params, batch, {}, frozen or {})
 
+    def _sums(
+        self, params: Tree, frozen: Tree, batch: Batch, runtime: Runtime, dropout: Dropout | None
+    ) -> LossSum:
+        model = self.definition.bind(together(params, without_teacher(frozen)))
+        if self.teacher is None:
+            return self.objective.loss(model, batch, runtime, dropout)
+        teacher = self.teacher.bound(frozen[TEACHER])
+        return self.objective.loss(model, batch, runtime, dropout, teacher=teacher)
+
     @property
     def _specs(self) -> Tree:
-        return jax.tree.map(
-            lambda axes: self.manual.spec(*axes),
-            self.definition.axes,
-            is_leaf=lambda node: isinstance(node, tuple),
-        )
+        return specs_of(self.definition, self.manual)
 
     def _batch_specs(self, batch: Batch) -> Batch:
         return batch_specs(batch, self.objective.token_fields, self.manual)
@@ -311,6 +312,8 @@ class Trainer:
     def manually(self, fn: Any, batch: Batch, out_specs: Any) -> Any:
         """`fn(moved, batch, replicated, frozen)` in the manual region."""
         moved, frozen = parted(self._specs, is_trained(self.cfg))
+        if self.teacher is not None:
+            frozen[TEACHER] = specs_of(self.teacher.definition, self.teacher.manual)
         in_specs = (moved, self._batch_specs(batch), PartitionSpec(), frozen)
         return self.manual.shard_map(fn, in_specs, out_specs)
 
@@ -378,9 +381,8 @@ class Trainer:
             rate = jnp.float32(self.cfg.train.dropout_rate)
             first = jnp.int32(self.manual.first_token(batch.tokens.shape[1]))
             dropout = Dropout(key, rate, rows_b, first, self.manual.context)
-        model = self.definition.bind(together(params, frozen))
         runtime = dataclasses.replace(self.runtime, expert_capacity=self.cfg.train.expert_capacity)
-        sums = self.objective.loss(model, batch, runtime, dropout)
+        sums = self._sums(params, frozen, batch, runtime, dropout)
         if sums.terms.keys() != scales.keys():
             raise ConfigError(
                 f'objective.name="{self.cfg.objective.name}": its loss has the terms '

@@ -14,6 +14,9 @@ Path = tuple[str, ...]
 # What stands on the trunk, and is new where the base has none.
 HEADS = ("classifier", "pooler")
 
+# Among the weights that a run leaves as they are, those of the model that is imitated.
+TEACHER = "teacher"
+
 
 def is_trained(cfg: Config) -> Callable[[Path], bool]:
     """Tells of a leaf, by its path, whether the run moves it.
@@ -39,6 +42,16 @@ def share_of_flops(cfg: Config) -> float:
     if cfg.finetune.base is None:
         return 1.0
     return {"full": 1.0, "lora": 2 / 3, "head": 1 / 3}[cfg.finetune.method]
+
+
+def without_teacher(frozen: Tree) -> Tree:
+    """Of the weights that a run leaves as they are, those of its own model.
+
+    Example:
+      >>> without_teacher({"embed": 1, "teacher": {"embed": 2}})
+      {'embed': 1}
+    """
+    return {name: part for name, part in frozen.items() if name != TEACHER}
 
 
 def parted(tree: Tree, is_first: Callable[[Path], bool], path: Path = ()) -> tuple[Tree, Tree]:

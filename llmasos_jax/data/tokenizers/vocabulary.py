@@ -24,6 +24,8 @@ class Vocabulary:
       is_inside_v: bool [size], whether an id goes on with the word before it ("##ing", or a piece
         without the mark of a word's beginning).
       sentinel_ids: what stands for a corrupted span, in order (T5's <extra_id_0>, ...); () if none.
+      num_tokens: ids that the tokenizer has, from 0 on; those above fill up the model's table. None
+        where it has all.
     """
 
     size: int
@@ -34,6 +36,7 @@ class Vocabulary:
     special_ids: tuple[int, ...]
     is_inside_v: np.ndarray
     sentinel_ids: tuple[int, ...] = ()
+    num_tokens: int | None = None
 
     def is_special_v(self) -> np.ndarray:
         """Returns bool [size]: which ids are special tokens.
@@ -116,6 +119,7 @@ def vocabulary_of(tokenizer: Tokenizer, size: int) -> Vocabulary:
         tuple(sorted(special_ids)),
         inside_v,
         sentinel_ids,
+        num_tokens=num_ids,
     )
 
 

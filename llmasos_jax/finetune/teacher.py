@@ -1,0 +1,89 @@
+"""The model that a fine-tuning run imitates: opened, its ids compared with the student's."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from llmasos_jax.config.schema import Config
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer, fingerprint
+from llmasos_jax.errors import ConfigError
+from llmasos_jax.finetune.base import Base, open_base
+from llmasos_jax.train.objective import build_objective
+
+
+def with_teacher(config: Config, base: Base) -> tuple[Config, Base]:
+    """The config with its teacher's hash, and the base with the teacher; both as they are if none.
+
+    Args:
+      config: of the run, resolved but for this.
+      base: the student.
+
+    Raises:
+      ConfigError: the objective asks no teacher anything, its ids are not the student's, or its
+        weights are not those that the config names.
+      FormatError, HubError, CheckpointError: it cannot be opened.
+    """
+    name = config.finetune.teacher
+    if name is None:
+        return config, base
+    build_objective(config)  # which refuses a teacher that it has no use for, before it is read
+    teacher = open_base(name, field="finetune.teacher")
+    check_same_ids(base.tokenizer, teacher.tokenizer, name)
+    if teacher.parameters.vocab_size < teacher.tokenizer.vocab_size:
+        raise ConfigError(
+            f'finetune.teacher="{name}" scores {teacher.parameters.vocab_size} tokens, and its '
+            f"tokenizer has {teacher.tokenizer.vocab_size}; give one that scores all"
+        )
+    given = config.finetune.teacher_sha256
+    if given is not None and given != teacher.sha256:
+        raise ConfigError(
+            f'finetune.teacher="{name}" has the weights {teacher.sha256[:12]}, and '
+            f"finetune.teacher_sha256 is {given[:12]}; give back the model that this was written "
+            "for"
+        )
+    finetune = dataclasses.replace(config.finetune, teacher_sha256=teacher.sha256)
+    return dataclasses.replace(config, finetune=finetune), dataclasses.replace(
+        base, teacher=teacher
+    )
+
+
+def check_same_ids(student: Tokenizer, teacher: Tokenizer, name: str) -> None:
+    """Asserts that an id stands for the same token in both.
+
+    How a text is cut into tokens is the student's business, so merges and scores may differ.
+
+    Args:
+      student: the base's tokenizer.
+      teacher: the other model's.
+      name: what the user called the teacher.
+
+    Raises:
+      ConfigError: with the first id that does not.
+
+    Example:
+      >>> from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer
+      >>> check_same_ids(ByteTokenizer(), ByteTokenizer(), "larger")
+    """
+    if fingerprint(student) == fingerprint(teacher):
+        return
+    sizes = (student.vocab_size, teacher.vocab_size)
+    for number in range(max(sizes)):
+        ours, theirs = _token(student, number), _token(teacher, number)
+        if ours != theirs:
+            raise ConfigError(
+                f'finetune.teacher="{name}" has another vocabulary than the base: id {number} is '
+                f"{_said(theirs)} there and {_said(ours)} here ({sizes[1]} and {sizes[0]} ids); "
+                "scores are compared id by id, so give a teacher with the base's tokenizer"
+            )
+
+
+def _token(tokenizer: Tokenizer, number: int) -> str | None:
+    """What an id stands for; None where it is none of the tokenizer's."""
+    if number >= tokenizer.vocab_size:
+        return None
+    token = getattr(tokenizer, "token", None)
+    return tokenizer.decode([number]) if token is None else token(number)
+
+
+def _said(token: str | None) -> str:
+    return "nothing" if token is None else repr(token)
