@@ -30,12 +30,14 @@ from experiments import debian
 
 XHTML = "{http://www.w3.org/1999/xhtml}"
 CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
-# Long texts cost more than a run of some minutes can pay: a character of Chinese is 2 tokens.
+# More short texts instead of fewer long ones: a run of some minutes reads 65,536 tokens.
 MIN_CHARS, MAX_CHARS = 30, 250
 HELDOUT = {
     "en_zh": {"installation.html", "security.html"},
     "en_es": {"Ruth", "Jonah", "Phlm"},
 }
+# This chapter has the Hebrew count of verses in the Spanish module, one off the English one.
+SHIFTED = {("Jonah", 2)}
 PROMPT = {
     "en_zh": "Translate to Chinese:\n{text}",
     "en_es": "Translate to Spanish:\n{text}",
@@ -120,15 +122,17 @@ def bible(folder: Path) -> Iterator[Pair]:
             if other is None:
                 continue
             for chapter in range(1, min(book.num_chapters, other.num_chapters) + 1):
+                if (book.osis_name, chapter) in SHIFTED:
+                    continue
                 # Where one counts a verse more, the last has no fellow.
                 verses = zip(
                     english.get_iter(books=[book.name], chapters=[chapter], clean=False),
                     spanish.get_iter(books=[other.name], chapters=[chapter], clean=False),
                     strict=False,
                 )
-                for a, b in verses:
-                    if verse(a) and verse(b):
-                        yield Pair(book.osis_name, verse(a), verse(b))
+                for source, target in ((verse(a), verse(b)) for a, b in verses):
+                    if source and target:
+                        yield Pair(book.osis_name, source, target)
 
 
 def split(pairs: list[Pair], heldout: set[str]) -> tuple[list[Pair], list[Pair]]:
