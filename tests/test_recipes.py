@@ -72,6 +72,57 @@ def test_both_halves_as_one() -> None:
         compare(before, after[1:])
 
 
+SOURCE = '''
+class A:
+    def method(self, x):
+        """Twice x.
+
+        Of a whole number.
+        """
+        # why
+        y = x
+        return 2 * y
+
+def short():
+    """One line alone."""
+
+def nothing(a):
+    return a
+
+def odd(): """doc"""; return 1
+'''
+
+
+def test_functions_end_their_head_with_the_docstring(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = script("code/data.py")
+    monkeypatch.setitem(make["functions"].__globals__, "MIN_CHARS", 1)
+    ((head, body),) = make["functions"](SOURCE)
+    assert head.startswith('def method(self, x):\n    """Twice x.\n\n') and head.endswith('"""')
+    assert body == "\n    # why\n    y = x\n    return 2 * y"
+    scope: dict = {}
+    exec(head + body, scope)
+    assert scope["method"](None, 4) == 8
+
+
+def test_modules_are_on_one_side() -> None:
+    make = script("code/data.py")
+    root = Path("/lib")
+    twins = {make["module_of"](root / name, root) for name in ("decimal.py", "_pydecimal.py")}
+    assert twins == {"decimal"} and make["module_of"](root / "json/decoder.py", root) == "json"
+    names = [f"module{number}" for number in range(200)]
+    held = [name for name in names if make["is_heldout"](name)]
+    assert 25 < len(held) < 75
+    learned = next(name for name in names if name not in held)
+    found = [(learned, "head a", "body a"), (held[0], "head b", "body b")]
+    found += [(held[0], "head c", "body a")]  # learned elsewhere
+    found += [(held[1], f"head {number}", f"body {number}") for number in range(40)]
+    train, kept = make["split"](found)
+    assert train == [{"prompt": "head a", "completion": "body a"}]
+    assert {row["module"] for row in kept} == {held[0], held[1]}
+    assert sum(row["module"] == held[0] for row in kept) == 1
+    assert sum(row["module"] == held[1] for row in kept) == make["MOST_OF_ONE"]
+
+
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*/*.toml")), ids=lambda p: p.stem)
 def test_tasks_read(path: Path) -> None:
     assert load_task(path).metrics
