@@ -123,6 +123,45 @@ def test_modules_are_on_one_side() -> None:
     assert sum(row["module"] == held[1] for row in kept) == make["MOST_OF_ONE"]
 
 
+def said(*parts: tuple[str, str]) -> dict:
+    return {"messages": [[{"sender": sender, "text": text}] for sender, text in parts]}
+
+
+def test_conversations_take_turns() -> None:
+    make = script("dialogue/data.py")
+    talk = said(("a", "Hi"), ("b", "Hello "), ("b", "you"), ("a", "Where do you come from?"))
+    talk["messages"] += said(("b", "Rome"), ("a", "x" * 500), ("b", "what"))["messages"]
+    texts = make["turns"](talk)
+    assert texts == ["Hi", "Hello you", "Where do you come from?", "Rome"]
+    assert make["question"](texts) == ("Where do you come from?", "Rome")
+    row = make["record"](texts[:3])
+    assert [m["role"] for m in row["messages"]] == ["user", "assistant"]
+    assert make["record"](["alone"]) is None and len(make["record"](["a"] * 11)["messages"]) == 8
+
+
+def test_replies_to_choose_from_have_the_right_one() -> None:
+    make = script("dialogue/data.py")
+    ask = "What is the number of this question, {}?"
+    talks = [[ask.format(number), f"It is {number}"] for number in range(30)]
+    rows = list(make["heldout"](talks, {ask.format(7)}))
+    assert len(rows) == 29 and not any("question, 7?" in row["question"] for row in rows)
+    for row in rows:
+        number = row["question"].split()[-1].rstrip("?")
+        assert row["replies"][row["right"]] == row["reply"] == f"It is {number}"
+        assert len(set(row["replies"])) == 4
+
+
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*/*.toml")), ids=lambda p: p.stem)
 def test_tasks_read(path: Path) -> None:
     assert load_task(path).metrics
+
+
+def test_cost_per_byte(tmp_path: Path) -> None:
+    script_of = script("dialogue/cost.py")
+    record = {"continuations": ["ab", "abcd"], "answer": 1}
+    for name, nats in (("a", 8.0), ("b", 4.0)):
+        rows = ({**record, "index": i, "logprobs": [-1.0, -nats]} for i in (2, 0, 1))
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = script_of["compare"](*(script_of["rows_of"](tmp_path / name) for name in "ab"))
+    assert found["before"][0] == round(float(np.exp(2)), 4)
+    assert found["difference"][0] == round(float(np.exp(1) - np.exp(2)), 4)

@@ -29,10 +29,11 @@ def main() -> None:
         lines = path.read_text("utf-8").split("\n")
         rows = [row for row in map(json.loads, filter(None, lines)) if "prompt" in row]
         written = {by_prompt[row["prompt"]]: [row["text"]] for row in rows}
-        passed = score_code(problems, written).passed
-        hits = [float(passed[name][0]) for name in problems]
+        asked = {name: problem for name, problem in problems.items() if name in written}
+        passed = score_code(asked, written).passed
+        hits = [float(passed[name][0]) for name in asked]
         interval = bootstrap(hits)
-        names = [name for name in problems if passed[name][0]]
+        names = [name for name in asked if passed[name][0]]
         print(
             f"{path.stem}: {int(sum(hits))} of {len(hits)} pass, "
             f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]: {', '.join(names)}"
