@@ -7,7 +7,8 @@ Data:     functions of Python's standard library, 2,857 of Python 3.11's, in
 Command:  llmasos finetune --config=code_smollm2 --workdir=runs/code
           with --config.data.path=FILE where train.jsonl is elsewhere.
 Run time: 30 steps of 4 x 512 tokens; the minutes are not measured on an idle machine yet.
-Expected: perplexity of 200 held-out functions 11.9, of the untuned model 13.6.
+Expected: perplexity of 200 held-out functions 11.9, of the untuned model 13.6;
+          of 32 of HumanEval's problems both solve two.
 """
 
 from ml_collections import ConfigDict
