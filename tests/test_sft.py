@@ -86,7 +86,7 @@ TWO = conversation("Hi", "<think>so</think>\n\nYes ", "Why?", " No", system="Be"
         ("smollm2", ["<think>so</think>\n\nYes <|im_end|>", " No<|im_end|>"]),
         ("qwen", ["Yes <|im_end|>", " No<|im_end|>"]),
         # The system's message moves to the last turn of the user, so there are no prefixes.
-        ("mistral", ["<think>so</think>\n\nYes</s>", "No</s>"]),
+        ("mistral", [" <think>so</think>\n\nYes</s>", " No</s>"]),
         # No special token ends a turn: what the template writes there is learned whole.
         ("llama3", ["<think>so</think>\n\nYes<|eot_id|>", "No<|eot_id|>"]),
     ],

@@ -31,6 +31,7 @@ MAX_TEXT = 2**24  # characters of a prompt, and of any text or list on the way
 LIMIT_S = 10.0
 _MAX_NUMBER = 10**6  # for the width of a text, or how often it is repeated
 _LONG = (str, bytes, list, tuple)
+_NO_CLOCK = "it asks for the date (strftime_now); write the date into it"
 _OLDEST = (3, 1, 6)  # before it there were ways out of the sandbox
 
 if tuple(int(part) for part in jinja2.__version__.split(".")[:3]) < _OLDEST:
@@ -45,12 +46,13 @@ class _LateError(BaseException):
     """Time is up; no `except Exception` on the way may take it for its own."""
 
 
-def run(template: str, given: Mapping[str, Any]) -> str:
+def run(template: str, given: Mapping[str, Any], *, has_clock: bool = True) -> str:
     """Runs a template.
 
     Args:
       template: Jinja text.
       given: what it may read.
+      has_clock: whether it may ask for the time; else `strftime_now` is not defined.
 
     Raises:
       RefusedError: it goes on for too long or grows too large.
@@ -59,7 +61,8 @@ def run(template: str, given: Mapping[str, Any]) -> str:
     seconds = LIMIT_S
     try:
         with _deadline(seconds):
-            return _joined(_compiled(template).generate(given))
+            clock = _strftime_now if has_clock else jinja2.Undefined(_NO_CLOCK)
+            return _joined(_compiled(template).generate({**given, "strftime_now": clock}))
     except _LateError:
         raise RefusedError(f"it ran for more than {seconds:g} s") from None
 
@@ -88,14 +91,20 @@ def _compiled(template: str) -> Any:
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}` marks what to train on; here its text stands as it is."""
+    """`{% generation %}` marks what to train on; its text stands as it is.
+
+    Before and after it stands what the template is given as these names: nothing, as a rule.
+    """
 
     tags = {"generation"}
 
     def parse(self, parser: Any) -> Any:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body).set_lineno(line)
+        begin, end = (
+            nodes.Output([nodes.Name(f"generation_{what}", "load")]) for what in ("begins", "ends")
+        )
+        return nodes.Scope([begin, *body, end]).set_lineno(line)
 
 
 class _Generator(CodeGenerator):
@@ -170,7 +179,6 @@ def _environment() -> _Sandbox:
         extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"],
     )
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
     environment.globals.pop("lipsum")  # writes as much as it is asked for
     environment.filters |= {"tojson": _tojson, "join": _join, "format": _format}
     for name, function in environment.filters.items():

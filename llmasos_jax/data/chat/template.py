@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypedDict
 
 from llmasos_jax.data.text import shown
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
@@ -18,6 +19,8 @@ def render(
     add_generation_prompt: bool = True,
     bos_token: str = "",
     eos_token: str = "",
+    has_clock: bool = True,
+    tags: tuple[str, str] = ("", ""),
 ) -> str:
     r"""Runs a chat template in the sandbox; the conversation as one text comes out.
 
@@ -27,6 +30,8 @@ def render(
       add_generation_prompt: whether it ends with what the model's next message stands after.
       bos_token: the token that begins a text, as text.
       eos_token: the one that ends it.
+      has_clock: whether `strftime_now` says the local time; else it is not defined.
+      tags: written before and after what stands between `{% generation %}` and its end.
 
     Raises:
       GenerationError: the template is not right, refuses the messages, or goes on for too long.
@@ -48,6 +53,8 @@ def render(
         "add_generation_prompt": add_generation_prompt,
         "bos_token": bos_token,
         "eos_token": eos_token,
+        "generation_begins": tags[0],
+        "generation_ends": tags[1],
     }
     try:
         from llmasos_jax.data.chat import sandbox
@@ -56,7 +63,7 @@ def render(
             "chat templates need jinja2 3.1.6 or later; pip install 'llmasos_jax[models]'"
         ) from error
     try:
-        return sandbox.run(template, given)
+        return sandbox.run(template, given, has_clock=has_clock)
     except RecursionError as error:
         raise GenerationError("the chat template is nested, or calls itself, too deep") from error
     except Exception as error:  # whatever a stranger's template raises
@@ -66,14 +73,19 @@ def render(
         ) from error
 
 
-def ends_of(tokenizer: Tokenizer) -> dict[str, str]:
+class Ends(TypedDict):
+    """What templates call the tokens that begin and end a text."""
+
+    bos_token: str
+    eos_token: str
+
+
+def ends_of(tokenizer: Tokenizer) -> Ends:
     """The tokens that begin and end a text, as text: what templates call bos_token and eos_token.
 
     They are empty where the tokenizer has none, or none that can be written (kind "bytes").
     """
     token: Callable[[int], str | None] | None = getattr(tokenizer, "token", None)
-    ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
-    return {
-        name: "" if token is None or number is None else token(number) or ""
-        for name, number in ids.items()
-    }
+    ids = (tokenizer.bos_id, tokenizer.eos_id)
+    bos, eos = ("" if token is None or n is None else token(n) or "" for n in ids)
+    return {"bos_token": bos, "eos_token": eos}

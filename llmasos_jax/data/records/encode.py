@@ -23,7 +23,7 @@ from llmasos_jax.errors import DataError, TokenizerError
 from llmasos_jax.progress import Progress
 
 _BATCH = 256  # conversations encoded at a time
-_VERSION = 1  # of the files in the cache, and of how conversations become ids
+_VERSION = 2  # of the files in the cache, and of how conversations become ids
 _ARRAYS = ("ids", "is_scored", "offsets", "is_shared")
 
 
