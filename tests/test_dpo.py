@@ -88,6 +88,21 @@ def test_what_is_too_long_loses_the_same_of_both(tmp_path: Path) -> None:
         read(4, "truncate")
 
 
+def test_answers_that_a_template_makes_equal_are_no_pair(tmp_path: Path) -> None:
+    cfg = run_config(tmp_path, 64)
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    rows = [{"prompt": "Why?", "chosen": answer, "rejected": "no "} for answer in ("yes", "no")]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    plain = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, heldout_fraction=0.0))
+    assert len(read_preferences(plain, ByteTokenizer(), tmp_path).train) == 2
+    trims = dataclasses.replace(plain, finetune=FinetuneConfig(chat_template=template))
+    with pytest.raises(DataError, match=r"a\.jsonl:2: its two answers are the same 24 tokens wi"):
+        read_preferences(trims, ByteTokenizer(), tmp_path)
+
+
 def test_the_reference_is_given_once(tmp_path: Path) -> None:
     cfg = run_config(tmp_path, 64, heldout_fraction=0.4)
     found = read_preferences(cfg, ByteTokenizer(), tmp_path)

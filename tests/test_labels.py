@@ -274,10 +274,10 @@ WRONG: dict[str, tuple[str, Any, str]] = {
         {"text": "a", "label": 2},
         "label 2 is out of range; expected 0 to 1, an index of model.classifier.labels (ham, spam)",
     ),
-    "no kind of label": ("classify", {"text": "a", "label": 0.5}, "label is a float (0.5);"),
-    "true": ("classify", {"text": "a", "label": True}, "label is a bool (True); expected a name"),
+    "no kind of label": ("classify", {"text": "a", "label": 0.5}, "label is a number (0.5);"),
+    "true": ("classify", {"text": "a", "label": True}, "label is true or false (True); expec"),
     "no text": ("classify", {"text": " ", "label": 1}, '"text" has no text; fill it, or take'),
-    "a number as text": ("classify", {"text": 5, "label": 1}, '"text" is a int (5); expected'),
+    "a number as text": ("classify", {"text": 5, "label": 1}, '"text" is a number (5); expe'),
     "half a character": ("classify", {"text": "a\ud800", "label": 1}, "half of a surrogate pair"),
     "a tag too few": (
         "classify_tokens",
@@ -291,8 +291,13 @@ WRONG: dict[str, tuple[str, Any, str]] = {
     ),
     "no words": ("classify_tokens", {"tokens": [], "tags": []}, '"tokens" is empty; take'),
     "a text as words": ("classify_tokens", {"tokens": "a b", "tags": [0]}, "expected a list of wo"),
-    "no number": ("regress", {"text": "a", "score": "4"}, '"score" is a str (4); expected a num'),
+    "no number": ("regress", {"text": "a", "score": "4"}, '"score" is a text (4); expected a n'),
     "no finite number": ("regress", {"text": "a", "score": float("nan")}, '"score" is nan; expect'),
+    "a huge number": (
+        "regress",
+        {"text": "a", "score": 10**400},
+        '"score" is a number of about 2^1329; expected a finite number below 1e30',
+    ),
     "no positive": ("similarity", {"anchor": "a"}, 'no field "positive" (there are: anchor);'),
     "an empty negative": (
         "similarity",
@@ -310,6 +315,32 @@ def test_a_wrong_record_is_named_with_its_line_and_a_remedy(case: str, tmp_path:
         read_examples(config(name, path), word_pieces(), Path())
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert f"{path}:4: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "words"),
+    [
+        ("classify", {"sentence": "a", "label": "spam"}, 'no field "text" (there are: label, sent'),
+        ("similarity", {"query": "a", "pos": "b"}, 'no field "anchor" (there are: pos, query)'),
+    ],
+)
+def test_fields_are_looked_for_before_the_split(
+    name: str, record: dict[str, str], words: str, tmp_path: Path
+) -> None:
+    path = file_of(tmp_path, [record] * 20)
+    cfg = config(name, path)
+    cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, heldout_fraction=0.1))
+    with pytest.raises(DataError) as caught:
+        read_examples(cfg, word_pieces(), Path())
+    assert str(caught.value).startswith(f"{path}:1: {words}")
+
+
+def test_the_text_may_have_a_name_of_what_is_else_not_read(tmp_path: Path) -> None:
+    records = [{"source": f"the {'cat ' * i}", "label": "ham", "id": i} for i in range(4)]
+    cfg = config("classify", file_of(tmp_path, records))
+    data = dataclasses.replace(cfg.data, text_field="source", heldout_fraction=0.0)
+    found = read_examples(dataclasses.replace(cfg, data=data), word_pieces(), Path())
+    assert len(found.train) == 4
 
 
 def test_a_number_that_is_a_name_too_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Records: their shapes, where they stand, on which side, and what is said of wrong ones."""
 
 import dataclasses
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,14 @@ def test_bytes_that_are_no_utf8(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\n{"prompt": "\xff"}\n')
     with pytest.raises(DataError, match=r"a\.jsonl:2: not UTF-8: byte 0xff; convert"):
         read_records(DataConfig(source="jsonl", path=str(tmp_path)))
+
+
+def test_a_compressed_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"prompt": "a", "completion": "b"}\n'))
+    with pytest.raises(DataError) as error:
+        read_records(DataConfig(source="jsonl", path=str(path)))
+    assert str(error.value) == f"{path}:1: the file is compressed; gunzip it"
 
 
 def test_text_is_not_records_and_nothing_is_said_so(tmp_path: Path) -> None:

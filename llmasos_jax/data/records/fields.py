@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmasos_jax.data.records.read import Record
+from llmasos_jax.data.records.turns import kind
 from llmasos_jax.data.text import shown, utf8
 from llmasos_jax.errors import DataError, TokenizerError, did_you_mean
 
@@ -51,7 +52,7 @@ def text(record: Record, name: str) -> str:
     value = record.values[name]
     if not isinstance(value, str):
         raise DataError(
-            f'{record.where}: "{name}" is {_kind(value)} ({shown(value)}); expected a text'
+            f'{record.where}: "{name}" is {kind(value)} ({shown(value)}); expected a text'
         )
     return _filled(record, name, value)
 
@@ -65,7 +66,7 @@ def words(record: Record, name: str) -> list[str]:
     value = record.values[name]
     if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
         raise DataError(
-            f'{record.where}: "{name}" is {_kind(value)} ({shown(value)}); expected a list of words'
+            f'{record.where}: "{name}" is {kind(value)} ({shown(value)}); expected a list of words'
         )
     if not value:
         raise DataError(f'{record.where}: "{name}" is empty; take the record out')
@@ -81,9 +82,9 @@ def number(record: Record, name: str) -> float:
     value = record.values[name]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise DataError(
-            f'{record.where}: "{name}" is {_kind(value)} ({shown(value)}); expected a number'
+            f'{record.where}: "{name}" is {kind(value)} ({shown(value)}); expected a number'
         )
-    if not math.isfinite(value) or abs(value) > 1e30:
+    if abs(value) > 1e30 or not math.isfinite(value):  # isfinite takes no large integer
         raise DataError(
             f'{record.where}: "{name}" is {shown(value)}; expected a finite number below 1e30: '
             "correct it or take the record out"
@@ -114,7 +115,7 @@ def labels_of(
     """
     value = record.values[name]
     if not isinstance(value, list) or len(value) != count:
-        found = f"has {len(value)}" if isinstance(value, list) else f"is {_kind(value)}"
+        found = f"has {len(value)}" if isinstance(value, list) else f"is {kind(value)}"
         raise DataError(
             f'{record.where}: "{name}" {found}, and "{other}" has {count} words; give one for each'
         )
@@ -134,7 +135,7 @@ def _index(record: Record, name: str, value: Any, labels: Sequence[str]) -> int:
         )
     if isinstance(value, bool) or not isinstance(value, int):
         raise DataError(
-            f"{record.where}: {name} is {_kind(value)} ({shown(value)}); expected a name of "
+            f"{record.where}: {name} is {kind(value)} ({shown(value)}); expected a name of "
             f"model.classifier.labels ({listed}), or its index"
         )
     if not 0 <= value < len(labels):
@@ -158,7 +159,3 @@ def _filled(record: Record, name: str, value: str) -> str:
     except TokenizerError as error:
         raise DataError(f'{record.where}: "{name}": {error}') from error
     return value
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else f"a {type(value).__name__}"

@@ -86,7 +86,14 @@ def read_examples(cfg: Config, tokenizer: Tokenizer, cache: Path) -> Examples:
     name = cfg.objective.name
     more = _KEYS[name]
     names = (cfg.data.text_field, *more) if name in ("classify", "regress") else more
-    sides = read_sides(cfg.data, partial(_key, names))
+    needed, others = _fields(cfg)
+
+    def key(record: Record) -> str:
+        # Before the split: without the field that it goes by all records would be one.
+        fields.require(record, needed, others, name)
+        return _key(names, record)
+
+    sides = read_sides(cfg.data, key)
     reader = _Reader(cfg, tokenizer, Counter(sides.counts))
     read = reader.by_objective[name]
     rows = [read(record) for record in sides.records]
@@ -170,13 +177,9 @@ class _Reader:
         }
 
     def classify(self, record: Record) -> LabelledRow | None:
-        text = self.cfg.data.text_field
-        fields.require(record, (text, "label"), ("text_pair",), "classify")
         return self._of_text(record, target=fields.label(record, "label", self.labels))
 
     def regress(self, record: Record) -> LabelledRow | None:
-        text = self.cfg.data.text_field
-        fields.require(record, (text, "score"), ("text_pair",), "regress")
         return self._of_text(record, score=fields.number(record, "score"))
 
     def _of_text(self, record: Record, target: int = 0, score: float = 0.0) -> LabelledRow | None:
@@ -195,7 +198,6 @@ class _Reader:
         return dataclasses.replace(found, targets=np.array([target], np.int32), score=score)
 
     def classify_tokens(self, record: Record) -> LabelledRow | None:
-        fields.require(record, ("tokens", "tags"), (), "classify_tokens")
         words = fields.words(record, "tokens")
         tags = fields.labels_of(record, "tags", self.labels, len(words), "tokens")
         ids, types, places = first_pieces(self.cfg.model, self.tokenizer, words)
@@ -220,7 +222,6 @@ class _Reader:
         )
 
     def similarity(self, record: Record) -> LabelledRow | None:
-        fields.require(record, ("anchor", "positive"), ("negative",), "similarity")
         names = ["anchor", "positive"]
         if record.values.get("negative") is not None:
             names.append("negative")
@@ -274,6 +275,17 @@ def _limits(lengths: Sequence[int], most: int) -> list[int]:
         limits[i] = min(lengths[i], left // (len(lengths) - count))
         left -= limits[i]
     return limits
+
+
+def _fields(cfg: Config) -> tuple[Sequence[str], Sequence[str]]:
+    """The fields that a record has to have, and those that it may have."""
+    text = cfg.data.text_field
+    return {
+        "classify": ((text, "label"), ("text_pair",)),
+        "regress": ((text, "score"), ("text_pair",)),
+        "classify_tokens": (("tokens", "tags"), ()),
+        "similarity": (("anchor", "positive"), ("negative",)),
+    }[cfg.objective.name]
 
 
 def _key(names: Sequence[str], record: Record) -> str:

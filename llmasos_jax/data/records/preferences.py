@@ -93,6 +93,13 @@ def read_preferences(cfg: Config, tokenizer: Tokenizer, cache: Path) -> Examples
     read = preferences(sides.records)
     both = [dialogue for pair in read for dialogue in (pair.chosen, pair.rejected)]
     texts = cached_dialogues(both, tokenizer, cfg, cache, last_only=True)
+    for chosen, rejected in zip(texts[::2], texts[1::2], strict=True):
+        if np.array_equal(chosen.ids, rejected.ids):
+            raise DataError(
+                f"{chosen.where}: its two answers are the same {len(chosen)} tokens with their "
+                "prompt (the chat template may trim them), so there is nothing to prefer; take the "
+                "record out"
+            )
     counts = dict(sides.counts)
     pairs = [_fitted(pair, cfg, counts) for pair in zip(texts[::2], texts[1::2], strict=True)]
     kept = [pair for pair in pairs if pair is not None]

@@ -18,13 +18,15 @@ from llmasos_jax.errors import ConfigError, DataError
 # Keys that say what a record is, not what is learned from it; every other one has to be read.
 METADATA = ("id", "idx", "index", "source", "dataset", "category", "language", "meta", "metadata")
 
+_GZIP = b"\x1f\x8b"  # how a file of gzip begins
+
 
 @dataclass(frozen=True)
 class Record:
     """One record.
 
     Attributes:
-      values: its fields, without those of `METADATA`.
+      values: its fields, without those of `METADATA` (of which `data.text_field` may name one).
       where: "FILE:LINE", for messages; of Parquet the row, from 1; of a function its name and the
         number of the record, from 1.
     """
@@ -55,7 +57,8 @@ def read_records(data: DataConfig) -> list[Record]:
     for record in found:
         if data.max_documents is not None and len(records) == data.max_documents:
             break
-        kept = {key: value for key, value in record.values.items() if key not in METADATA}
+        left = {*METADATA} - {data.text_field}
+        kept = {key: value for key, value in record.values.items() if key not in left}
         records.append(Record(kept, record.where))
     if not records:
         raise DataError(f"{data.path or data.source} has no record; expected at least one")
@@ -83,6 +86,8 @@ def _parsed(line: bytes, where: str) -> dict[str, Any]:
     try:
         found = json.loads(line.decode("utf-8"), object_pairs_hook=partial(_unique, where))
     except UnicodeDecodeError as error:
+        if line.startswith(_GZIP):
+            raise DataError(f"{where}: the file is compressed; gunzip it") from error
         raise DataError(
             f"{where}: not UTF-8: byte 0x{line[error.start]:02x}; convert the file (iconv -f "
             "ENCODING -t utf-8)"

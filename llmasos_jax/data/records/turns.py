@@ -42,7 +42,7 @@ def turns_of(
     """
     if not isinstance(value, (list, tuple)):
         raise DataError(
-            f"{where}: {path} is {_kind(value)}; expected a list of messages, such as "
+            f"{where}: {path} is {kind(value)}; expected a list of messages, such as "
             f'{{"{keys[0]}": "{next(n for n, r in roles.items() if r == last)}", '
             f'"{keys[1]}": "..."}}{", or a text" if or_text else ""}'
         )
@@ -78,7 +78,7 @@ def _turn(
 ) -> Message:
     form = f'{{"{keys[0]}": ..., "{keys[1]}": ...}}'
     if not isinstance(item, Mapping):
-        raise DataError(f"{where}: {path} is {_kind(item)}; expected {form}")
+        raise DataError(f"{where}: {path} is {kind(item)}; expected {form}")
     for key in keys:
         if key not in item:
             raise DataError(f'{where}: {path} has no "{key}"; expected {form}')
@@ -89,7 +89,7 @@ def _turn(
         )
     role = item[keys[0]]
     if not isinstance(role, str) or role not in roles:
-        said = f'"{shown(role)}"' if isinstance(role, str) else _kind(role)
+        said = f'"{shown(role)}"' if isinstance(role, str) else kind(role)
         raise DataError(
             f"{where}: {path}.{keys[0]} is {said}, which is no role{did_you_mean(str(role), roles)}"
         )
@@ -103,7 +103,7 @@ def one_of_text(value: Any, where: str, path: str, *, may_be_empty: bool = False
       DataError: it is none, has nothing in it, or cannot be written in UTF-8.
     """
     if not isinstance(value, str):
-        raise DataError(f"{where}: {path} is {_kind(value)}; expected a text: write it as one")
+        raise DataError(f"{where}: {path} is {kind(value)}; expected a text: write it as one")
     if not value.strip() and not may_be_empty:
         raise DataError(f"{where}: {path} has no text in it; write some, or take the record out")
     try:
@@ -116,7 +116,13 @@ def one_of_text(value: Any, where: str, path: str, *, may_be_empty: bool = False
     return value
 
 
-def _kind(value: Any) -> str:
+def kind(value: Any) -> str:
+    """What a value is called in JSON, for messages.
+
+    Example:
+      >>> kind(None), kind([1])
+      ('null', 'a list')
+    """
     names = {"NoneType": "null", "dict": "an object", "list": "a list", "bool": "true or false"}
     names |= {"int": "a number", "float": "a number", "str": "a text"}
     name = type(value).__name__
