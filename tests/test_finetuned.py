@@ -111,6 +111,7 @@ def test_real_run_is_a_model_for_every_command(
     main(["inspect", str(run), "--json"])
     said = json.loads(capsys.readouterr().out)
     assert said["parameters"] == files.num_parameters
+    assert said["tokenizer"] == f"of {tmp_path / 'base'}"  # config.tokenizer is not read
     assert said["moved"] == sum(
         int(np.prod([int(n) for n in shape.partition("[")[2].rstrip("]").split(",")]))
         for name, shape in said["tensors"].items()

@@ -39,7 +39,7 @@ class Contents:
       step: of a checkpoint, in optimizer steps.
       parameters: numbers in the model's tensors.
       moved: of a fine-tuning run: numbers in the tensors that it moves, which its checkpoint has.
-      tokenizer: its kind.
+      tokenizer: its kind, or whose it is.
       tensor_types: of a .gguf file: how many tensors are stored as what.
       config: the fields that are not at their defaults.
       tensors: name -> dtype and shape; None for a model.json without weights.
@@ -217,7 +217,7 @@ def _checkpoint(step_folder: Path) -> Contents:
         step=int(step_folder.name),
         parameters=kept if is_whole else count_parameters(config.model),
         moved=None if is_whole else kept,
-        tokenizer=config.tokenizer.kind,
+        tokenizer=config.tokenizer.kind if is_whole else f"of {config.finetune.base}",
         config=_changed(config),
         tensors={name: str(leaf) for name, leaf in leaves.items()},
     )
