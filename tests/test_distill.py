@@ -229,7 +229,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, model in (("base", STUDENT), ("larger", TEACHES)):
         written(path / name, model, ByteTokenizer())
     with open(path / "answers.jsonl", "w") as answers:
-        for i in range(80):
+        for i in range(160):
             row = {"prompt": f"Q{i}: ", "completion": f"it is {i}"}
             answers.write(json.dumps(row) + "\n")
     return path
@@ -245,13 +245,14 @@ def run_config(folder: Path, **finetune: Any) -> Any:
     made = default_config()
     made.finetune.base, made.finetune.teacher = str(folder / "base"), str(folder / "larger")
     made.finetune.rank, made.finetune.teacher_temperature = 4, 2.0
+    made.finetune.teacher_weight = 0.9
     for name, value in finetune.items():
         made.finetune[name] = value
     made.objective.name = "distill"
     made.data.update(source="jsonl", path=str(folder / "answers.jsonl"))
-    made.data.update(sequence_length=48, heldout_fraction=0.2)
+    made.data.update(sequence_length=48, heldout_fraction=0.4)
     made.train.update(steps=6, batch_size=16, accumulate_steps=2, dropout_rate=0.1)
-    made.train.update(log_every_steps=1, eval_every_steps=None)
+    made.train.update(log_every_steps=1, eval_every_steps=6)
     made.optim.update(learning_rate=1e-2, warmup_steps=0, weight_decay=0.0)
     made.checkpoint.every_steps = None
     return made
@@ -272,6 +273,7 @@ def tuned(folder: Path) -> tuple[list[str], Path]:
         "    config.checkpoint.every_steps = None\n"
         f"    config.finetune.base = {str(folder / 'base')!r}\n"
         "    config.finetune.rank, config.finetune.teacher_temperature = 4, 2.0\n"
+        "    config.finetune.teacher_weight = 0.9\n"
         "    return config\n"
     )
     words = ["finetune", f"--config={folder / 'run.py'}", f"--workdir={folder / 'rows'}", "--json"]
@@ -298,12 +300,12 @@ def test_a_mesh_learns_what_rows_alone_learn(
     made.sample.update(prompt="Q1", max_length=4)
     assert llmasos_jax.finetune(made, tmp_path / "mixed").sample
     one, many = values(tuned[1]), values(tmp_path / "mixed")
-    assert len(one) == 6 and one[5]["kl"] < 0.9 * one[0]["kl"]
+    assert len(one) == 6 and one[5]["kl"] < 0.95 * one[0]["kl"]
     for name in ("loss", "nll", "kl"):
         found, wanted = ([line[name] for line in run] for run in (many, one))
         np.testing.assert_allclose(found, wanted, rtol=SIMPLE)
     for line in one:
-        assert line["loss"] == pytest.approx(0.5 * line["nll"] + 0.5 * 4 * line["kl"], rel=SIMPLE)
+        assert line["loss"] == pytest.approx(0.1 * line["nll"] + 0.9 * 4 * line["kl"], rel=SIMPLE)
         assert line["perplexity"] == pytest.approx(np.exp(line["nll"]), rel=SIMPLE)
     heldout = [x for x in read_metrics(tuned[1] / "metrics.jsonl") if "heldout_kl" in x]
     assert heldout and heldout[-1]["heldout_kl"] > 0

@@ -98,7 +98,7 @@ class Parts:
 
 
 def chunked_loss(
-    parts: Parts, weights: Tree, tokens: Tokens, given: Tree = ()
+    parts: Parts, weights: Tree, tokens: Tokens, given: Tree | None = None
 ) -> tuple[jax.Array, Any]:
     """A loss from hidden states, a few tokens at a time.
 
@@ -111,7 +111,7 @@ def chunked_loss(
     Returns:
       The loss, which alone has a gradient, and the sums over all tokens.
     """
-    out: Any = _loss(parts, weights, tokens[0], tokens[1:], given)
+    out: Any = _loss(parts, weights, tokens[0], tokens[1:], given or {})
     loss, sums = out
     return loss, lax.stop_gradient(sums)
 

@@ -313,7 +313,8 @@ class Trainer:
         """`fn(moved, batch, replicated, frozen)` in the manual region."""
         moved, frozen = parted(self._specs, is_trained(self.cfg))
         if self.teacher is not None:
-            frozen[TEACHER] = specs_of(self.teacher.definition, self.teacher.manual)
+            teachers = specs_of(self.teacher.definition, self.teacher.manual)
+            frozen = {**frozen, TEACHER: teachers}
         in_specs = (moved, self._batch_specs(batch), PartitionSpec(), frozen)
         return self.manual.shard_map(fn, in_specs, out_specs)
 
