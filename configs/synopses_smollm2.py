@@ -5,8 +5,9 @@ Data:     Debian's English package descriptions, 45,090 packages to learn from a
           experiments/synopses/README.md.
 Command:  llmasos finetune --config=synopses_smollm2 --workdir=runs/synopses
           with --config.data.path=FILE where train.jsonl is not in data/synopses.
-Run time: 105 steps of 4 x 512 tokens; not measured yet.
-Expected: not run yet; wanted are 5 points of ROUGE-L above the untuned model's.
+Run time: 11 minutes on 2 CPU cores that were not all its own (11 min 14 s seen; 90 steps without
+          other work beside took 7 min 48 s).
+Expected: ROUGE-L of the held-out packages 34.8, the untuned model's 19.3.
 """
 
 from ml_collections import ConfigDict
