@@ -258,6 +258,9 @@ def test_what_is_no_adapter_of_this_model_is_named(folder: Path, model: Model) -
     small_model(seed=1).save(folder / "other")
     with pytest.raises(FormatError, match=r"trained on .*base\" with the weights .*began with"):
         load(folder / "lora", folder / "other")
+    small_model(SMALL.replace(norm_eps=1.0)).save(folder / "smoothed")
+    with pytest.raises(FormatError, match=r"with parameters.norm_eps=.*, not 1.0.*began with"):
+        load(folder / "lora", folder / "smoothed")
     tuned(folder / "int8", folder / "base", rank=1, quantize="int8")
     with pytest.raises(FormatError, match='finetune.quantize="int8".*load it by itself'):
         load(folder / "int8")

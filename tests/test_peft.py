@@ -1,11 +1,13 @@
 """PEFT folders: written from LoRA runs and read as models, by our reader and by PEFT itself."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from small_hf import LLAMA, Json, write
 from tolerances import SIMPLE
 from tuned_runs import outputs_of, probe_for, tuned
@@ -16,6 +18,7 @@ from llmasos_jax.config.heads import Classifier
 from llmasos_jax.errors import FormatError
 from llmasos_jax.evals.export.run import ExportResult
 from llmasos_jax.format.read import ModelFiles
+from llmasos_jax.generate.load import load_model
 from llmasos_jax.hub.open import open_model
 from llmasos_jax.models.answers import LABELS, LOGITS
 
@@ -160,6 +163,7 @@ REFUSED: dict[str, Any] = {
     "init_lora_weights": "pissa",
     "task_type": "DREAMING",
     "r": 0,
+    "revision": 5,
     "target_modules": 3,
     "rank_pattern": {"(a+)+$": 2},
     "something_new": {"x": 1},
@@ -177,6 +181,8 @@ def test_what_is_not_understood_is_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(FormatError, match=f'adapter_config.json: "{key}" = '):
             open_model(folder)
     for key, value, said in (
+        ("r", 4.5, '"r" = 4.5 must be a whole number'),
+        ("rank_pattern", {"q_proj": 2.7}, '"rank_pattern" = 2.7 must be a whole number'),
         ("r", 5, r"lora_A has \[3, 16\].*ask for \[5, 16\]"),
         ("use_dora", True, '"use_dora" = true asks for'),
         ("modules_to_save", ["norm"], "model.norm.weight are missing"),
@@ -185,8 +191,71 @@ def test_what_is_not_understood_is_refused_by_name(tmp_path: Path) -> None:
         path.write_text(json.dumps({**whole, key: value}))
         with pytest.raises(FormatError, match=said):
             open_model(folder)
+    path.write_text(json.dumps({**whole, "peft_type": "IA3", "feedforward_modules": ["x"]}))
+    with pytest.raises(FormatError, match='"peft_type" = IA3'):
+        open_model(folder)
     path.write_text(json.dumps({**whole, "something_new": None, "layers_pattern": ""}))
     assert_close(open_model(folder), open_model(run.folder))
+
+
+def add(folder: Path, tensors: dict[str, np.ndarray], **config: Any) -> None:
+    """Writes more tensors into an adapter."""
+    path = folder / "adapter_model.safetensors"
+    save_file(load_file(path) | tensors, path, {"format": "pt"})
+    change(folder, **config)
+
+
+def test_what_is_saved_of_tied_embeddings_is_tied_no_more(tmp_path: Path) -> None:
+    write(tmp_path / "base", LLAMA, tie_word_embeddings=True)
+    run = tuned(tmp_path / "run", tmp_path / "base", rank=2)
+    export(run.folder, tmp_path / "adapter", unproven=True)
+    old, new = (open_model(tmp_path / "base").tensors["embed.table"].read() * k for k in (1, 2))
+    for name, wanted in (("model.embed_tokens", (new, old)), ("lm_head", (old, new))):
+        shutil.copytree(tmp_path / "adapter", tmp_path / name)
+        tensors = {f"base_model.model.{name}.weight": new}
+        add(tmp_path / name, tensors, modules_to_save=[name.rpartition(".")[2]])
+        found = open_model(tmp_path / name)
+        assert not found.manifest.parameters.tie_embeddings
+        np.testing.assert_array_equal(found.tensors["embed.table"].read(), wanted[0])
+        np.testing.assert_array_equal(found.tensors["head.w"].read(), wanted[1].T)
+        with pytest.raises(FormatError, match="added head.w, which the model has not"):
+            load_model(tmp_path / "base", adapters={"it": tmp_path / name})
+
+
+def test_what_a_saved_table_of_other_models_would_leave_is_refused(tmp_path: Path) -> None:
+    for base, name in (("bert", "bert.embeddings.word_embeddings"), ("t5", "shared")):
+        home = tmp_path / base
+        home.mkdir()
+        write(home / "base", BASES[base])
+        run = tuned(home / "run", home / "base", rank=2)
+        export(run.folder, home / "adapter", unproven=True)
+        tensors = {f"base_model.model.{name}.weight": np.zeros((24, 16), np.float32)}
+        add(home / "adapter", tensors, modules_to_save=[name.rpartition(".")[2]])
+        with pytest.raises(FormatError, match=f"saves {name}.weight, and in PEFT what"):
+            open_model(home / "adapter")
+
+
+def test_the_output_layer_is_no_product_that_is_read(tmp_path: Path) -> None:
+    run = made("llama-lora", tmp_path)
+    export(run.folder, tmp_path / "adapter", unproven=True)
+    names = ("base_layer", "lora_A", "lora_B")
+    add(
+        tmp_path / "adapter",
+        {f"base_model.model.lm_head.{name}.weight": np.zeros((2, 2), np.float32) for name in names},
+    )
+    with pytest.raises(FormatError, match="changes lm_head, and .*leave it out of target_modules"):
+        open_model(tmp_path / "adapter")
+
+
+def test_classifiers_on_decoders_have_no_class(tmp_path: Path) -> None:
+    run = made("llama-lora", tmp_path, classifier=Classifier(("ham", "spam")))
+    with pytest.raises(FormatError, match=r"a classifier on a decoder .*llmasos convert"):
+        export(run.folder, tmp_path / "no", unproven=True)
+    plain = tuned(tmp_path / "plain", tmp_path / "base", rank=3)
+    export(plain.folder, tmp_path / "adapter", unproven=True)
+    change(tmp_path / "adapter", task_type="SEQ_CLS")
+    with pytest.raises(FormatError, match=r'"task_type" makes a classifier of a decoder \(LLaMA\)'):
+        open_model(tmp_path / "adapter")
 
 
 def test_other_models_and_other_runs_are_refused(
@@ -229,7 +298,7 @@ def test_peft_gives_the_same_as_the_run(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore:::(torch|transformers|peft)")
-@pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "classifier"])
+@pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "classifier", "table", "both"])
 def test_what_peft_writes_is_read(kind: str, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="needs the extra `parity`")
     import torch
@@ -240,6 +309,9 @@ def test_what_peft_writes_is_read(kind: str, tmp_path: Path) -> None:
     config |= {"use_rslora": kind == "rslora", "use_dora": kind == "dora"}
     saved_class = "LlamaForCausalLM"
     write(tmp_path / "base", LLAMA)
+    if kind in ("table", "both"):
+        write(tmp_path / "base", LLAMA, tie_word_embeddings=True)
+        config |= {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": kind == "both"}
     if kind == "lora":
         config |= {"rank_pattern": {"layers.1.mlp.down_proj": 2}, "alpha_pattern": {"q_proj": 9}}
     if kind == "classifier":
@@ -253,6 +325,8 @@ def test_what_peft_writes_is_read(kind: str, tmp_path: Path) -> None:
         if "lora_" in name:
             factor = 1 + 0.1 * torch.randn_like(weight) if "magnitude" in name else None
             weight.data = weight.data * factor if "magnitude" in name else torch.randn_like(weight)
+        elif weight.requires_grad and kind in ("table", "both"):
+            weight.data = weight.data + torch.randn_like(weight)
     adapted.save_pretrained(tmp_path / "adapter")
     files = open_model(tmp_path / "adapter")
     probe = probe_for(files.manifest.parameters)

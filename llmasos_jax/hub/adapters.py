@@ -11,16 +11,17 @@ from pathlib import Path
 from llmasos_jax.checkpoint.stored import StoredState
 from llmasos_jax.config.build import from_dict
 from llmasos_jax.config.model import ModelConfig
+from llmasos_jax.config.schema import Config
 from llmasos_jax.errors import FormatError
 from llmasos_jax.format.names import expected
 from llmasos_jax.format.read import ModelFiles
 from llmasos_jax.format.tensorfile import StoredTensor
 from llmasos_jax.hub.finetuned import Finetuned, weights_sha256
 from llmasos_jax.hub.open import kind_of
-from llmasos_jax.interop.lowrank import LowRank
+from llmasos_jax.interop.lowrank import PEFT_CONFIG, LowRank
 from llmasos_jax.nn.adapters import LORA
 
-PEFT_CONFIG = "adapter_config.json"
+_HEADS = ("classifier", "pooler", "pooling")  # what a run may set beside its base's parameters
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,19 @@ def _refuse_added(path: Path, parameters: ModelConfig, base: ModelFiles) -> None
         )
 
 
+def _refuse_other(path: Path, config: Config, there: ModelConfig) -> None:
+    """Raises FormatError if a model with the run's weights is another one by its parameters."""
+    from llmasos_jax.interop.hf.express import differences
+
+    heads = {name: getattr(there, name) for name in _HEADS}
+    differ = differences(config.model.replace(**heads), there)
+    if differ:
+        raise FormatError(
+            f'"{path}" was trained on "{config.finetune.base}" with {differ[0]}, as this model has '
+            f"it ({len(differ)} differ); load it with the model that it began with"
+        )
+
+
 def _is_run(path: Path) -> bool:
     try:
         return path.is_dir() and kind_of(path) == "training"
@@ -118,6 +132,7 @@ def _open_run(path: Path, base: ModelFiles, digest: Callable[[], str]) -> Stored
             f"{str(finetune.base_sha256)[:12]} (finetune.base_sha256), and this model's are "
             f"{digest()[:12]}; load it with the model that it began with"
         )
+    _refuse_other(path, run.config, base.manifest.parameters)
     _refuse_added(path, run.config.model, base)
     names = expected(base.manifest.parameters)
     found = {name: change for name in names if (change := run.change(name))}

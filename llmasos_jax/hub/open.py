@@ -14,9 +14,9 @@ from llmasos_jax.format.folder import INDEX, MANIFEST, WEIGHTS
 from llmasos_jax.format.read import ModelFiles, read_model
 from llmasos_jax.hub.finetuned import open_run
 from llmasos_jax.hub.resolve import resolve
+from llmasos_jax.interop.lowrank import PEFT_CONFIG
 
 _HF_CONFIG = "config.json"
-_PEFT_CONFIG = "adapter_config.json"
 _GGUF = b"GGUF"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
 _ONNX, _ONNX_DATA = ("model.onnx", "encoder_model.onnx", "decoder_model.onnx"), "model.onnx.data"
@@ -89,7 +89,7 @@ def _open_peft(folder: Path, allow_code: bool, ignore: Sequence[str]) -> ModelFi
     except (FormatError, HubError) as error:
         raise FormatError(
             f'"{folder}" is an adapter of "{config.base}", which cannot be opened ({error}); put '
-            f"that model there, or correct base_model_name_or_path in its {_PEFT_CONFIG}"
+            f"that model there, or correct base_model_name_or_path in its {PEFT_CONFIG}"
         ) from error
     return open_peft(folder, config, base)
 
@@ -138,7 +138,7 @@ def kind_of(path: Path) -> str:
         return _kind_of_folder(path)
     if path.suffix.lower() == ".gguf" or _begins_with(path, _GGUF):
         return "gguf"
-    if path.name == _PEFT_CONFIG:
+    if path.name == PEFT_CONFIG:
         return "peft"
     if path.name == _HF_CONFIG and not (path.parent / MANIFEST).exists():
         return "huggingface"
@@ -157,7 +157,7 @@ def _kind_of_folder(path: Path) -> str:
     # First, since other programs too keep "checkpoints" beside what they have made.
     if has_config and any(os.path.lexists(path / name) for name in (WEIGHTS, INDEX)):
         return "huggingface"
-    if (path / _PEFT_CONFIG).is_file():
+    if (path / PEFT_CONFIG).is_file():
         return "peft"
     if _is_training(path):
         return "training"

@@ -8,6 +8,8 @@ import numpy as np
 
 from llmasos_jax.format.tensorfile import StoredTensor
 
+PEFT_CONFIG = "adapter_config.json"  # the file by which a PEFT folder is known
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -46,6 +48,7 @@ class LowRank:
         change += w.astype(np.float32, copy=False)
         if self.magnitude is not None:
             into = tuple(range(len(self.a.shape) - 1))
+            # A column of zeros has no direction: 0 / 0 in PEFT, too, and no run starts with one.
             lengths = np.sqrt(np.sum(np.square(change), axis=into))
             change *= self.magnitude.read().astype(np.float32) / lengths
         return change

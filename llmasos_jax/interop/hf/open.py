@@ -24,11 +24,11 @@ from llmasos_jax.interop.hf.families import FAMILIES, NOT_READ
 from llmasos_jax.interop.hf.families.family import Family
 from llmasos_jax.interop.hf.sentence import read_pooling
 from llmasos_jax.interop.hf.tokenizer import chat_template, folder_tokenizer_files
+from llmasos_jax.interop.lowrank import PEFT_CONFIG
 from llmasos_jax.interop.tables import bind
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
-ADAPTER = "adapter_config.json"
 MAX_CONFIG = 16 * 2**20  # bytes
 MAX_INDEX = 64 * 2**20  # bytes
 # Formats of weights that are programs, or that are not read here.
@@ -123,10 +123,10 @@ class _Weights:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     if not os.path.lexists(folder / CONFIG):
-        if os.path.lexists(folder / ADAPTER):
+        if os.path.lexists(folder / PEFT_CONFIG):
             raise FormatError(
-                f'"{folder}" is an adapter ({ADAPTER}), a change to another model; load_model and '
-                "`llmasos convert` open both as one"
+                f'"{folder}" is an adapter ({PEFT_CONFIG}), a change to another model; load_model '
+                "and `llmasos convert` open both as one"
             )
         raise FormatError(f'"{folder}" is no Hugging Face folder: it has no {CONFIG}')
     config = _read_object(folder, CONFIG)

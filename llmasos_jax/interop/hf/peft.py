@@ -33,13 +33,14 @@ from llmasos_jax.interop.hf.express import express
 from llmasos_jax.interop.hf.families import FAMILIES
 from llmasos_jax.interop.hf.families.family import Family
 from llmasos_jax.interop.hf.peftconfig import PeftConfig
-from llmasos_jax.interop.lowrank import LowRank
+from llmasos_jax.interop.lowrank import PEFT_CONFIG, LowRank
 from llmasos_jax.interop.rows import Product
 from llmasos_jax.interop.tables import Row, expanded
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _PART = re.compile(r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_magnitude_vector(?:\.weight)?)")
+_TABLE, _HEAD = "embed.table", "head.w"
 _SAID = {"lora_A.weight": "a", "lora_B.weight": "b"}
 
 
@@ -75,6 +76,8 @@ def open_peft(folder: Path, config: PeftConfig, base: ModelFiles) -> ModelFiles:
     for name, spec in expected(adapter.parameters).items():
         if name in adapter.replaced:
             tensors[name] = adapter.replaced[name]
+        elif name == _HEAD and base.manifest.parameters.tie_embeddings:
+            tensors[name] = _transposed(there[_TABLE])
         elif name not in there:
             raise FormatError(
                 f'"{folder}" makes a model with {name}, which neither it nor its base has; train '
@@ -108,6 +111,7 @@ def read_adapter(folder: Path, config: PeftConfig, manifest: Manifest) -> Adapte
     family, stored = family_of(manifest), _open(folder)
     parts, whole = _sorted_out(stored, family, str(folder))
     cfg = _with_classifier(manifest.parameters, config, family, whole)
+    cfg = _untied(cfg, family, whole, str(folder))
     changes: dict[str, LowRank] = {}
     replaced: dict[str, StoredTensor] = {}
     missing: list[str] = []
@@ -167,7 +171,7 @@ def _merged(tensor: StoredTensor, change: LowRank) -> np.ndarray:
 def _open(folder: Path) -> dict[str, StoredTensor]:
     if not (folder / WEIGHTS).is_file():
         raise FormatError(
-            f'"{folder}" has an adapter_config.json and no {WEIGHTS}; save the adapter as '
+            f'"{folder}" has an {PEFT_CONFIG} and no {WEIGHTS}; save the adapter as '
             "safetensors, since other files of weights are programs"
         )
     return open_tensors(folders.file_in(folder, WEIGHTS))
@@ -188,6 +192,12 @@ def _sorted_out(
         match = _PART.fullmatch(name.removeprefix(PREFIX))
         if match:
             told.append((f"{match[1]}.weight", _SAID.get(match[2], "magnitude"), tensor))
+        elif ".base_layer." in name:  # which PEFT adds to the change of a table or an output layer
+            module = shown(name.removeprefix(PREFIX).partition(".base_layer.")[0])
+            raise FormatError(
+                f'"{where}" changes {module}, and of products those of the blocks alone are read; '
+                "leave it out of target_modules, or merge with PEFT (merge_and_unload)"
+            )
         elif "lora_" in name:
             raise FormatError(
                 f'"{where}": {shown(name)} is a kind of change that is not read here (of an '
@@ -218,6 +228,12 @@ def _with_classifier(
     level = config.classifies
     if level is None or cfg.classifier.labels:
         return cfg
+    if cfg.causal:
+        raise FormatError(
+            f'{PEFT_CONFIG}: "task_type" makes a classifier of a decoder ({family.name}), which '
+            "reads the last token there and is not computed here; give one of an encoder, or train "
+            'it here (objective.name="classify")'
+        )
     changes: dict[str, Any] = {"head": None, "next_sentence": False, "tie_embeddings": True}
     changes["pooler"] = level == "sequence"
     trial = cfg.replace(**changes, classifier=Classifier(("0", "1"), level))
@@ -225,11 +241,37 @@ def _with_classifier(
     tensor = next((whole[row.theirs[0]] for row in rows if row.theirs[0] in whole), None)
     if tensor is None or len(tensor.shape) != 2:
         raise FormatError(
-            f'adapter_config.json: "task_type" says that it classifies, and its file has no '
+            f'{PEFT_CONFIG}: "task_type" says that it classifies, and its file has no '
             f"classifier of a {family.name} that is read here"
         )
     labels = tuple(f"LABEL_{i}" for i in range(tensor.shape[0]))
     return trial.replace(classifier=Classifier(labels, level))
+
+
+def _untied(
+    cfg: ModelConfig, family: Family, whole: Mapping[str, StoredTensor], where: str
+) -> ModelConfig:
+    """The model without tied embeddings if the adapter brings a table or an output layer.
+
+    PEFT replaces one module; what was tied to it keeps the base's numbers.
+    """
+    if not cfg.tie_embeddings or cfg.head is None:
+        return cfg
+    apart = cfg.replace(tie_embeddings=False)
+    ends = [row for row in family.table(apart).rows if row.ours in ((_TABLE,), (_HEAD,))]
+    found = next((name for row in ends for name in row.theirs if name in whole), None)
+    if found is None:
+        return cfg
+    if cfg.head != "linear" or cfg.encoder.num_layers:
+        raise FormatError(
+            f'"{where}" saves {shown(found)}, and in PEFT what this {family.name} ties to it keeps '
+            "the base's numbers, which is not computed here; leave it out of modules_to_save"
+        )
+    return apart
+
+
+def _transposed(table: StoredTensor) -> StoredTensor:
+    return StoredTensor(table.shape[::-1], "float32", lambda: table.read().T)
 
 
 def _replacing(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llmasos_jax.errors import FormatError
 from llmasos_jax.format.strict import shown
 from llmasos_jax.interop.hf.files import read_object
+from llmasos_jax.interop.lowrank import PEFT_CONFIG
 
-CONFIG = "adapter_config.json"
 # Only these say nothing of what is computed with the adapter as it is saved.
 _INERT = (
     *("auto_mapping", "peft_version", "inference_mode", "lora_dropout", "fan_in_fan_out"),
@@ -29,6 +29,7 @@ _TASKS = (None, "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION", "QUESTION_ANS
 # The others change the weights of the base as well.
 _INIT = (None, True, False, "gaussian", "orthogonal", "eva")
 _NAME = re.compile(r"[\w.]+")
+_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class PeftConfig:
 
     def rank_of(self, module: str) -> int:
         """R of a module's change."""
-        return int(_pattern(self.ranks, module, self.rank))
+        return _pattern(self.ranks, module, self.rank)
 
     def scale_of(self, module: str) -> float:
         """What its A B is multiplied by.
@@ -90,17 +91,20 @@ def read_peft_config(folder: Path) -> PeftConfig:
     Raises:
       FormatError: it asks for what is not computed here; the message names the key.
     """
-    found = read_object(folder / CONFIG)
+    found = read_object(folder / PEFT_CONFIG)
+    _only(found, "peft_type", ("LORA",), "LoRA (with rsLoRA, DoRA) alone is read")
     for key, value in found.items():
         if key not in (*_INERT, *_READ) and value not in (None, False, [], {}, ""):
             raise _error(key, value, "is not computed here; train without it, or merge with PEFT")
-    _only(found, "peft_type", ("LORA",), "LoRA (with rsLoRA, DoRA) alone is read")
     _only(found, "bias", (None, "none"), "an adapter of linear layers has no biases here")
     _only(found, "task_type", _TASKS, "another task")
     _only(found, "init_lora_weights", _INIT, "it changes the weights of the base too")
     base = found.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise _error("base_model_name_or_path", base, "must name the model that it changes")
+    revision = found.get("revision")
+    if not isinstance(revision, str | None):
+        raise _error("revision", revision, "must be a branch, a tag or a commit")
     targets = found.get("target_modules")
     saved = found.get("modules_to_save") or ()
     for key, value in (("target_modules", targets), ("modules_to_save", saved)):
@@ -108,20 +112,20 @@ def read_peft_config(folder: Path) -> PeftConfig:
             raise _error(key, value, "must be a list of names")
     return PeftConfig(
         base=base,
-        revision=found.get("revision"),
-        rank=int(_number(found, "r", 8)),
+        revision=revision,
+        rank=_rank(found, "r", 8),
         alpha=_number(found, "lora_alpha", 8),
         use_rslora=_flag(found, "use_rslora"),
         use_dora=_flag(found, "use_dora"),
         targets=None if targets is None or isinstance(targets, str) else tuple(targets),
         saved=(saved,) if isinstance(saved, str) else tuple(saved),
         classifies=_CLASSIFY.get(str(found.get("task_type"))),
-        ranks={k: int(v) for k, v in _patterns(found, "rank_pattern").items()},
-        alphas=_patterns(found, "alpha_pattern"),
+        ranks=_patterns(found, "rank_pattern", _rank),
+        alphas=_patterns(found, "alpha_pattern", _number),
     )
 
 
-def _pattern(values: Mapping[str, float], module: str, default: float) -> float:
+def _pattern(values: Mapping[str, _Number], module: str, default: _Number) -> _Number:
     """The first that fits, as PEFT looks for it."""
     for key, value in values.items():
         if module == key or module.endswith(f".{key}"):
@@ -129,14 +133,23 @@ def _pattern(values: Mapping[str, float], module: str, default: float) -> float:
     return default
 
 
-def _patterns(found: Mapping[str, Any], key: str) -> dict[str, float]:
+def _patterns(
+    found: Mapping[str, Any], key: str, read: Callable[..., _Number]
+) -> dict[str, _Number]:
     values = found.get(key) or {}
     if not isinstance(values, dict):
         raise _error(key, values, "must be an object")
     for name in values:
         if not _NAME.fullmatch(name):
             raise _error(key, name, "has a pattern; names of modules alone are read")
-    return {name: _number(values, name, 0, key) for name in values}
+    return {name: read(values, name, 0, key) for name in values}
+
+
+def _rank(found: Mapping[str, Any], key: str, default: int, where: str = "") -> int:
+    value = _number(found, key, default, where)
+    if value != int(value):
+        raise _error(where or key, value, "must be a whole number")
+    return int(value)
 
 
 def _number(found: Mapping[str, Any], key: str, default: float, where: str = "") -> float:
@@ -166,4 +179,4 @@ def _only(found: Mapping[str, Any], key: str, allowed: tuple[Any, ...], why: str
 
 
 def _error(key: str, value: Any, why: str) -> FormatError:
-    return FormatError(f'{CONFIG}: "{shown(key)}" = {shown(str(value))} {why}')
+    return FormatError(f'{PEFT_CONFIG}: "{shown(key)}" = {shown(str(value))} {why}')

@@ -20,8 +20,7 @@ from llmasos_jax.format.tensorfile import StoredTensor, stored
 from llmasos_jax.format.write import write_file, write_weights
 from llmasos_jax.interop.hf.express import Expressed, express
 from llmasos_jax.interop.hf.peft import PREFIX, WEIGHTS, columns_of, is_linear, vector_of
-from llmasos_jax.interop.hf.peftconfig import CONFIG
-from llmasos_jax.interop.lowrank import LowRank
+from llmasos_jax.interop.lowrank import PEFT_CONFIG, LowRank
 from llmasos_jax.interop.rows import Product
 from llmasos_jax.interop.tables import Row, Table, expanded
 from llmasos_jax.interop.written import Written
@@ -73,6 +72,12 @@ def said_by(manifest: Manifest) -> tuple[Expressed, ModelConfig]:
       FormatError: there is no such class.
     """
     cfg = manifest.parameters
+    if cfg.classifier.labels and cfg.causal:
+        raise FormatError(
+            "a classifier on a decoder is none of the classes of transformers that are written "
+            "(theirs reads a text's last token, by a matrix without a bias); write it as a model "
+            "of ours (`llmasos convert`), which load_model opens"
+        )
     if cfg.classifier.labels:
         has_pooler = cfg.pooler and cfg.classifier.level == "sequence"
         changes: dict[str, Any] = {"head": None, "next_sentence": False, "tie_embeddings": True}
@@ -105,7 +110,7 @@ def write_peft(
     }
     tensors |= {PREFIX + name.removeprefix(prefix): tensor for name, tensor in saved.items()}
     config = _config(changed, table, cfg, linears, modules)
-    write_file(out / CONFIG, (json.dumps(config, indent=2) + "\n").encode("utf-8"))
+    write_file(out / PEFT_CONFIG, (json.dumps(config, indent=2) + "\n").encode("utf-8"))
     write_weights(out, tensors, _ONE_FILE, on_tensor, kind="pt")
     os.replace(out / folders.WEIGHTS, out / WEIGHTS)
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())
