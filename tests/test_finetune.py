@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -28,7 +29,8 @@ from llmasos_jax.models.codes import encode
 from llmasos_jax.nn.adapters import dequantized
 from llmasos_jax.parallel.mesh import make_mesh
 from llmasos_jax.train.hooks import read_metrics
-from llmasos_jax.train.pretrained import frozen_weights
+from llmasos_jax.train.pretrained import frozen_weights, moved_weights
+from llmasos_jax.train.reference import _key
 from llmasos_jax.train.step import make_trainer
 
 BASE = ModelConfig(320, 64, 2, context_length=64, num_heads=4, num_kv_heads=2, ffn_dim=128)
@@ -194,6 +196,7 @@ WRONG = [
     ({"finetune.method": "head", "finetune.quantize": "int8"}, "goes with finetune.method"),
     ({"finetune.base_sha256": "0" * 64}, "has the weights"),
     ({"model.num_layers": 7}, "model.num_layers=7, and the base has 2"),
+    ({"finetune.method": "head"}, 'and objective.name="sft" reads neither; set finetune.method'),
     ({"finetune.base": None}, "finetune.base is not set"),
 ]
 
@@ -208,6 +211,48 @@ def test_wrong_configs(folder, tmp_path, changes, words, monkeypatch):
     with pytest.raises(ConfigError, match=words.replace("(", r"\(").replace(")", r"\)")):
         llmasos_jax.finetune(made, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_base_whose_parameters_changed_is_refused(folder, tmp_path, monkeypatch):
+    """The tensors are the same, the model is not."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    shutil.copytree(folder / "base", tmp_path / "base")
+    made = config(folder)
+    made.finetune.base = str(tmp_path / "base")
+    made.train.steps = 1
+    llmasos_jax.finetune(made, tmp_path / "run")
+    one = resolve(made)[0]
+    path = tmp_path / "base" / "model.json"
+    said = json.loads(path.read_bytes())
+    said["parameters"]["norm_eps"] = 0.5
+    path.write_text(json.dumps(said))
+    two = resolve(made)[0]
+    assert one.finetune.base_sha256 == two.finetune.base_sha256
+    wider = dataclasses.replace(one, precision=dataclasses.replace(one.precision, quantize="int8"))
+    assert len({_key(cfg, "rows") for cfg in (one, two, wider)}) == 3
+    made.train.steps = 2
+    with pytest.raises(ConfigError, match="model.norm_eps"):
+        llmasos_jax.finetune(made, tmp_path / "run")
+
+
+def test_a_pooler_that_the_base_has_not_needs_a_method_that_moves_it(tmp_path):
+    small_model(BASE.replace(causal=False)).save(tmp_path / "base")
+    made = config(tmp_path, "classify")
+    made.model.classifier.labels = ("good", "bad")
+    made.model.pooler = True
+    resolved, base = resolve(made)
+    with pytest.raises(ConfigError, match='method="lora" leaves the pooler as it is; set .*"full"'):
+        frozen_weights(make_trainer(resolved, make_mesh(resolved.mesh)), base)
+
+
+def test_columns_of_zeros_have_no_direction(folder):
+    resolved, base = resolve(config(folder, dora=True, targets=("attn.o",)))
+    trainer = make_trainer(resolved, make_mesh(resolved.mesh))
+    frozen = frozen_weights(trainer, base)
+    attn = frozen["periods"]["0"]["attn"]
+    attn["o"] = attn["o"].at[..., 3].set(0.0)
+    with pytest.raises(ConfigError, match="o has columns of zeros in the base"):
+        moved_weights(trainer, jax.random.key(0), base, frozen)
 
 
 def test_a_base_that_changed_is_refused(folder, tmp_path, monkeypatch):
@@ -226,7 +271,7 @@ def test_a_base_that_changed_is_refused(folder, tmp_path, monkeypatch):
 
 def test_the_command_line(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    made = config(folder)
+    made = config(folder, rank=65)
     made.train.steps = 2
     text = made.to_json_best_effort()
     (tmp_path / "run.py").write_text(
@@ -243,8 +288,9 @@ def test_the_command_line(folder, tmp_path, capsys, monkeypatch):
     assert main(["finetune", *words]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["step"] == 2
-    assert "of which" in said.err and "are trained" in said.err
+    assert " trained, for 2 steps" in said.err
+    assert "note: finetune.rank=65 is above model.embedding_dim=64" in said.err
     assert main(["train", *words]) == 2
     assert "llmasos finetune" in capsys.readouterr().err
     assert main(["finetune", *words, "--config.finetune.rank=8"]) == 2
-    assert "finetune.rank: 4 -> 8" in capsys.readouterr().err
+    assert "finetune.rank: 65 -> 8" in capsys.readouterr().err

@@ -22,8 +22,8 @@ class FinetuneConfig:
       base_sha256: of the base's weights. None takes them as they are, and writes down what they
         were: a run goes on with no others.
       method: "full" moves every weight; "lora" low-rank changes of the products that `targets`
-        names (Hu et al., 2021, arXiv 2106.09685); "head" what stands on the trunk alone (pooler,
-        classifier). "lora" moves a classifier that the base does not have, too.
+        names (Hu et al., 2021, arXiv 2106.09685), and the classifier where there is one; "head"
+        what stands on the trunk alone (pooler, classifier).
       targets: patterns of the names of products, as files call them without "layers.0.": "attn.q",
         "mlp.*", "*.down", "*" for all products of the blocks. Used by "lora".
       rank: R of each change x A B.

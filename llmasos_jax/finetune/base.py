@@ -21,7 +21,7 @@ from llmasos_jax.hub.open import open_model
 from llmasos_jax.models.codes import encode
 from llmasos_jax.models.definition import ModelDef
 from llmasos_jax.nn.adapters import SCALES
-from llmasos_jax.train.weights import map_named
+from llmasos_jax.train.weights import by_path, map_named
 from llmasos_jax.types import Tree
 
 
@@ -65,8 +65,7 @@ class Base:
         rows = self._rows(definition)
         missing: list[str] = []
         codes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        contractions: dict[str, int] = {}
-        map_named(lambda p, n: contractions.update({"/".join(p): n}), definition.contractions)
+        contractions: dict[str, int] = by_path(definition.contractions)
 
         def fill(path: tuple[str, ...], leaf: Any) -> Any:
             name = "/".join(path)

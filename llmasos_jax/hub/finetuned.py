@@ -36,7 +36,7 @@ from llmasos_jax.models.layout import scan_layout
 from llmasos_jax.nn.adapters import LORA, SCALES, dequantized
 from llmasos_jax.progress import Progress
 from llmasos_jax.train.trained import is_trained, parted
-from llmasos_jax.train.weights import map_named
+from llmasos_jax.train.weights import by_path
 
 _FLOAT32 = "float32"
 _SHOWN = 5
@@ -143,7 +143,7 @@ class Finetuned:
           FormatError: it lacks one, has one more, or one of another shape.
         """
         sources = weight_sources(self.state.leaves)
-        shapes = _flat(parted(self.definition.shapes, is_trained(self.config))[0])
+        shapes = by_path(parted(self.definition.shapes, is_trained(self.config))[0])
         for path in [*shapes, *(sources.keys() - shapes.keys())]:
             wanted = tuple(shapes[path].shape) if path in shapes else None
             found = self.state.leaves[sources[path]].shape if path in sources else None
@@ -225,18 +225,11 @@ class Finetuned:
 
     @cached_property
     def _shapes(self) -> Mapping[str, Any]:
-        return _flat(self.definition.shapes)
+        return by_path(self.definition.shapes)
 
     @cached_property
     def _contractions(self) -> Mapping[str, int]:
-        return _flat(self.definition.contractions)
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-    """The leaves by their paths ("periods/0/attn/q")."""
-    found: dict[str, Any] = {}
-    map_named(lambda path, leaf: found.update({"/".join(path): leaf}), tree)
-    return found
+        return by_path(self.definition.contractions)
 
 
 def _coded(tensor: StoredTensor, num_in: int, dtype: Any) -> np.ndarray:

@@ -251,6 +251,23 @@ TABLE: Mapping[str, Callable[[Config, Vocabulary], Objective]] = {
 }
 
 
+# Objectives that read what finetune.method="head" moves.
+_OF_HEADS = ("classify", "classify_tokens", "regress", "mlm_nsp", "mlm_sop")
+
+
+def _check_head(cfg: Config) -> None:
+    """Refuses to move heads alone where the loss reads none, so that nothing would be learned."""
+    name, is_head = cfg.objective.name, cfg.finetune.method == "head"
+    if cfg.finetune.base is None or not is_head or name in _OF_HEADS:
+        return
+    if name in TABLE or not (cfg.model.classifier.labels or cfg.model.pooler):
+        what = "reads neither" if name in TABLE else "has a model with neither"
+        raise ConfigError(
+            f'finetune.method="head" moves classifier and pooler alone, and objective.name="{name}"'
+            f' {what}; set finetune.method="lora" or "full"'
+        )
+
+
 def _require_decoder(cfg: Config) -> None:
     model = cfg.model
     _require(
@@ -308,8 +325,8 @@ def build_objective(cfg: Config, vocabulary: Vocabulary | None = None) -> Object
         to compile the loss, whose shapes do not depend on it.
 
     Raises:
-      ConfigError: no such objective, the name points to something else, or it does not learn from
-        a teacher, and there is one.
+      ConfigError: no such objective, the name points to something else, it does not learn from a
+        teacher, and there is one, or it reads no head, and heads alone move.
 
     Example:
       >>> from llmasos_jax.config.model import ModelConfig
@@ -325,6 +342,7 @@ def build_objective(cfg: Config, vocabulary: Vocabulary | None = None) -> Object
             f'objective.name="{cfg.objective.name}" gives a {type(found).__name__}; it has to '
             "be a llmasos_jax.train.objective.Objective, or a function (Config, Vocabulary) to one"
         )
+    _check_head(cfg)
     if cfg.finetune.teacher is not None and not found.has_teacher:
         raise ConfigError(
             f'finetune.teacher="{cfg.finetune.teacher}" is not asked anything by objective.name='

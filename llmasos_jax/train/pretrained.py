@@ -92,6 +92,11 @@ def frozen_weights(trainer: Trainer, base: Pretrained) -> Tree:
       ConfigError: the base does not have one of them.
     """
     found, missing = base.read(trainer.definition, abstract_frozen(trainer))
+    if any(name.startswith("pooler/") for name in missing):
+        raise ConfigError(
+            f'the base has no pooler, and finetune.method="{trainer.cfg.finetune.method}" leaves '
+            'the pooler as it is; set finetune.method="full" (or "head"), or model.pooler=False'
+        )
     _refuse(missing)
     model, teacher = trainer.teacher, base.teacher
     if model is None or teacher is None:
@@ -147,7 +152,11 @@ def whole_weights(trainer: Trainer, params: Tree, frozen: Tree) -> Tree:
 def _with_magnitudes(
     made: Tree, frozen: Tree, contractions: Tree, *, is_stacked: bool = False
 ) -> Tree:
-    """New adapters whose magnitudes are the lengths of the base's columns."""
+    """New adapters whose magnitudes are the lengths of the base's columns.
+
+    Raises:
+      ConfigError: a column has none.
+    """
     result: Tree = {}
     for key, value in made.items():
         below = is_stacked or key == "periods"
@@ -159,6 +168,12 @@ def _with_magnitudes(
                 return lengths_of_columns(w if s is None else dequantized(w, s, n), n)
 
             found = (jax.vmap(lengths) if below else lengths)(frozen[name], scales)
+            if bool((found == 0).any()):  # whose direction is 0 / 0, as in PEFT
+                raise ConfigError(
+                    f"finetune.dora=True gives each column of a weight a direction, and {name} has "
+                    "columns of zeros in the base; leave it out of finetune.targets, or set "
+                    "finetune.dora=False"
+                )
             result[key] = value | {"magnitude": jax.device_put(found, value["magnitude"].sharding)}
         elif isinstance(value, dict):
             result[key] = _with_magnitudes(

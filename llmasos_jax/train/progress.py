@@ -25,7 +25,7 @@ class ProgressBar(Hook):
         """Says what is trained and how far it is."""
         cfg = run.config
         self._run, self._start_s = run, time.monotonic()
-        moved = "" if run.num_moved is None else f", of which {run.num_moved:,} are trained"
+        moved = "" if run.num_moved is None else f", {run.num_moved:,} trained"
         where = f"from step {run.start_step} of" if run.start_step else "for"
         self._say(
             f"{cfg.name}: {run.num_parameters:,} parameters{moved}, {where} "
@@ -38,6 +38,12 @@ class ProgressBar(Hook):
             self._say(
                 f"note: optim.warmup_steps={cfg.optim.warmup_steps} is not below train.steps="
                 f"{cfg.train.steps}: the learning rate rises to the end"
+            )
+        tuned, width = cfg.finetune, cfg.model.embedding_dim
+        if tuned.base is not None and tuned.method == "lora" and tuned.rank > width:
+            self._say(
+                f"note: finetune.rank={tuned.rank} is above model.embedding_dim={width}, which no "
+                "change's rank can be; a lower one says the same with fewer weights"
             )
         if sys.stderr.isatty():
             self._bar = _terminal_bar()

@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec
 
+from llmasos_jax.config.schema import Config
 from llmasos_jax.data.examples import Examples
 from llmasos_jax.data.pipeline import fixed_batch
 from llmasos_jax.data.records.preferences import with_reference
@@ -48,9 +49,7 @@ def referenced(
             f'objective.name="{cfg.objective.name}" compares with the model that it began with; '
             "set finetune.base, and start it with `llmasos finetune`"
         )
-    said = (examples.digest, cfg.finetune.base_sha256, cfg.finetune.quantize, cfg.precision.dtype)
-    key = hashlib.sha256(repr(said).encode()).hexdigest()[:32]
-    path = cache / f"reference-{key}.npz"
+    path = cache / f"reference-{_key(cfg, examples.digest)}.npz"
     found = _kept(path, examples)
     if found is None:
         moved = moved_weights(trainer, jax.random.key(cfg.train.seed), base, frozen)
@@ -63,6 +62,19 @@ def referenced(
             np.savez(part, train=found[0], heldout=found[1])
             os.replace(part, path)
     return with_reference(examples, *found)
+
+
+def _key(cfg: Config, digest: str) -> str:
+    """Of all that the numbers follow from: the rows, the model and how it is computed.
+
+    Example:
+      >>> from llmasos_jax.config.build import load_config
+      >>> len(_key(load_config("tiny"), "of the rows"))
+      32
+    """
+    base = (cfg.finetune.base_sha256, cfg.model, cfg.finetune.quantize)
+    said = (digest, base, cfg.precision, cfg.kernels, cfg.train.loss_chunk)
+    return hashlib.sha256(repr(said).encode()).hexdigest()[:32]
 
 
 def _kept(path: Path, examples: Examples) -> tuple[np.ndarray, np.ndarray] | None:

@@ -115,6 +115,18 @@ def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     )
 
 
+def by_path(tree: Any) -> dict[str, Any]:
+    """The leaves by their paths.
+
+    Example:
+      >>> by_path({"periods": {"0": {"attn": {"q": 1}}}})
+      {'periods/0/attn/q': 1}
+    """
+    found: dict[str, Any] = {}
+    map_named(lambda path, leaf: found.update({"/".join(path): leaf}), tree)
+    return found
+
+
 def decay_mask(params: Any) -> Any:
     """A tree of booleans: which weights weight decay pulls towards zero.
 
