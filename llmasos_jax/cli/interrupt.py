@@ -14,9 +14,9 @@ _AGAIN_S = 0.02
 _WATCHERS = frozenset(
     called.__code__
     for called in (
-        weakref.WeakKeyDictionary()._remove,
-        weakref.WeakValueDictionary()._remove,
-        weakref.WeakSet()._remove,
+        weakref.WeakKeyDictionary()._remove,  # pyright: ignore[reportAttributeAccessIssue]
+        weakref.WeakValueDictionary()._remove,  # pyright: ignore[reportAttributeAccessIssue]
+        weakref.WeakSet()._remove,  # pyright: ignore[reportAttributeAccessIssue]
         weakref.finalize.__call__,
     )
 )
