@@ -40,10 +40,10 @@ from llmasos_jax.config.schema import Config, DataConfig, MeshConfig, ObjectiveC
 from llmasos_jax.data.batch import Batch
 from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer
 from llmasos_jax.data.tokenizers.vocabulary import Vocabulary, stand_in
-from llmasos_jax.errors import ConfigError, PreemptedError
+from llmasos_jax.errors import ConfigError, FormatError, PreemptedError
 from llmasos_jax.evals.card import model_card
 from llmasos_jax.finetune.resolve import resolve
-from llmasos_jax.finetune.teacher import check_same_ids
+from llmasos_jax.finetune.teacher import check_same_ids, identity
 from llmasos_jax.hub.open import open_model
 from llmasos_jax.models.count import flops_per_row
 from llmasos_jax.parallel.mesh import make_mesh
@@ -345,15 +345,44 @@ def test_the_teacher_is_named(
     _, base = resolve(run_config(folder))
     assert base.teacher is not None
     said = json.loads((workdir / "config.json").read_text())["finetune"]
-    wanted = {"teacher": str(folder / "larger"), "teacher_sha256": base.teacher.sha256}
+    digest = identity(base.teacher)
+    wanted = {"teacher": str(folder / "larger"), "teacher_sha256": digest}
     assert said.items() >= wanted.items()
     metadata: Any = open_model(workdir).manifest.metadata["finetune"]
     assert metadata.items() >= wanted.items()
     card = model_card(workdir)
-    assert f"with larger as its teacher (SHA-256 `{base.teacher.sha256[:16]}`)" in card
+    assert f"with larger as its teacher (SHA-256 `{digest[:16]}`)" in card
     again = [*words, "--config.train.steps=7", f"--config.finetune.teacher={folder / 'base'}"]
     assert main(again) == 2
     assert "finetune.teacher_sha256: " in capsys.readouterr().err
+
+
+def test_a_teacher_with_other_parameters_is_another_teacher(
+    folder: Path,
+    tuned: tuple[list[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With the same tensors: only model.json says how far apart its positions turn."""
+    words, _ = tuned
+    manifest, teacher = folder / "larger" / "model.json", TEACHES.replace(rope_theta=50.0)
+    before = manifest.read_text()
+    assert '"rope_theta": 10000.0' in before
+    manifest.write_text(before.replace('"rope_theta": 10000.0', '"rope_theta": 50.0'))
+    try:
+        _, base = resolve(run_config(folder))
+        assert base.teacher is not None and base.teacher.parameters == teacher
+        again = [*words, f"--config.finetune.teacher={folder / 'larger'}", "--config.train.steps=7"]
+        assert main(again) == 2
+        said = capsys.readouterr().err
+        assert "finetune.teacher_sha256: " in said and identity(base.teacher) in said
+        given = json.loads((tuned[1] / "config.json").read_text())["finetune"]["teacher_sha256"]
+        with pytest.raises(ConfigError, match="has weights and parameters of the hash"):
+            llmasos_jax.finetune(run_config(folder, teacher_sha256=given), tmp_path / "run")
+    finally:
+        manifest.write_text(before)
+    _, base = resolve(run_config(folder))
+    assert base.teacher is not None and identity(base.teacher) == given
 
 
 def test_the_teacher_is_held_in_the_products_type_and_counted(folder: Path) -> None:
@@ -403,6 +432,8 @@ def test_a_teacher_without_pupils(folder: Path, tmp_path: Path) -> None:
     made = run_config(folder)
     made.finetune.base = None
     made.model.update(vocab_size=320, embedding_dim=32, num_layers=1)
+    with pytest.raises(FormatError, match=r'^finetune.teacher: ".*nowhere" is not there'):
+        llmasos_jax.finetune(run_config(folder, teacher=str(folder / "nowhere")), tmp_path / "run")
     with pytest.raises(ConfigError, match=r"is opened beside finetune.base; set both"):
         llmasos_jax.train(made, tmp_path / "run")
 

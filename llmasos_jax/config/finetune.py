@@ -45,7 +45,7 @@ class FinetuneConfig:
       temperature: of "similarity", what cosines are divided by.
       teacher: of "distill", the model that is imitated, whatever `load_model` reads; its tokenizer
         has to have the ids of the base's. It is in no checkpoint.
-      teacher_sha256: of its weights; as `base_sha256`.
+      teacher_sha256: of its weights and parameters; as `base_sha256`.
       teacher_weight: share of the divergence from the teacher in the loss of "distill"; the rest is
         the cross-entropy of the data.
       teacher_temperature: of "distill", what the scores of both models are divided by (Hinton et

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
+from llmasos_jax.config.build import fields_of
+from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer, fingerprint
-from llmasos_jax.errors import ConfigError
+from llmasos_jax.errors import CheckpointError, ConfigError, FormatError, HubError
 from llmasos_jax.finetune.base import Base, open_base
 from llmasos_jax.train.objective import build_objective
 
@@ -19,32 +22,50 @@ def with_teacher(config: Config, base: Base) -> tuple[Config, Base]:
       base: the student.
 
     Raises:
-      ConfigError: the objective asks no teacher anything, its ids are not the student's, or its
-        weights are not those that the config names.
+      ConfigError: the objective asks no teacher anything, its ids are not the student's, or it is
+        not the model whose hash the config names.
       FormatError, HubError, CheckpointError: it cannot be opened.
     """
     name = config.finetune.teacher
     if name is None:
         return config, base
     build_objective(config)  # which refuses a teacher that it has no use for, before it is read
-    teacher = open_base(name, field="finetune.teacher")
+    try:
+        teacher = open_base(name, field="finetune.teacher")
+    except (FormatError, HubError, CheckpointError) as error:  # the base has a name, too
+        raise type(error)(f"finetune.teacher: {error}") from error
     check_same_ids(base.tokenizer, teacher.tokenizer, name)
     if teacher.parameters.vocab_size < teacher.tokenizer.vocab_size:
         raise ConfigError(
             f'finetune.teacher="{name}" scores {teacher.parameters.vocab_size} tokens, and its '
             f"tokenizer has {teacher.tokenizer.vocab_size}; give one that scores all"
         )
-    given = config.finetune.teacher_sha256
-    if given is not None and given != teacher.sha256:
+    given, found = config.finetune.teacher_sha256, identity(teacher)
+    if given is not None and given != found:
         raise ConfigError(
-            f'finetune.teacher="{name}" has the weights {teacher.sha256[:12]}, and '
+            f'finetune.teacher="{name}" has weights and parameters of the hash {found[:12]}, and '
             f"finetune.teacher_sha256 is {given[:12]}; give back the model that this was written "
             "for"
         )
-    finetune = dataclasses.replace(config.finetune, teacher_sha256=teacher.sha256)
+    finetune = dataclasses.replace(config.finetune, teacher_sha256=found)
     return dataclasses.replace(config, finetune=finetune), dataclasses.replace(
         base, teacher=teacher
     )
+
+
+def identity(model: Base) -> str:
+    """SHA-256 in hex of what a model computes with: its tensors and its parameters.
+
+    Of parameters only those that differ from the schema's defaults count, so that one which a later
+    version adds changes no hash.
+    """
+    plain = dict(fields_of(ModelConfig(vocab_size=64, embedding_dim=64, num_layers=1)))
+    said = [
+        (path, value)
+        for path, value in fields_of(model.parameters)
+        if path not in plain or plain[path] != value
+    ]
+    return hashlib.sha256(repr((model.sha256, sorted(said))).encode()).hexdigest()
 
 
 def check_same_ids(student: Tokenizer, teacher: Tokenizer, name: str) -> None:
