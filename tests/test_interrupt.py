@@ -1,10 +1,14 @@
-"""Ctrl-C that comes while the garbage collector runs."""
+"""Ctrl-C that comes while the garbage collector runs, or while modules are imported."""
 
+import contextlib
 import gc
+import importlib
 import signal
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,6 +76,55 @@ def test_it_is_heard_after_a_weak_reference_is_told(go: Callable[[], None]) -> N
         gone = True  # and nothing was raised there
         time.sleep(5)
     assert gone
+
+
+def test_it_is_heard_after_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which numpy calls a broken installation where it is interrupted."""
+    module = (
+        "import signal\nsignal.raise_signal(signal.SIGINT)\nfor _ in range(9): pass\ndone = 1\n"
+    )
+    (tmp_path / "imported_whole.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    imported = None
+    with pytest.raises(KeyboardInterrupt):
+        imported = importlib.import_module("imported_whole")
+        time.sleep(5)
+    assert imported is not None and imported.done
+
+
+def test_it_is_heard_in_an_import_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interrupt, "_LOADING_S", 0.2)
+    module = "import signal\nsignal.raise_signal(signal.SIGINT)\nwhile True: pass\n"
+    (tmp_path / "imported_never.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        importlib.import_module("imported_never")
+
+
+def test_it_is_heard_after_the_lock_of_an_import_goes() -> None:
+    """Python's own weak reference, which is told when the last import of a module is over."""
+    told: list[str] = []
+
+    def profile(frame: Any, event: str, _: Any) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_name == "cb" and "importlib" in code.co_filename:
+            told.append(event)
+            sys.setprofile(None)
+            signal.raise_signal(signal.SIGINT)
+
+    gone = False
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sys.setprofile(profile)
+            with contextlib.suppress(ImportError):
+                importlib.import_module("no_module_of_this_name")
+            gone = True  # and nothing was raised there
+            time.sleep(5)
+    finally:
+        sys.setprofile(None)
+    assert gone and told
 
 
 def test_elsewhere_it_is_heard_at_once() -> None:
