@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import io
 import json
 import re
 import signal
@@ -49,6 +51,7 @@ from llmasos_jax.models.count import flops_per_row
 from llmasos_jax.parallel.mesh import make_mesh
 from llmasos_jax.train.hooks import read_metrics
 from llmasos_jax.train.pretrained import frozen_weights
+from llmasos_jax.train.result import read_result
 from llmasos_jax.train.run import _speed
 from llmasos_jax.train.step import Trainer, make_trainer
 from llmasos_jax.train.trained import TEACHER, without_teacher
@@ -278,7 +281,9 @@ def tuned(folder: Path) -> tuple[list[str], Path]:
     )
     words = ["finetune", f"--config={folder / 'run.py'}", f"--workdir={folder / 'rows'}", "--json"]
     words.append("--config.objective.name=distill")
-    assert main([*words, f"--config.finetune.teacher={folder / 'larger'}"]) == 0
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        assert main([*words, f"--config.finetune.teacher={folder / 'larger'}"]) == 0
+    (folder / "said").write_text(said.getvalue())
     return words, folder / "rows"
 
 
@@ -309,6 +314,11 @@ def test_a_mesh_learns_what_rows_alone_learn(
         assert line["perplexity"] == pytest.approx(np.exp(line["nll"]), rel=SIMPLE)
     heldout = [x for x in read_metrics(tuned[1] / "metrics.jsonl") if "heldout_kl" in x]
     assert heldout and heldout[-1]["heldout_kl"] > 0
+    result = read_result(tuned[1])
+    assert result is not None and result.heldout_kl == heldout[-1]["heldout_kl"]
+    assert f"held-out KL        {result.heldout_kl:.4f} nats per token, from the" in str(result)
+    said = (folder / "said").read_text()
+    assert f"KL {one[5]['kl']:.4f}  lr" in said and f", KL {result.heldout_kl:.4f}" in said
     leaves = StoredState(tuned[1]).leaves
     assert not [name for name in leaves if TEACHER in name]
     assert all("_lora/" in name for name in leaves if name.startswith("params/"))

@@ -5,10 +5,13 @@
 | step | steps | optimizer steps done, from 1 |
 | tokens | tokens | positions that the model has read since step 1, padding included |
 | loss | nats per token | what is differentiated: mean negative log-likelihood plus z-loss, plus the
-| | | means of further terms (`nsp_loss`); of some objectives in other units, see `UNITS` |
+| | | means of further terms (`nsp_loss`); of some objectives in other units, see `UNITS`; of
+| | | "distill" (1 - w) nll + w T^2 kl, see `train/distill.py` |
 | nll | nats per token | mean negative log-likelihood; of the masked tokens alone in "mlm" |
 | perplexity | | exp(nll), where the nats are of tokens; others (`UNITS`) have none |
 | accuracy | share | targets that have the largest logit (and other sums of the objective) |
+| kl | nats per token | "distill": divergence of the teacher from the model, both at temperature T |
+| margin, chosen_reward, rejected_reward | nats per pair | "dpo": see `train/preference.py` |
 | nsp_loss, sop_loss | nats per row | of the score for pairs of sentences |
 | nsp_accuracy, sop_accuracy | share | rows whose pair is told right |
 | macro_f1 | share | labelled texts: mean of F1 over the labels that occur |

@@ -67,6 +67,8 @@ class ProgressBar(Hook):
         told = [f"held-out loss {values['heldout_loss']:.4f}"]
         if "heldout_perplexity" in values:
             told.append(f"perplexity {values['heldout_perplexity']:.2f}")
+        if "heldout_kl" in values:
+            told.append(f"KL {values['heldout_kl']:.4f}")
         for name, value in values.items():
             if name.endswith(("accuracy", "macro_f1")):
                 told.append(f"{_spoken(name)} {value:.1%}")
@@ -128,6 +130,8 @@ def summary(values: Values, short: bool = False) -> str:
     if not short:
         if "perplexity" in values:
             parts.append(f"perplexity {values['perplexity']:.2f}")
+        if "kl" in values:
+            parts.append(f"KL {values['kl']:.4f}")
         parts.append(f"lr {values['learning_rate']:.2e}")
     if "tokens_per_s" in values:
         parts.append(f"{values['tokens_per_s']:,.0f} tok/s")

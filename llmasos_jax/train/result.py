@@ -42,6 +42,7 @@ class TrainResult:
       heldout_macro_f1: of "classify" and "classify_tokens", the mean of F1 over the labels.
       heldout_pearson: of "regress", Pearson's r of scores and what was asked for.
       objective: `config.objective.name`; for "causal" accuracy is kept, and not printed.
+      heldout_kl: of "distill", the divergence of the teacher from the model, nats per token.
 
     Example:
       >>> print(TrainResult(Path("runs/a"), 10, 2.5, 2.6, 13.5, 90.0, 20.25, 4096, 7.0))
@@ -81,6 +82,7 @@ class TrainResult:
     heldout_macro_f1: float | None = None
     heldout_pearson: float | None = None
     objective: str = "causal"
+    heldout_kl: float | None = None
 
     def rows(self) -> list[tuple[str, str]]:
         """Names and values, for people."""
@@ -95,6 +97,8 @@ class TrainResult:
             rows.append(("held-out loss", f"{self.heldout_loss:.4f} {unit}"))
             if self.heldout_perplexity is not None:
                 rows.append(("held-out", self._perplexities(self.heldout_perplexity)))
+        if self.heldout_kl is not None:
+            rows.append(("held-out KL", f"{self.heldout_kl:.4f} nats per token, from the teacher"))
         rows += [*self._accuracies(), *self._reports()]
         if self.sample is not None:
             rows.append(("sample", self.sample))

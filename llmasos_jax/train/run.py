@@ -260,4 +260,5 @@ def _result(
         heldout_macro_f1=fitted.heldout.get("heldout_macro_f1"),
         heldout_pearson=fitted.heldout.get("heldout_pearson"),
         objective=config.objective.name,
+        heldout_kl=fitted.heldout.get("heldout_kl"),
     )
