@@ -167,7 +167,7 @@ def test_codes_are_within_half_a_step_of_the_weights():
     rng = np.random.default_rng(0)
     w = rng.normal(0, 1, (2, 128, 3, 5)).astype(np.float32)
     for dtype, levels in ((jnp.int8, 127), (jnp.int4, 7)):
-        codes, scales = encode(w, 1, dtype, is_stacked=True)
+        codes, scales = encode(w, 1, dtype, num_lead=1)
         back = jax.vmap(lambda c, s: dequantized(c, s, 1))(jnp.asarray(codes), jnp.asarray(scales))
         group = 128 if dtype == jnp.int8 else 64
         parts = w.reshape(2, 128 // group, group, 3, 5)

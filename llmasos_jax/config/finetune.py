@@ -25,7 +25,8 @@ class FinetuneConfig:
         names (Hu et al., 2021, arXiv 2106.09685), and the classifier where there is one; "head"
         what stands on the trunk alone (pooler, classifier).
       targets: patterns of the names of products, as files call them without "layers.0.": "attn.q",
-        "mlp.*", "*.down", "*" for all products of the blocks. Used by "lora".
+        "mlp.*", "*.down", "moe.up" (of each expert its own change), "*" for all products of the
+        blocks. Used by "lora".
       rank: R of each change x A B.
       alpha: the change is multiplied by alpha / rank.
       rank_stabilized: multiplies by alpha / sqrt(rank) instead (Kalajdzievski, 2023, arXiv

@@ -66,6 +66,7 @@ class Base:
         missing: list[str] = []
         codes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         contractions: dict[str, int] = by_path(definition.contractions)
+        leads: dict[str, int] = by_path(definition.leads)
 
         def fill(path: tuple[str, ...], leaf: Any) -> Any:
             name = "/".join(path)
@@ -77,8 +78,8 @@ class Base:
                 return _placed(codes.pop(of_codes)[1], leaf)
             if jax.numpy.issubdtype(leaf.dtype, jax.numpy.integer):
                 whole = _stacked(rows[name], np.dtype(np.float32))
-                is_stacked = rows[name][0][0] is not None
-                found = encode(whole, contractions[name], leaf.dtype, is_stacked=is_stacked)
+                num_lead = leads[name] + (rows[name][0][0] is not None)
+                found = encode(whole, contractions[name], leaf.dtype, num_lead=num_lead)
                 codes[name] = found
                 return _placed(found[0], leaf)
             return _placed(_stacked(rows[name], leaf.dtype), leaf)

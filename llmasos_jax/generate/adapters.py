@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from llmasos_jax.hub.adapters import StoredAdapter, leaf, product_of
 from llmasos_jax.interop.lowrank import LowRank
 from llmasos_jax.models.adapters import Adapters
 from llmasos_jax.models.definition import ModelDef
-from llmasos_jax.nn.adapters import column_lengths
+from llmasos_jax.nn.adapters import column_lengths, each
 
 Adapter = str | None
 _A = leaf("", "a")
@@ -129,7 +130,7 @@ def _products(definition: ModelDef) -> set[str]:
 
 def _check(plain: ModelDef, stored: StoredAdapter, products: set[str]) -> None:
     """Raises FormatError unless an adapter's arrays fit the model's weights."""
-    shapes, num_in = flatten(plain.shapes), flatten(plain.contractions)
+    shapes, num_in, leads = map(flatten, (plain.shapes, plain.contractions, plain.leads))
     for name, shape in _shapes_of(stored):
         if name not in shapes:
             raise FormatError(
@@ -147,7 +148,10 @@ def _check(plain: ModelDef, stored: StoredAdapter, products: set[str]) -> None:
                 f'"{stored.source}" changes {name}, which is no product inside of a block; merge '
                 "it into the model's weights instead of loading it beside them"
             )
-        if (len(change.a.shape), change.a.shape[-1]) != (num_in[name] + 1, change.rank):
+        rows = change.b.shape[: leads[name] + 1]
+        wanted = (*change.a.shape[: leads[name]], change.rank)
+        num_axes = leads[name] + num_in[name] + 1
+        if (change.num_lead, len(change.a.shape), rows) != (leads[name], num_axes, wanted):
             raise FormatError(
                 f'"{stored.source}": A and B of {name} have the shapes {change.a.shape} and '
                 f"{change.b.shape}, whose product is not one; the folder is damaged"
@@ -157,7 +161,7 @@ def _check(plain: ModelDef, stored: StoredAdapter, products: set[str]) -> None:
 def _shapes_of(stored: StoredAdapter) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The names of the tensors that it is for, and the shapes that they should have."""
     for name, change in stored.changes.items():
-        yield name, (*change.a.shape[:-1], *change.b.shape[1:])
+        yield name, change.shape
     for name, tensor in stored.replaced.items():
         yield name, tensor.shape
 
@@ -189,6 +193,8 @@ def _finished(change: LowRank, tensor: StoredTensor, num_in: int) -> dict[str, n
     found = {"a": a, "b": b * np.float32(change.scale)}
     if change.magnitude is not None:
         w = jnp.asarray(tensor.read().astype(np.float32))
-        lengths = column_lengths(w, jnp.asarray(a), jnp.asarray(b), change.scale, num_in)
+        lengths = each(partial(column_lengths, scale=change.scale, num_in=num_in), change.num_lead)(
+            w, jnp.asarray(a), jnp.asarray(b)
+        )
         found["ratio"] = change.magnitude.read().astype(np.float32) / np.asarray(lengths)
     return found

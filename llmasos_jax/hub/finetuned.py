@@ -33,7 +33,7 @@ from llmasos_jax.models.adapters import adapters_of
 from llmasos_jax.models.codes import encode
 from llmasos_jax.models.definition import ModelDef
 from llmasos_jax.models.layout import scan_layout
-from llmasos_jax.nn.adapters import LORA, SCALES, dequantized
+from llmasos_jax.nn.adapters import LORA, SCALES, dequantized, each
 from llmasos_jax.progress import Progress
 from llmasos_jax.train.trained import is_trained, parted
 from llmasos_jax.train.weights import by_path
@@ -188,7 +188,7 @@ class Finetuned:
         a, b = (self._stored(f"{path}{LORA}/{part}", row) for part in "ab")
         has_magnitude = f"{path}{LORA}/magnitude" in self.moved
         magnitude = self._stored(f"{path}{LORA}/magnitude", row) if has_magnitude else None
-        return LowRank(a, b, self.config.finetune.scale, magnitude)
+        return LowRank(a, b, self.config.finetune.scale, magnitude, self._leads[path])
 
     def replaced(self, name: str) -> StoredTensor | None:
         """A tensor that the run moved itself, float32, by its name in files."""
@@ -202,8 +202,8 @@ class Finetuned:
         tensor, path = self._base[name], place_of(name, self.definition.layout)[0]
         if path + SCALES not in self._shapes:
             return tensor
-        num_in, dtype = self._contractions[path], self._shapes[path].dtype
-        return StoredTensor(tensor.shape, _FLOAT32, partial(_coded, tensor, num_in, dtype))
+        how = (self._contractions[path], self._leads[path], self._shapes[path].dtype)
+        return StoredTensor(tensor.shape, _FLOAT32, partial(_coded, tensor, *how))
 
     def _tensor(self, name: str) -> StoredTensor | None:
         moved = self.replaced(name)
@@ -231,8 +231,13 @@ class Finetuned:
     def _contractions(self) -> Mapping[str, int]:
         return by_path(self.definition.contractions)
 
+    @cached_property
+    def _leads(self) -> Mapping[str, int]:
+        return by_path(self.definition.leads)
 
-def _coded(tensor: StoredTensor, num_in: int, dtype: Any) -> np.ndarray:
+
+def _coded(tensor: StoredTensor, num_in: int, num_lead: int, dtype: Any) -> np.ndarray:
     """What a weight's codes stand for, float32."""
-    codes, scales = encode(tensor.read(), num_in, dtype)
-    return np.asarray(dequantized(jnp.asarray(codes), jnp.asarray(scales), num_in))
+    codes, scales = encode(tensor.read(), num_in, dtype, num_lead=num_lead)
+    widened = each(partial(dequantized, num_in=num_in), num_lead)
+    return np.asarray(widened(jnp.asarray(codes), jnp.asarray(scales)))

@@ -13,28 +13,35 @@ PEFT_CONFIG = "adapter_config.json"  # the file by which a PEFT folder is known
 
 @dataclass(frozen=True)
 class LowRank:
-    """scale A B beside a weight (Hu et al., 2021, arXiv 2106.09685).
+    """scale A B beside a weight (Hu et al., 2021, arXiv 2106.09685); of experts, one of each.
 
     Attributes:
-      a: [in.., R].
-      b: [R, out..].
+      a: [in.., R], [E, in.., R] of experts.
+      b: [R, out..], [E, R, out..].
       scale: what A B is multiplied by.
-      magnitude: [out..], the lengths of the columns of the sum (Liu et al., 2024, arXiv 2402.09353,
-        eq. 5); None leaves them as they are.
+      magnitude: [out..], [E, out..], the lengths of the columns of the sum (Liu et al., 2024, arXiv
+        2402.09353, eq. 5); None leaves them as they are.
+      num_lead: dimensions that number matrices: 1 of experts.
     """
 
     a: StoredTensor
     b: StoredTensor
     scale: float
     magnitude: StoredTensor | None = None
+    num_lead: int = 0
 
     @property
     def rank(self) -> int:
         """R."""
-        return self.b.shape[0]
+        return self.a.shape[-1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight that it stands beside."""
+        return (*self.a.shape[:-1], *self.b.shape[self.num_lead + 1 :])
 
     def merged(self, w: np.ndarray) -> np.ndarray:
-        """A weight [in.., out..] with the change, float32.
+        """A weight of this shape with the change, float32.
 
         Example:
           >>> from llmasos_jax.format.tensorfile import stored
@@ -43,12 +50,15 @@ class LowRank:
           [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]
         """
         a, b = (tensor.read().astype(np.float32) for tensor in (self.a, self.b))
-        change = np.tensordot(a, b, axes=1)
+        lead = a.shape[: self.num_lead]
+        change = a.reshape(*lead, -1, self.rank) @ b.reshape(*lead, self.rank, -1)
+        change = change.reshape(w.shape)
         change *= np.float32(self.scale)
         change += w.astype(np.float32, copy=False)
         if self.magnitude is not None:
-            into = tuple(range(len(self.a.shape) - 1))
+            into = tuple(range(self.num_lead, a.ndim - 1))
             # A column of zeros has no direction: 0 / 0 in PEFT, too, and no run starts with one.
             lengths = np.sqrt(np.sum(np.square(change), axis=into))
-            change *= self.magnitude.read().astype(np.float32) / lengths
+            ratio = self.magnitude.read().astype(np.float32) / lengths
+            change *= np.expand_dims(ratio, into)
         return change

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -171,7 +171,7 @@ def unbind(
 
 
 def expanded(
-    rows: Sequence[Row], cfg: ModelConfig, theirs: Mapping[str, StoredTensor] | None = None
+    rows: Sequence[Row], cfg: ModelConfig, theirs: Collection[str] | None = None
 ) -> Iterator[Row]:
     """The rows of every layer that the model has, layer by layer, so that a reader may stop early.
 
@@ -194,7 +194,7 @@ def expanded(
             yield from _chosen(possible, theirs)
 
 
-def _chosen(possible: Sequence[Row], theirs: Mapping[str, StoredTensor] | None) -> Iterator[Row]:
+def _chosen(possible: Sequence[Row], theirs: Collection[str] | None) -> Iterator[Row]:
     """Of rows for the same tensors of ours, one.
 
     Rows whose tensors are there go before those whose are not, so that alternatives work.

@@ -15,15 +15,25 @@ from flax import nnx
 
 from llmasos_jax.config.finetune import FinetuneConfig
 from llmasos_jax.errors import ConfigError
-from llmasos_jax.nn.adapters import LORA, SCALES, Lora, column_lengths, dequantized, scales_shape
+from llmasos_jax.nn.adapters import (
+    LORA,
+    SCALES,
+    Lora,
+    column_lengths,
+    dequantized,
+    each,
+    scales_shape,
+)
 from llmasos_jax.nn.attention import Projections
 from llmasos_jax.nn.latent import MultiHeadLatentAttention
 from llmasos_jax.nn.mlp import MLP
+from llmasos_jax.nn.moe import MoE
 from llmasos_jax.nn.weight import weight
 from llmasos_jax.types import Tree
 
 # Modules whose products go through `nn.adapters.product`.
-_MODULES = (Projections, MultiHeadLatentAttention, MLP)
+_MODULES = (Projections, MultiHeadLatentAttention, MLP, MoE)
+_GATE = "shared_gate"  # one column, which nothing changes by a rank below its own
 _PREFIX = re.compile(r"^(encoder\.)?(prefix|periods|suffix)\.\d+\.")
 _BITS = {"int8": 8, "int4": 4}
 CODES = {8: jnp.int8, 4: jnp.int4}
@@ -38,7 +48,8 @@ class Adapters:
       rank: of each change; 0 for none.
       scale: what A B is multiplied by.
       dora: whether each change has a magnitude.
-      bits: of the weights' codes, 8 or 4, in all products of the blocks; None keeps numbers.
+      bits: of the weights' codes, 8 or 4, in all products of the blocks but routers; None keeps
+        numbers.
       is_fixed: whether nothing moves any more: instead of a magnitude a change has what each
         column of the sum is multiplied by.
     """
@@ -72,7 +83,7 @@ def attach(model: nnx.Module, adapters: Adapters) -> None:
         matched.update(hits)
         param = getattr(module, attribute)
         stack = param.shape[0] if len(param.shape) > len(param.axes) else None
-        if adapters.bits is not None:
+        if adapters.bits is not None and not param.is_float32:
             _keep_codes(module, attribute, adapters.bits, stack)
         if hits and adapters.rank:
             lora = Lora(
@@ -96,9 +107,10 @@ def _keep_codes(module: Any, attribute: str, bits: int, stack: int | None) -> No
     """Makes of a weight its codes, and declares their scales."""
     param = getattr(module, attribute)
     one = param.shape if stack is None else param.shape[1:]
-    num_in = param.num_in
-    axes = (None, *param.axes[num_in:])
-    scales = weight(scales_shape(one, num_in, bits), axes, init="ones", stack=stack)
+    lead, num_in = param.num_lead, param.num_in
+    axes = (*param.axes[:lead], None, *param.axes[lead + num_in :])
+    shape = (*one[:lead], *scales_shape(one[lead:], num_in, bits))
+    scales = weight(shape, axes, init="ones", num_lead=lead, stack=stack)
     setattr(module, attribute + SCALES, scales)
     codes = nnx.Param(
         jnp.zeros(param.shape, CODES[bits]),
@@ -113,7 +125,7 @@ def _products(model: nnx.Module) -> Iterator[tuple[str, Any, str]]:
         if not isinstance(module, _MODULES):
             continue
         for attribute, value in sorted(vars(module).items()):
-            if isinstance(value, nnx.Param) and value.num_in and not value.num_lead:
+            if isinstance(value, nnx.Param) and value.num_in and attribute != _GATE:
                 name = ".".join(map(str, (*path, attribute)))
                 yield _PREFIX.sub("", name), module, attribute
 
@@ -129,7 +141,12 @@ def is_adapter(path: tuple[str, ...]) -> bool:
 
 
 def merged(
-    tree: Tree, adapters: Adapters | None, contractions: Tree, *, is_stacked: bool = False
+    tree: Tree,
+    adapters: Adapters | None,
+    contractions: Tree,
+    leads: Tree,
+    *,
+    is_stacked: bool = False,
 ) -> Tree:
     """The weights of a model without adapters, with their changes added and codes widened.
 
@@ -137,6 +154,7 @@ def merged(
       tree: of a model with adapters.
       adapters: its adapters; None gives the tree back.
       contractions: `ModelDef.contractions` of the model with adapters.
+      leads: `ModelDef.leads` of it.
       is_stacked: whether the first dimension of each leaf counts layers.
     """
     if adapters is None:
@@ -148,19 +166,19 @@ def merged(
         lora, scales = tree.get(key + LORA), tree.get(key + SCALES)
         if isinstance(value, dict):
             below = is_stacked or key == "periods"
-            result[key] = merged(value, adapters, contractions[key], is_stacked=below)
+            result[key] = merged(value, adapters, contractions[key], leads[key], is_stacked=below)
         elif lora is None and scales is None:
             result[key] = value
         else:
             merge = partial(merge_one, num_in=contractions[key], scale=adapters.scale)
-            result[key] = (jax.vmap(merge) if is_stacked else merge)(value, scales, lora)
+            result[key] = each(merge, is_stacked + leads[key])(value, scales, lora)
     return result
 
 
 def merge_one(
     w: jax.Array, scales: jax.Array | None, lora: Tree | None, num_in: int, scale: float
 ) -> jax.Array:
-    """One layer's weight with its change, in its own dtype (float32 if it was codes)."""
+    """One matrix with its change, in its own dtype (float32 if it was codes)."""
     dtype = jnp.dtype(jnp.float32) if scales is not None else w.dtype
     whole = (w if scales is None else dequantized(w, scales, num_in)).astype(jnp.float32)
     if lora is None:

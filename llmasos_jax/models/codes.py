@@ -13,24 +13,24 @@ from llmasos_jax.nn.adapters import group_size
 
 
 def encode(
-    w: np.ndarray, num_in: int, dtype: Any, *, is_stacked: bool = False
+    w: np.ndarray, num_in: int, dtype: Any, *, num_lead: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Codes and scales of a weight, for `nn.adapters.dequantized`.
 
     Args:
-      w: [in.., out..], with `is_stacked` [L, in.., out..].
+      w: [lead.., in.., out..].
       num_in: how many dimensions a product contracts.
       dtype: int8 or int4.
-      is_stacked: whether the first dimension counts layers.
+      num_lead: dimensions in front that number matrices: of layers, of experts.
 
     Returns:
-      Codes of `w`'s shape, and float32 scales [groups, out..] (behind L).
+      Codes of `w`'s shape, and float32 scales [lead.., groups, out..].
 
     Raises:
       MissingExtraError: qwix is not installed.
     """
-    if is_stacked:
-        pairs = [encode(one, num_in, dtype) for one in w]
+    if num_lead:
+        pairs = [encode(one, num_in, dtype, num_lead=num_lead - 1) for one in w]
         codes, scales = zip(*pairs, strict=True)
         return np.stack(codes), np.stack(scales)
     try:

@@ -104,7 +104,7 @@ def init_params(definition: ModelDef, key: jax.Array, *, std: float = 0.02) -> T
     """
     drawn: dict[tuple[str, ...], jax.Array] = {}
 
-    def make(path: tuple, shape: jax.ShapeDtypeStruct, init: str) -> jax.Array:
+    def make(path: tuple, shape: jax.ShapeDtypeStruct, init: str, num_lead: int) -> jax.Array:
         if init in ("zeros", "ones", "codes"):
             return jnp.full(shape.shape, float(init == "ones"), shape.dtype)
         names = tuple(str(entry.key) for entry in path)
@@ -118,7 +118,7 @@ def init_params(definition: ModelDef, key: jax.Array, *, std: float = 0.02) -> T
         end = first + layout.period * layout.count if part == "periods" else first + 1
         one = shape.shape[1:] if part == "periods" else shape.shape
         if init == "fan_in":  # PyTorch's variance for a layer of this many inputs
-            scale = (3 * math.prod(one[:-1])) ** -0.5
+            scale = (3 * math.prod(one[num_lead:-1])) ** -0.5
         layers = _layers_with(cfg, rest[1])
         name = (*stem, *rest[1:])
         if name not in drawn:
@@ -131,7 +131,9 @@ def init_params(definition: ModelDef, key: jax.Array, *, std: float = 0.02) -> T
         found = drawn[name][rows[0] : rows[-1] + 1 : apart]
         return scale * (found if part == "periods" else found[0])
 
-    return jax.tree_util.tree_map_with_path(make, definition.shapes, definition.inits)
+    return jax.tree_util.tree_map_with_path(
+        make, definition.shapes, definition.inits, definition.leads
+    )
 
 
 def _stack_of(definition: ModelDef, names: tuple[str, ...]) -> tuple[ModelConfig, Layout]:

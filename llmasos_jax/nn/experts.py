@@ -49,6 +49,12 @@ class Assigned:
         """Rows [R, D] as each token's choices, [A, k, D]; zero for the choice of none."""
         return y_rd.at[self.row_ak].get(mode="fill", fill_value=0)
 
+    def times(self, y_rd: jax.Array, ratio_ed: jax.Array) -> jax.Array:
+        """Rows [R, D] times their experts' numbers [E, D]; empty rows are zero."""
+        ratio_gd = ratio_ed.at[self.expert_g].get(mode="fill", fill_value=0).astype(y_rd.dtype)
+        blocks = y_rd.reshape(ratio_gd.shape[0], -1, y_rd.shape[-1])
+        return (blocks * ratio_gd[:, None]).reshape(y_rd.shape)
+
 
 def assign(
     chosen_ak: jax.Array, num_experts: int, platform: str, most: int | None = None

@@ -18,6 +18,7 @@ from jax import lax
 from llmasos_jax.config.experts import Experts
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.named import resolve
+from llmasos_jax.nn.adapters import product
 from llmasos_jax.nn.exchange import Choices, exchange
 from llmasos_jax.nn.experts import assign
 from llmasos_jax.nn.mlp import ACTIVATIONS, MLP
@@ -91,13 +92,8 @@ class MoE(nnx.Module):
         with jax.named_scope("router"):
             # One choice that rounding turns over changes a token's result as a whole.
             with jax.default_matmul_precision("highest"):
-                logits_bte = runtime.dot(
-                    "btd,de->bte",
-                    x_btd.astype(jnp.float32),
-                    self.router[...],
-                    dtype=jnp.float32,
-                    out_dtype=jnp.float32,
-                )
+                x32_btd = x_btd.astype(jnp.float32)
+                logits_bte = product(self, "router", "btd,de->bte", x32_btd, runtime)
             weights_btk, chosen_btk, scores_bte = route(self.experts, logits_bte, bias_e)
             kept_btk = _kept(self.experts, chosen_btk, counted_bt, runtime)
             routing = _routing(logits_bte, scores_bte, chosen_btk, kept_btk, counted_bt)
@@ -136,15 +132,15 @@ class MoE(nnx.Module):
         """The same for tokens [A, D] and the experts that are here."""
         num, most = choices.num_experts, choices.most
         assigned = assign(choices.expert_ak, num, runtime.platform, most)
-        dot = partial(runtime.dot_experts, assigned=assigned)
+        dot = partial(product, self, runtime=runtime, assigned=assigned)
         x_rd = assigned.rows_of(x_ad)
-        up_rf = dot(x_rd, self.up[...])
+        up_rf = dot("up", "rd,edf->rf", x_rd)
         if self.gate is None:
             hidden_rf = self.act_fn(up_rf)
         else:
-            hidden_rf = self.act_fn(dot(x_rd, self.gate[...])) * up_rf
+            hidden_rf = self.act_fn(dot("gate", "rd,edf->rf", x_rd)) * up_rf
         hidden_rf = runtime.place(hidden_rf, None, "ffn")
-        y_akd = assigned.choices_of(dot(hidden_rf, self.down[...]))
+        y_akd = assigned.choices_of(dot("down", "rf,efd->rd", hidden_rf))
         return jnp.sum(y_akd * choices.weight_ak.astype(y_akd.dtype)[..., None], axis=1)
 
     def _shared(self, shared: MLP, x_btd: jax.Array, runtime: Runtime) -> jax.Array:

@@ -14,7 +14,7 @@ from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.models.adapters import is_adapter, merged
 from llmasos_jax.models.definition import ModelDef, init_params
-from llmasos_jax.nn.adapters import LORA, SCALES, dequantized, lengths_of_columns
+from llmasos_jax.nn.adapters import LORA, SCALES, dequantized, each, lengths_of_columns
 from llmasos_jax.parallel.manual import Manual
 from llmasos_jax.parallel.place import shardings
 from llmasos_jax.train.trained import (
@@ -135,7 +135,8 @@ def moved_weights(trainer: Trainer, key: jax.Array, base: Pretrained, frozen: Tr
     where = jax.tree.map(lambda leaf: leaf.sharding, new)
     made = jax.jit(make, out_shardings=where)(jax.random.split(key)[0])
     if trainer.cfg.finetune.dora:
-        made = _with_magnitudes(made, frozen, trainer.definition.contractions)
+        definition = trainer.definition
+        made = _with_magnitudes(made, frozen, definition.contractions, definition.leads)
     return together(found, made)
 
 
@@ -144,13 +145,13 @@ def whole_weights(trainer: Trainer, params: Tree, frozen: Tree) -> Tree:
     frozen = without_teacher(frozen)
     if not frozen:
         return params
-    contractions, adapters = trainer.definition.contractions, trainer.definition.adapters
-    merge = lambda params, frozen: merged(together(params, frozen), adapters, contractions)
-    return jax.jit(merge)(params, frozen)
+    definition = trainer.definition
+    how = (definition.adapters, definition.contractions, definition.leads)
+    return jax.jit(lambda params, frozen: merged(together(params, frozen), *how))(params, frozen)
 
 
 def _with_magnitudes(
-    made: Tree, frozen: Tree, contractions: Tree, *, is_stacked: bool = False
+    made: Tree, frozen: Tree, contractions: Tree, leads: Tree, *, is_stacked: bool = False
 ) -> Tree:
     """New adapters whose magnitudes are the lengths of the base's columns.
 
@@ -167,7 +168,7 @@ def _with_magnitudes(
             def lengths(w: Any, s: Any, n: int = num_in) -> jax.Array:
                 return lengths_of_columns(w if s is None else dequantized(w, s, n), n)
 
-            found = (jax.vmap(lengths) if below else lengths)(frozen[name], scales)
+            found = each(lengths, below + leads[name])(frozen[name], scales)
             if bool((found == 0).any()):  # whose direction is 0 / 0, as in PEFT
                 raise ConfigError(
                     f"finetune.dora=True gives each column of a weight a direction, and {name} has "
@@ -177,7 +178,7 @@ def _with_magnitudes(
             result[key] = value | {"magnitude": jax.device_put(found, value["magnitude"].sharding)}
         elif isinstance(value, dict):
             result[key] = _with_magnitudes(
-                value, frozen.get(key, {}), contractions[key], is_stacked=below
+                value, frozen.get(key, {}), contractions[key], leads[key], is_stacked=below
             )
         else:
             result[key] = value

@@ -71,9 +71,9 @@ def matrix(path: Path) -> Matrix | None:
 
 
 def _in_out(path: Path) -> tuple[int, int]:
-    *_, above, name = ("", *path)
-    if above.endswith(_LORA):  # x A B, each a matrix of its own
-        num_in, num_out = _in_out((above.removesuffix(_LORA),))
+    name, changed = path[-1], _changed(path)
+    if changed != path:  # x A B, each a matrix of its own
+        num_in, num_out = _in_out(changed)
         return (num_in, 1) if name == "a" else (1, num_out)
     if name not in _IN_OUT:
         raise ConfigError(
@@ -94,8 +94,17 @@ def num_lead(path: Path) -> int:
     Example:
       >>> num_lead(("periods", "0", "moe", "up")), num_lead(("periods", "0", "moe", "shared", "up"))
       (2, 1)
+      >>> num_lead(("periods", "0", "moe", "up_lora", "magnitude"))
+      2
     """
+    path = _changed(path)
     return int(is_stacked(path)) + int(path[-2:-1] == ("moe",) and path[-1] in _EXPERTS)
+
+
+def _changed(path: Path) -> Path:
+    """The path of the weight that a leaf is a change of, or else of the leaf itself."""
+    *above, last = path[:-1] or ("",)
+    return (*above, last.removesuffix(_LORA)) if last.endswith(_LORA) else path
 
 
 def is_in_block(path: Path) -> bool:

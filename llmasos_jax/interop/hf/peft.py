@@ -3,12 +3,17 @@
     theirs: lora_A [R, in], lora_B [out, R], lora_magnitude_vector [out] of one Linear
     ours:   a [in.., R], b [R, out..], magnitude [out..] of one product
 
-A Linear that holds several of our products (GPT-2's c_attn) shares its A among them.
+    theirs: lora_A [E R, in], lora_B [out, R E] of a parameter with the weights of all experts
+    ours:   a [E, in, R], b [E, R, out]
+
+A Linear that holds several of our products (GPT-2's c_attn) shares its A among them; so does a
+parameter (gate_up_proj).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +38,14 @@ from llmasos_jax.interop.hf.express import express
 from llmasos_jax.interop.hf.families import FAMILIES
 from llmasos_jax.interop.hf.families.family import Family
 from llmasos_jax.interop.hf.peftconfig import PeftConfig
+from llmasos_jax.interop.hf.peftrows import (
+    columns_of,
+    is_linear,
+    is_of_experts,
+    newest,
+    vector_of,
+    wrappers,
+)
 from llmasos_jax.interop.lowrank import PEFT_CONFIG, LowRank
 from llmasos_jax.interop.rows import Product
 from llmasos_jax.interop.tables import Row, expanded
@@ -112,11 +125,16 @@ def read_adapter(folder: Path, config: PeftConfig, manifest: Manifest) -> Adapte
     parts, whole = _sorted_out(stored, family, str(folder))
     cfg = _with_classifier(manifest.parameters, config, family, whole)
     cfg = _untied(cfg, family, whole, str(folder))
+    rows = family.table(cfg).rows
+    groups = [group for group in expanded(newest(rows), cfg) if is_of_experts(group)]
+    targeted = [g.theirs[0] for g in groups if config.targets_parameter(g.theirs[0])]
+    called = {f"{place}.weight": name for name, place in wrappers(targeted).items()}
+    parts = {called.get(name, name): part for name, part in parts.items()}
     changes: dict[str, LowRank] = {}
     replaced: dict[str, StoredTensor] = {}
     missing: list[str] = []
     left = {*parts, *whole}
-    for group in expanded(family.table(cfg).rows, cfg):
+    for group in expanded(rows, cfg, parts.keys() | whole.keys()):
         here = [name for name in group.theirs if name in whole]
         lacks = [n for n in group.theirs if n not in whole and config.saves(n)]
         if here or lacks:
@@ -128,8 +146,8 @@ def read_adapter(folder: Path, config: PeftConfig, manifest: Manifest) -> Adapte
             if name in parts:
                 left.discard(name)
                 changes |= _changes(name, group, cfg, config, parts[name], str(folder))
-            elif is_linear(group) and config.targets_all_of(name.removesuffix(".weight")):
-                missing.append(name.removesuffix("weight") + "lora_A.weight")
+            elif _is_asked_for(group, config):
+                missing.append(f"{name.removesuffix('.weight')}.lora_A.weight")
     if left or missing:
         what = "are missing" if missing else "have no place in the model"
         names = ", ".join(shown(name) for name in (missing or sorted(left))[:5])
@@ -147,21 +165,14 @@ def family_of(manifest: Manifest) -> Family:
     return express(manifest).family if found is None else found
 
 
-def is_linear(group: Row) -> bool:
-    """Whether theirs is one Linear (or Conv1D) of one or several of our products."""
-    how = group.arrangement
-    is_product = isinstance(how, Product) and how.num_in > 0 and not how.num_lead
-    return is_product and len(group.theirs) == 1 and group.theirs[0].endswith(".weight")
-
-
-def columns_of(how: Product) -> Product:
-    """How lora_B lies beside our [R, out..]."""
-    return dataclasses.replace(how, num_in=1, is_in_first=False)
-
-
-def vector_of(how: Product) -> Product:
-    """How a magnitude lies beside our [out..]."""
-    return dataclasses.replace(how, num_in=0, is_in_first=False)
+def _is_asked_for(group: Row, config: PeftConfig) -> bool:
+    """Whether the config says that what a group has is changed."""
+    name = group.theirs[0]
+    if is_of_experts(group):
+        return config.targets_parameter(name)
+    if not is_linear(group):
+        return False
+    return config.targets_parameter(name) or config.targets_all_of(name.removesuffix(".weight"))
 
 
 def _merged(tensor: StoredTensor, change: LowRank) -> np.ndarray:
@@ -297,48 +308,58 @@ def _changes(
     parts: Mapping[str, StoredTensor],
     where: str,
 ) -> dict[str, LowRank]:
-    """The changes of our products that one Linear holds."""
+    """The changes of our products that one Linear, or one parameter, holds."""
     how = group.arrangement
-    if not is_linear(group) or not isinstance(how, Product):
-        raise FormatError(f'"{where}": {shown(name)} is no linear layer, which alone is read here')
+    if not (is_linear(group) or is_of_experts(group)) or not isinstance(how, Product):
+        raise FormatError(
+            f'"{where}": {shown(name)} is no linear layer and no parameter with all experts, which '
+            "alone are read here"
+        )
     wanted = {"a", "b", "magnitude"} if config.use_dora else {"a", "b"}
     if parts.keys() != wanted:
         raise FormatError(
             f'"{where}": {shown(name)} has {sorted(parts)}, and "use_dora" = '
             f"{str(config.use_dora).lower()} asks for {sorted(wanted)}"
         )
-    module = name.removesuffix(".weight")
+    module = name if config.targets_parameter(name) else name.removesuffix(".weight")
     shapes = [expected(cfg)[ours].shape for ours in group.ours]
-    matrix = dataclasses.replace(how, is_in_first=False).shapes(shapes)[0]
-    rank = config.rank_of(module)
-    _check_shape(f"{module}.lora_A", parts["a"], (rank, matrix[1]), where)
-    _check_shape(f"{module}.lora_B", parts["b"], (matrix[0], rank), where)
+    *lead, num_out, num_in = dataclasses.replace(how, is_in_first=False).shapes(shapes)[0]
+    rank, count = config.rank_of(module), math.prod(lead)
+    _check_shape(f"{module}.lora_A", parts["a"], (count * rank, num_in), where)
+    _check_shape(f"{module}.lora_B", parts["b"], (num_out, rank * count), where)
     if "magnitude" in parts:
-        _check_shape(f"{module}.lora_magnitude_vector", parts["magnitude"], matrix[:1], where)
-    columns = [(rank, *shape[how.num_in :]) for shape in shapes]
+        _check_shape(f"{module}.lora_magnitude_vector", parts["magnitude"], (num_out,), where)
+    middle = how.num_lead + how.num_in
+    columns = [(*lead, rank, *shape[middle:]) for shape in shapes]
+    outward = StoredTensor(
+        (*lead, num_out, rank), "float32", partial(_outward, parts["b"], rank, lead)
+    )
     found = {}
     for index, (ours, shape) in enumerate(zip(group.ours, shapes, strict=True)):
-        into, out_of = shape[: how.num_in], shape[how.num_in :]
+        inside = (*shape[:middle], rank)
         magnitude = None
         if "magnitude" in parts:
             vectors = [column[1:] for column in columns]
             take = partial(vector_of(how).take, index, [parts["magnitude"]], vectors)
-            magnitude = StoredTensor(out_of, "float32", take)
+            magnitude = StoredTensor(shape[middle:], "float32", take)
+        take = partial(columns_of(how).take, index, [outward], columns)
         found[ours] = LowRank(
-            StoredTensor((*into, rank), "float32", partial(_inward, parts["a"], into)),
-            StoredTensor(
-                (rank, *out_of),
-                "float32",
-                partial(columns_of(how).take, index, [parts["b"]], columns),
-            ),
+            StoredTensor(inside, "float32", partial(_inward, parts["a"], inside, lead)),
+            StoredTensor(columns[index], "float32", take),
             config.scale_of(module),
             magnitude,
+            how.num_lead,
         )
     return found
 
 
-def _inward(a: StoredTensor, into: Sequence[int]) -> np.ndarray:
-    return a.read().T.reshape(*into, a.shape[0])
+def _inward(a: StoredTensor, shape: Sequence[int], lead: Sequence[int]) -> np.ndarray:
+    return a.read().reshape(*lead, shape[-1], -1).swapaxes(-1, -2).reshape(shape)
+
+
+def _outward(b: StoredTensor, rank: int, lead: Sequence[int]) -> np.ndarray:
+    array = b.read().reshape(-1, rank, *lead)
+    return np.moveaxis(array, range(2, array.ndim), range(len(lead)))
 
 
 def _check_shape(name: str, tensor: StoredTensor, shape: tuple[int, ...], where: str) -> None:

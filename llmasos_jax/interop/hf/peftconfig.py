@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,8 +21,8 @@ _INERT = (
 )
 _READ = (
     *("peft_type", "task_type", "base_model_name_or_path", "revision", "bias", "r", "lora_alpha"),
-    *("target_modules", "modules_to_save", "use_rslora", "use_dora", "rank_pattern"),
-    *("alpha_pattern", "init_lora_weights"),
+    *("target_modules", "target_parameters", "modules_to_save", "use_rslora", "use_dora"),
+    *("rank_pattern", "alpha_pattern", "init_lora_weights"),
 )
 _CLASSIFY = {"SEQ_CLS": "sequence", "TOKEN_CLS": "token"}
 _TASKS = (None, "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION", "QUESTION_ANS", *_CLASSIFY)
@@ -44,6 +44,7 @@ class PeftConfig:
       use_rslora: by alpha / sqrt(rank) instead.
       use_dora: whether each change has a magnitude.
       targets: ends of names of modules that are changed, or None where a pattern says which.
+      parameters: ends of names of parameters that are changed: of experts, of routers.
       saved: names of modules that are saved whole.
       classifies: "sequence", "token" or None.
       ranks: other ranks, by ends of names of modules.
@@ -57,6 +58,7 @@ class PeftConfig:
     use_rslora: bool = False
     use_dora: bool = False
     targets: tuple[str, ...] | None = None
+    parameters: tuple[str, ...] = ()
     saved: tuple[str, ...] = ()
     classifies: str | None = None
     ranks: Mapping[str, int] = field(default_factory=dict)
@@ -78,7 +80,11 @@ class PeftConfig:
 
     def targets_all_of(self, module: str) -> bool:
         """Whether a module is named as changed; where a pattern says it, nobody knows."""
-        return any(module == t or module.endswith(f".{t}") for t in self.targets or ())
+        return _is_named(module, self.targets or ())
+
+    def targets_parameter(self, name: str) -> bool:
+        """Whether a parameter is named as changed."""
+        return _is_named(name, self.parameters)
 
     def saves(self, name: str) -> bool:
         """Whether a tensor is of a module that is saved whole."""
@@ -107,9 +113,12 @@ def read_peft_config(folder: Path) -> PeftConfig:
         raise _error("revision", revision, "must be a branch, a tag or a commit")
     targets = found.get("target_modules")
     saved = found.get("modules_to_save") or ()
+    parameters = found.get("target_parameters") or ()
     for key, value in (("target_modules", targets), ("modules_to_save", saved)):
         if not isinstance(value, str) and not _is_names(value):
             raise _error(key, value, "must be a list of names")
+    if not _is_names(parameters):
+        raise _error("target_parameters", parameters, "must be a list of names")
     return PeftConfig(
         base=base,
         revision=revision,
@@ -118,6 +127,7 @@ def read_peft_config(folder: Path) -> PeftConfig:
         use_rslora=_flag(found, "use_rslora"),
         use_dora=_flag(found, "use_dora"),
         targets=None if targets is None or isinstance(targets, str) else tuple(targets),
+        parameters=tuple(parameters),
         saved=(saved,) if isinstance(saved, str) else tuple(saved),
         classifies=_CLASSIFY.get(str(found.get("task_type"))),
         ranks=_patterns(found, "rank_pattern", _rank),
@@ -125,10 +135,14 @@ def read_peft_config(folder: Path) -> PeftConfig:
     )
 
 
+def _is_named(name: str, ends: Iterable[str]) -> bool:
+    return any(name == end or name.endswith(f".{end}") for end in ends)
+
+
 def _pattern(values: Mapping[str, _Number], module: str, default: _Number) -> _Number:
     """The first that fits, as PEFT looks for it."""
     for key, value in values.items():
-        if module == key or module.endswith(f".{key}"):
+        if _is_named(module, (key,)):
             return value
     return default
 

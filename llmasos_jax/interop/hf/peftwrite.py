@@ -19,7 +19,15 @@ from llmasos_jax.format.names import expected
 from llmasos_jax.format.tensorfile import StoredTensor, stored
 from llmasos_jax.format.write import write_file, write_weights
 from llmasos_jax.interop.hf.express import Expressed, express
-from llmasos_jax.interop.hf.peft import PREFIX, WEIGHTS, columns_of, is_linear, vector_of
+from llmasos_jax.interop.hf.peft import PREFIX, WEIGHTS
+from llmasos_jax.interop.hf.peftrows import (
+    columns_of,
+    is_linear,
+    is_of_experts,
+    newest,
+    vector_of,
+    wrappers,
+)
 from llmasos_jax.interop.lowrank import PEFT_CONFIG, LowRank
 from llmasos_jax.interop.rows import Product
 from llmasos_jax.interop.tables import Row, Table, expanded
@@ -57,10 +65,14 @@ class Changed:
 
 @dataclass(frozen=True)
 class _Linear:
-    """One changed Linear of theirs: its tensors by the ends of their names, and its rank."""
+    """One changed Linear of theirs: its tensors by the ends of their names, and its rank.
+
+    Experts and routers are no Linear in transformers 5, so PEFT changes their parameters.
+    """
 
     tensors: dict[str, StoredTensor]
     rank: int
+    is_parameter: bool
 
 
 def said_by(manifest: Manifest) -> tuple[Expressed, ModelConfig]:
@@ -103,8 +115,10 @@ def write_peft(
     linears = _linears(changed, table, cfg)
     saved, modules = _saved(changed, table, cfg)
     prefix = _dropped_prefix(found)
+    places = {name: name.removesuffix(".weight") for name in linears}
+    places |= wrappers(name for name, linear in linears.items() if linear.is_parameter)
     tensors = {
-        f"{PREFIX}{name.removesuffix('weight').removeprefix(prefix)}{end}": tensor
+        f"{PREFIX}{places[name].removeprefix(prefix)}.{end}": tensor
         for name, linear in linears.items()
         for end, tensor in linear.tensors.items()
     }
@@ -122,13 +136,18 @@ def _linears(changed: Changed, table: Table, cfg: ModelConfig) -> dict[str, _Lin
     """The changed Linears by the names of their weights."""
     linears: dict[str, _Linear] = {}
     left = dict(changed.changes)
-    for group in expanded(table.rows, cfg):
+    for group in expanded(newest(table.rows), cfg):
         touched = [name for name in group.ours if name in left]
         if not touched:
             continue
         how = group.arrangement
-        if not is_linear(group) or not isinstance(how, Product):
+        if not (is_linear(group) or is_of_experts(group)) or not isinstance(how, Product):
             break
+        if changed.dora and _is_parameter(group):
+            raise FormatError(
+                f"{touched[0]} was trained with DoRA, and PEFT has LoRA alone for experts and "
+                "routers; write the merged model instead (--to hf)"
+            )
         if changed.dora and len(touched) < len(group.ours):
             others = ", ".join(name for name in group.ours if name not in touched)
             raise FormatError(
@@ -149,26 +168,35 @@ def _linear(group: Row, how: Product, cfg: ModelConfig, changes: Mapping[str, Lo
     rank, start = sum(change.rank for change in changes.values()), 0
     rows, columns, lengths = [], [], []
     for name in group.ours:
-        change = changes.get(name)
-        if change is None:
-            spec = expected(cfg)[name].shape[how.num_in :]
-            columns.append(stored(np.zeros((rank, *spec), np.float32)))
-            continue
-        a, b = change.a.read(), change.b.read()
-        whole = np.zeros((rank, *b.shape[1:]), np.float32)
-        whole[start : start + change.rank] = b
-        start += change.rank
-        rows.append(a.reshape(-1, change.rank).T)
+        change, shape = changes.get(name), expected(cfg)[name].shape
+        lead, out_of = shape[: how.num_lead], shape[how.num_lead + how.num_in :]
+        whole = np.zeros((*lead, rank, *out_of), np.float32)
         columns.append(stored(whole))
+        if change is None:
+            continue
+        end = start + change.rank
+        np.moveaxis(whole, how.num_lead, 0)[start:end] = np.moveaxis(
+            change.b.read(), how.num_lead, 0
+        )
+        start = end
+        rows.append(change.a.read().reshape(*lead, -1, change.rank).swapaxes(-1, -2))
         if change.magnitude is not None:
             lengths.append(change.magnitude)
+    a = np.concatenate(rows, axis=-2)  # [.., R, in]
+    b = columns_of(how).give(0, columns)  # [.., out, R]
+    b = np.moveaxis(b, range(how.num_lead), range(2, b.ndim))
     made = {
-        "lora_A.weight": np.concatenate(rows),
-        "lora_B.weight": columns_of(how).give(0, columns),
+        "lora_A.weight": a.reshape(-1, a.shape[-1]),
+        "lora_B.weight": b.reshape(b.shape[0], -1),
     }
     if lengths:
         made["lora_magnitude_vector"] = vector_of(how).give(0, lengths)
-    return _Linear({end: stored(np.ascontiguousarray(x)) for end, x in made.items()}, rank)
+    arrays = {end: stored(np.ascontiguousarray(x)) for end, x in made.items()}
+    return _Linear(arrays, rank, _is_parameter(group))
+
+
+def _is_parameter(group: Row) -> bool:
+    return is_of_experts(group) or group.ours[0].endswith(".moe.router")
 
 
 def _saved(
@@ -204,8 +232,14 @@ def _config(
     linears: Mapping[str, _Linear],
     modules: Sequence[str],
 ) -> dict[str, Any]:
-    ends = _ends([name.removesuffix(".weight") for name in linears], _modules(table, cfg))
-    ranks = {ends[name.removesuffix(".weight")]: linear.rank for name, linear in linears.items()}
+    names = _names(table, cfg)
+    parameters = _ends([name for name in linears if linears[name].is_parameter], names)
+    targets = _ends(
+        [name.removesuffix(".weight") for name in linears if name not in parameters],
+        {name.removesuffix(".weight") for name in names if name.endswith(".weight")},
+    )
+    ends = parameters | {f"{name}.weight": end for name, end in targets.items()}
+    ranks = {ends[name]: linear.rank for name, linear in linears.items()}
     conv = any(_is_conv(group) for group in expanded(table.rows, cfg) if group.theirs[0] in linears)
     # Several products in one Linear have their ranks together, and keep their scale.
     alphas = {end: _alpha(changed, rank) for end, rank in ranks.items() if rank != changed.rank}
@@ -218,7 +252,8 @@ def _config(
         "r": changed.rank,
         "lora_alpha": _alpha(changed, changed.rank),
         "lora_dropout": 0.0,
-        "target_modules": sorted(set(ends.values())),
+        "target_modules": sorted(set(targets.values())),
+        "target_parameters": sorted(set(parameters.values())) or None,
         "modules_to_save": list(modules) or None,
         "fan_in_fan_out": conv,
         "bias": "none",
@@ -249,15 +284,14 @@ def _task(cfg: ModelConfig) -> str | None:
     return "CAUSAL_LM" if cfg.causal else None
 
 
-def _modules(table: Table, cfg: ModelConfig) -> set[str]:
-    """Every module with weights that the family may have, in each layer."""
+def _names(table: Table, cfg: ModelConfig) -> set[str]:
+    """Every tensor that the family may have, in each layer."""
     most = range(max(cfg.num_layers, cfg.encoder.num_layers))
     return {
-        name.replace("{i}", str(layer)).removesuffix(".weight")
+        name.replace("{i}", str(layer))
         for written in table.rows
         for name in written.theirs
         for layer in (most if "{i}" in name else (0,))
-        if name.endswith(".weight")
     }
 
 
