@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from llmasos_jax.cli import interrupt
@@ -125,6 +126,29 @@ def test_it_is_heard_after_the_lock_of_an_import_goes() -> None:
     finally:
         sys.setprofile(None)
     assert gone and told
+
+
+class Output:
+    """What a traced function gives."""
+
+
+def test_it_is_heard_after_jax_has_named_what_a_function_gives() -> None:
+    sent: list[str] = []
+
+    def flatten(_: Output) -> tuple[tuple[()], None]:
+        callers = {code.co_name for code in interrupt._codes(sys._getframe())}
+        if "paths" in callers and not sent:
+            sent.append("while it is named")
+            signal.raise_signal(signal.SIGINT)
+        return (), None
+
+    jax.tree_util.register_pytree_node(Output, flatten, lambda _, __: Output())
+    gone = False
+    with pytest.raises(KeyboardInterrupt):
+        jax.jit(Output).trace()
+        gone = True  # and nothing was raised there
+        time.sleep(5)
+    assert gone and sent
 
 
 def test_elsewhere_it_is_heard_at_once() -> None:

@@ -24,6 +24,8 @@ _WATCHERS = frozenset(
         weakref.finalize.__call__,
     )
 )
+# Where jax names what a traced function gives, under a bare "except:"; its function and file.
+_SWALLOWS = ("paths", "jax/_src/tree_util.py")
 
 
 def install() -> None:
@@ -31,7 +33,8 @@ def install() -> None:
 
     Python drops what a callback of its garbage collector raises; jax has one, and a program that is
     being traced is often in it. The same goes for callbacks of weak references, which a collection
-    runs by the thousand. There the signal is sent once more, a moment later.
+    runs by the thousand, and where jax names what a traced function gives. There the signal is sent
+    once more, a moment later.
 
     So it is while a module is being imported, for 5 s at most: what is written in C may take an
     interrupted import for a broken installation (numpy), or crash.
@@ -65,9 +68,15 @@ class _Handler:
 
 
 def _is_deaf(frame: FrameType | None) -> bool:
-    """Whether what is raised here is dropped: in callbacks, and in `__del__`."""
+    """Whether what is raised here is dropped: in callbacks, in `__del__`, by jax."""
     deaf = _WATCHERS | {getattr(callback, "__code__", None) for callback in gc.callbacks}
-    return any(code in deaf or code.co_name == "__del__" for code in _codes(frame))
+    name, file = _SWALLOWS
+    return any(
+        code in deaf
+        or code.co_name == "__del__"
+        or (code.co_name == name and code.co_filename.endswith(file))
+        for code in _codes(frame)
+    )
 
 
 def _codes(frame: FrameType | None) -> Iterator[CodeType]:
