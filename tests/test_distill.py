@@ -49,8 +49,10 @@ from llmasos_jax.finetune.teacher import check_same_ids, identity
 from llmasos_jax.hub.open import open_model
 from llmasos_jax.models.count import flops_per_row
 from llmasos_jax.parallel.mesh import make_mesh
+from llmasos_jax.progress import Progress
 from llmasos_jax.train.hooks import read_metrics
 from llmasos_jax.train.pretrained import frozen_weights
+from llmasos_jax.train.reference import _log_probs
 from llmasos_jax.train.result import read_result
 from llmasos_jax.train.run import _speed
 from llmasos_jax.train.step import Trainer, make_trainer
@@ -203,6 +205,24 @@ def test_loss_and_gradients_are_torchs(weight: float, temperature: float) -> Non
     for name, value in theirs.items():
         error = np.linalg.norm(mine[name] - value) / np.linalg.norm(value)
         assert error < SIMPLE, (name, error)
+
+
+def test_an_objective_may_have_a_reference_too() -> None:
+    """One from outside the package; what the base says is asked of the base alone."""
+    trainer = taught(with_teacher(config(objective=DISTILL)))
+
+    def says(model: Any, rows: Batch, runtime: Any) -> jax.Array:
+        x_btd = model.hidden(rows.tokens, runtime=runtime).x_btd
+        return jnp.sum(x_btd, axis=1)[:, :2].astype(jnp.float32)
+
+    objective = dataclasses.replace(trainer.objective, prepare=lambda row, _: row, reference=says)
+    trainer = dataclasses.replace(trainer, objective=objective)
+    rows = [jax.tree.map(lambda x, i=i: x[i], batch()) for i in range(3)]
+    with Progress("Scoring", 3) as bar:
+        found = _log_probs(trainer, rows, params(SMALL), {TEACHER: params(LARGER)}, bar)
+    alone = dataclasses.replace(trainer.runtime, manual=None)
+    wanted = says(trainer.definition.bind(params(SMALL)), batch(), alone)[:3]
+    np.testing.assert_allclose(found, wanted, rtol=SIMPLE, atol=SIMPLE)
 
 
 def test_memory_is_that_of_a_chunk() -> None:

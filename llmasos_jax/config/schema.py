@@ -157,7 +157,7 @@ class TrainConfig:
       loss_chunk: tokens of each sequence (of a device's part of it, with `mesh.context`; of its
         predicted places, where only these are scored) whose scores are made at once, so that logits
         [B, T, V] are never there as a whole. None takes what was measured to be good: 128 on a CPU,
-        all elsewhere (and so does a number that no sequence exceeds); with "distill" 128 everywhere.
+        all elsewhere (and so does a number that no sequence exceeds); of "distill" 128 everywhere.
       dropout_rate: after the embedding and on each sub-layer's output.
       start_from: a training folder whose newest weights a new run starts with, in place of random
         ones; only the sequence length, the objective and how it is trained may differ.

@@ -21,7 +21,7 @@ from llmasos_jax.data.records.preferences import with_reference
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.progress import Progress
 from llmasos_jax.train.pretrained import Pretrained, moved_weights
-from llmasos_jax.train.trained import together
+from llmasos_jax.train.trained import together, without_teacher
 from llmasos_jax.types import Tree
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _log_probs(
         raise TypeError("this objective asks nothing of a reference")
 
     def run(params: Tree, batch: Any, _: Tree, frozen: Tree) -> jax.Array:
-        model = trainer.definition.bind(together(params, frozen))
+        model = trainer.definition.bind(together(params, without_teacher(frozen)))
         return says(model, batch, trainer.runtime)
 
     program: Any = None
