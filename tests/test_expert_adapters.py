@@ -1,6 +1,7 @@
 """Low-rank changes of experts: each one's own, merged and not, sharded, beside PEFT and torch."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 from on_meshes import ONE, QUICK, SMALL, assert_placed, assert_same, rows_of, trainer_of
 from on_meshes import config as config_of
+from safetensors.numpy import save_file
 from small_hf import Json, write
 from tolerances import SIMPLE
-from tuned_runs import outputs_of, probe_for, tuned
+from tuned_runs import config_on, outputs_of, probe_for, tuned
 
 import llmasos_jax
 from llmasos_jax.config.experts import Experts
@@ -25,13 +27,21 @@ from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.generate.load import init_model, load_model
 from llmasos_jax.hub.open import open_model
 from llmasos_jax.models.adapters import Adapters
-from llmasos_jax.models.answers import LOGITS
+from llmasos_jax.models.answers import LOGITS, answers
 from llmasos_jax.models.definition import ModelDef, init_params
 from llmasos_jax.models.layout import scan_layout
 from llmasos_jax.nn.experts import assign
+from llmasos_jax.nn.runtime import Runtime
+from llmasos_jax.parallel.mesh import make_mesh
 from llmasos_jax.train.adafactor import scale_by_adafactor
-from llmasos_jax.train.pretrained import abstract_frozen
-from llmasos_jax.train.trained import is_trained, parted
+from llmasos_jax.train.pretrained import (
+    abstract_frozen,
+    frozen_weights,
+    moved_weights,
+    whole_weights,
+)
+from llmasos_jax.train.step import make_trainer
+from llmasos_jax.train.trained import is_trained, parted, together
 from llmasos_jax.train.weights import by_path, map_named
 from llmasos_jax.types import Tree
 
@@ -154,6 +164,30 @@ def test_on_a_mesh_loss_and_gradients_are_one_devices(case: str) -> None:
         assert 0.02 < sums.extra["expert_drops"] / sums.weight_sum < 0.7
 
 
+def test_a_run_starts_as_its_base_and_merges_as_it_computes(tmp_path: Path) -> None:
+    folder = base_of(MIXTRAL.replace(vocab_size=260), tmp_path / "base")
+    cfg, base = config_on(folder, targets=ALL, rank=2, dora=True)
+    trainer = make_trainer(cfg, make_mesh(cfg.mesh, jax.devices()[:1]))
+    frozen = frozen_weights(trainer, base)
+    moved = moved_weights(trainer, jax.random.key(0), base, frozen)
+    for name in ("gate", "up", "down"):
+        found = whole_weights(trainer, moved, frozen)["periods"]["0"]["moe"][name]
+        for layer in range(2):
+            wanted = base.files.tensors[f"layers.{layer}.moe.{name}"].read()
+            np.testing.assert_allclose(found[layer], wanted, rtol=SIMPLE, atol=1e-8)
+    rng = np.random.default_rng(0)
+    moved = jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape).astype(np.float32), moved)
+    layout = trainer.definition.layout
+    plain, probe = ModelDef(cfg.model, layout), probe_for(cfg.model)
+    given = (jnp.asarray(probe.tokens_bt), jnp.asarray(probe.mask_bt), Runtime())
+    with jax.default_matmul_precision("highest"):
+        merged = answers(plain, whole_weights(trainer, moved, frozen), *given, reads_bt=None)
+        beside = answers(trainer.definition, together(moved, frozen), *given, reads_bt=None)
+    wanted = np.asarray(beside[LOGITS])
+    atol = SIMPLE * np.abs(wanted).max()
+    np.testing.assert_allclose(merged[LOGITS], wanted, rtol=0, atol=atol)
+
+
 def test_only_changes_have_moments() -> None:
     cfg = tuned_config(ONE, {"quantize": "int8"})
     state = trainer_of(cfg).abstract_state
@@ -269,6 +303,47 @@ def test_what_peft_writes_is_read(tmp_path: Path) -> None:
     beside = load_model(tmp_path / "base", adapters={"it": folder})
     found = np.asarray(beside.logits(probe.tokens_bt, adapter="it"))
     np.testing.assert_allclose(found, wanted, rtol=0, atol=atol)
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore:::(torch|transformers|peft)")
+def test_a_linear_of_each_expert_is_read_as_peft_reads_it(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="needs the extra `parity`")
+    import torch
+    import transformers
+
+    write(tmp_path / "base", SIZES)
+    rng, folder, tensors = np.random.default_rng(0), tmp_path / "adapter", {}
+    widths = {"w1": (32, 24), "w3": (32, 24), "w2": (24, 32)}  # as transformers 4 called them
+    for layer, expert, (name, (num_in, num_out)) in itertools.product(
+        range(2), range(4), widths.items()
+    ):
+        module = f"base_model.model.model.layers.{layer}.block_sparse_moe.experts.{expert}.{name}"
+        for part, shape in (("lora_A", (2, num_in)), ("lora_B", (num_out, 2))):
+            drawn = rng.normal(0, 0.3, shape).astype(np.float32)
+            tensors[f"{module}.{part}.weight"] = drawn
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "task_type": "CAUSAL_LM"}
+    config |= {"base_model_name_or_path": "../base", "target_modules": list(widths)}
+    said = folder / "adapter_config.json"
+    said.write_text(json.dumps(config))
+    model = transformers.MixtralForCausalLM.from_pretrained(tmp_path / "base")
+    files, opened = open_model(folder), peft.PeftModel.from_pretrained(model, folder).eval()
+    probe = probe_for(files.manifest.parameters)
+    with torch.no_grad():
+        wanted = opened(torch.from_numpy(probe.tokens_bt.astype(np.int64))).logits.numpy()
+    found = outputs_of(files, probe)[LOGITS]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=SIMPLE * np.abs(wanted).max())
+    said.write_text(json.dumps(config | {"alpha_pattern": {"experts.1.w2": 5}}))
+    with pytest.raises(FormatError, match="w2.weight has another rank or alpha than another"):
+        open_model(folder)
+    said.write_text(json.dumps(config))
+    lost = "base_model.model.model.layers.1.block_sparse_moe.experts.3.w2.lora_"
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(lost)}
+    save_file(kept, folder / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(FormatError, match=r"experts.3.w2.lora_A.weight are missing \(1\)"):
+        open_model(folder)
 
 
 def test_dora_of_experts_has_no_folder_in_peft(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,3 +63,15 @@ class LowRank:
             ratio = self.magnitude.read().astype(np.float32) / lengths
             change *= np.expand_dims(ratio, into)
         return change
+
+
+def of_all(experts: Sequence[LowRank]) -> LowRank:
+    """The change of all experts, of one of each; ranks and scales are the same."""
+
+    def stacked(tensors: Sequence[StoredTensor]) -> StoredTensor:
+        shape = (len(tensors), *tensors[0].shape)
+        return StoredTensor(shape, "float32", lambda: np.stack([t.read() for t in tensors]))
+
+    lengths = [one.magnitude for one in experts if one.magnitude is not None]
+    a, b = stacked([one.a for one in experts]), stacked([one.b for one in experts])
+    return LowRank(a, b, experts[0].scale, stacked(lengths) if lengths else None, num_lead=1)

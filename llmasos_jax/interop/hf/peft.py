@@ -46,8 +46,8 @@ from llmasos_jax.interop.hf.peftrows import (
     vector_of,
     wrappers,
 )
-from llmasos_jax.interop.lowrank import PEFT_CONFIG, LowRank
-from llmasos_jax.interop.rows import Product
+from llmasos_jax.interop.lowrank import PEFT_CONFIG, LowRank, of_all
+from llmasos_jax.interop.rows import PRODUCT, PerExpert, Product
 from llmasos_jax.interop.tables import Row, expanded
 
 WEIGHTS = "adapter_model.safetensors"
@@ -142,12 +142,13 @@ def read_adapter(folder: Path, config: PeftConfig, manifest: Manifest) -> Adapte
             left.difference_update(here)
             if len(here) == len(group.theirs):
                 replaced |= _replacing(group, cfg, whole, str(folder))
-        for name in group.theirs:
-            if name in parts:
-                left.discard(name)
-                changes |= _changes(name, group, cfg, config, parts[name], str(folder))
-            elif _is_asked_for(group, config):
-                missing.append(f"{name.removesuffix('.weight')}.lora_A.weight")
+        changed = [name for name in group.theirs if name in parts]
+        left.difference_update(changed)
+        if len(changed) == len(group.theirs):
+            changes |= _changes(group, cfg, config, parts, str(folder))
+        elif changed or _is_asked_for(group, config):
+            absent = [name.removesuffix(".weight") for name in group.theirs if name not in parts]
+            missing += [f"{name}.lora_A.weight" for name in absent]
     if left or missing:
         what = "are missing" if missing else "have no place in the model"
         names = ", ".join(shown(name) for name in (missing or sorted(left))[:5])
@@ -301,20 +302,42 @@ def _replacing(
 
 
 def _changes(
-    name: str,
     group: Row,
     cfg: ModelConfig,
+    config: PeftConfig,
+    parts: Mapping[str, Mapping[str, StoredTensor]],
+    where: str,
+) -> dict[str, LowRank]:
+    """The changes of our products that a group of theirs holds."""
+    how, shapes = group.arrangement, {name: expected(cfg)[name].shape for name in group.ours}
+    if isinstance(how, PerExpert):  # a Linear of each, as in transformers 4
+        ((ours, (_, *shape)),) = shapes.items()
+        one = {ours: tuple(shape)}
+        each = [_held(n, PRODUCT, one, config, parts[n], where)[ours] for n in group.theirs]
+        if any((one.rank, one.scale) != (each[0].rank, each[0].scale) for one in each):
+            raise FormatError(
+                f'"{where}": {shown(group.theirs[0])} has another rank or alpha than another '
+                "expert, and here all have one; merge with PEFT (merge_and_unload)"
+            )
+        return {ours: of_all(each)}
+    if not (is_linear(group) or is_of_experts(group)) or not isinstance(how, Product):
+        raise FormatError(
+            f'"{where}": {shown(group.theirs[0])} is no linear layer and none of experts, which '
+            "alone are read here"
+        )
+    (name,) = group.theirs
+    return _held(name, how, shapes, config, parts[name], where)
+
+
+def _held(
+    name: str,
+    how: Product,
+    ours: Mapping[str, tuple[int, ...]],
     config: PeftConfig,
     parts: Mapping[str, StoredTensor],
     where: str,
 ) -> dict[str, LowRank]:
-    """The changes of our products that one Linear, or one parameter, holds."""
-    how = group.arrangement
-    if not (is_linear(group) or is_of_experts(group)) or not isinstance(how, Product):
-        raise FormatError(
-            f'"{where}": {shown(name)} is no linear layer and no parameter with all experts, which '
-            "alone are read here"
-        )
+    """The changes of our products, of these shapes, that one Linear, or one parameter, holds."""
     wanted = {"a", "b", "magnitude"} if config.use_dora else {"a", "b"}
     if parts.keys() != wanted:
         raise FormatError(
@@ -322,7 +345,7 @@ def _changes(
             f"{str(config.use_dora).lower()} asks for {sorted(wanted)}"
         )
     module = name if config.targets_parameter(name) else name.removesuffix(".weight")
-    shapes = [expected(cfg)[ours].shape for ours in group.ours]
+    shapes = list(ours.values())
     *lead, num_out, num_in = dataclasses.replace(how, is_in_first=False).shapes(shapes)[0]
     rank, count = config.rank_of(module), math.prod(lead)
     _check_shape(f"{module}.lora_A", parts["a"], (count * rank, num_in), where)
@@ -335,7 +358,7 @@ def _changes(
         (*lead, num_out, rank), "float32", partial(_outward, parts["b"], rank, lead)
     )
     found = {}
-    for index, (ours, shape) in enumerate(zip(group.ours, shapes, strict=True)):
+    for index, (product, shape) in enumerate(ours.items()):
         inside = (*shape[:middle], rank)
         magnitude = None
         if "magnitude" in parts:
@@ -343,7 +366,7 @@ def _changes(
             take = partial(vector_of(how).take, index, [parts["magnitude"]], vectors)
             magnitude = StoredTensor(shape[middle:], "float32", take)
         take = partial(columns_of(how).take, index, [outward], columns)
-        found[ours] = LowRank(
+        found[product] = LowRank(
             StoredTensor(inside, "float32", partial(_inward, parts["a"], inside, lead)),
             StoredTensor(columns[index], "float32", take),
             config.scale_of(module),
