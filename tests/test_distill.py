@@ -464,7 +464,7 @@ def test_a_teacher_without_pupils(folder: Path, tmp_path: Path) -> None:
     made.model.update(vocab_size=320, embedding_dim=32, num_layers=1)
     with pytest.raises(FormatError, match=r'^finetune.teacher: ".*nowhere" is not there'):
         llmasos_jax.finetune(run_config(folder, teacher=str(folder / "nowhere")), tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"is opened beside finetune.base; set both"):
+    with pytest.raises(ConfigError, match=r"by `llmasos finetune` alone; set both"):
         llmasos_jax.train(made, tmp_path / "run")
 
 

@@ -70,8 +70,8 @@ def make_trainer(
     own, objective = placed_model(cfg, mesh), build_objective(cfg, vocabulary)
     if objective.has_teacher and teacher is None:
         raise ConfigError(
-            f'finetune.teacher="{cfg.finetune.teacher}" is opened beside finetune.base; set both, '
-            "and start the run with `llmasos finetune`"
+            f'finetune.teacher="{cfg.finetune.teacher}" is opened beside finetune.base, by '
+            "`llmasos finetune` alone; set both, and start the run with that"
         )
     return Trainer(
         cfg=cfg,
