@@ -14,7 +14,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmasos_jax.api import LLMasOS, convert, export, finetune, launch, parity, plan, train
+    from llmasos_jax.api import (
+        LLMasOS,
+        convert,
+        export,
+        finetune,
+        launch,
+        parity,
+        plan,
+        sweep,
+        train,
+    )
     from llmasos_jax.config.build import default_config, load_config, read_config
     from llmasos_jax.config.model import ModelConfig
     from llmasos_jax.config.schema import Config
@@ -44,6 +54,7 @@ __all__ = [
     "parity",
     "plan",
     "read_config",
+    "sweep",
     "train",
 ]
 
@@ -67,6 +78,7 @@ _HOMES = {
     "parity": "api",
     "plan": "api",
     "read_config": "config.build",
+    "sweep": "api",
     "train": "api",
 }
 
@@ -88,6 +100,7 @@ _MODULES = (
     "nn",
     "parallel",
     "plan",
+    "sweep",
     "train",
     "types",
 )

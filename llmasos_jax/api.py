@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from llmasos_jax.generate.model import Model
     from llmasos_jax.launch.run import Launch
     from llmasos_jax.plan.report import Plan
+    from llmasos_jax.sweep.executors.executor import Executor
+    from llmasos_jax.sweep.report.write import SweepReport
     from llmasos_jax.train.run import TrainResult
 
 
@@ -265,6 +267,39 @@ def plan(
 
     number = None if tokens is None else parse_tokens(str(tokens))
     return make_plan(load_config(config), topology, slices, number)
+
+
+def sweep(
+    path: str | os.PathLike[str],
+    workdir: str | os.PathLike[str],
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    executor: Executor | None = None,
+    together: int = 64,
+) -> SweepReport:
+    """Runs an ablation sweep, or goes on where its folder stopped.
+
+    Args:
+      path: a Python file with `sweep(add)` (see `llmasos_jax.sweep`).
+      workdir: the sweep's folder: a training folder for each point, and the report.
+      overrides: of the config that the sweep is over, by paths ("train.steps").
+      executor: where jobs run (`llmasos_jax.sweep.executors`); None takes processes of this
+        machine.
+      together: points that share one program at most.
+
+    Returns:
+      The report, which shows itself in a notebook; `report.html` in the folder has the curves.
+
+    Raises:
+      ConfigError: a point is wrong, before anything starts; the message has its name.
+      PreemptedError: the process was asked to stop; the same call goes on.
+    """
+    from llmasos_jax.sweep.run import run_sweep
+
+    texts = {path: str(value) for path, value in (overrides or {}).items()}
+    return run_sweep(
+        Path(path), Path(workdir), overrides=texts, executor=executor, together=together
+    )
 
 
 def launch(

@@ -54,7 +54,7 @@ from llmasos_jax.train.hooks import read_metrics
 from llmasos_jax.train.pretrained import frozen_weights
 from llmasos_jax.train.reference import _log_probs
 from llmasos_jax.train.result import read_result
-from llmasos_jax.train.run import _speed
+from llmasos_jax.train.run import speed_of
 from llmasos_jax.train.step import Trainer, make_trainer
 from llmasos_jax.train.trained import TEACHER, without_teacher
 from llmasos_jax.types import Tree
@@ -431,7 +431,7 @@ def test_the_teacher_is_held_in_the_products_type_and_counted(folder: Path) -> N
     assert without_teacher(frozen).keys() == frozen.keys() - {TEACHER}
     # Of the student two thirds of a step, with adapters; of the teacher a forward pass.
     flops = flops_per_row(resolved.model, 48, 48) * 2 / 3 + flops_per_row(TEACHES, 48, 48) / 3
-    assert _speed(trainer).flops_per_token == pytest.approx(flops / 48)
+    assert speed_of(trainer).flops_per_token == pytest.approx(flops / 48)
 
 
 WRONG = [

@@ -64,7 +64,7 @@ def losses(model: ModelConfig, mesh: MeshConfig) -> dict[str, float]:
     trainer = trainer_of(cfg)
     weights = jax.tree.map(lambda leaf: leaf * np.float32(2 / 3), params(model))
     weights = jax.device_put(weights, trainer.state_shardings.params)
-    run = jax.jit(trainer._evaluate, compiler_options=QUICK)
+    run = jax.jit(trainer.held_out_sums, compiler_options=QUICK)
     return {n: float(v) for n, v in run(weights, trainer.put(batch(model))).means().items()}
 
 

@@ -109,7 +109,7 @@ def losses(mesh: MeshConfig, steps: int = 3, **train) -> list[dict[str, float]]:
     """What the first steps report."""
     trainer = trainer_for(mesh, **train)
     state, found = trainer.init(jax.random.key(0)), []
-    step = jax.jit(trainer._step, donate_argnums=0, compiler_options=QUICK)
+    step = jax.jit(trainer.next_state, donate_argnums=0, compiler_options=QUICK)
     for number in range(steps):
         state, metrics = step(state, trainer.put(batch(number)))
         metrics = jax.device_get(metrics)
@@ -187,7 +187,7 @@ def test_the_gradient_is_that_of_the_reported_loss():
 def test_no_array_of_scores_for_all_places():
     trainer = trainer_for()
     state, rows = trainer.abstract_state, jax.eval_shape(lambda: batch())
-    program = jax.make_jaxpr(trainer._step)(state, rows)
+    program = jax.make_jaxpr(trainer.next_state)(state, rows)
     shapes = {tuple(aval.shape) for aval in _avals(program.jaxpr)}
     vocab = trainer.cfg.model.vocab_size
     assert (B, M, vocab) in shapes, "the walk sees the scores of the masked places"
@@ -237,5 +237,7 @@ def test_terms_and_their_weights_have_the_same_names():
     wrong = Objective(prepare=trainer.objective.prepare, loss=loss)
     with pytest.raises(ConfigError, match=r"has the terms \['nsp'\], its term_weights \[\]"):
         jax.eval_shape(
-            dataclasses.replace(trainer, objective=wrong)._step, trainer.abstract_state, batch()
+            dataclasses.replace(trainer, objective=wrong).next_state,
+            trainer.abstract_state,
+            batch(),
         )

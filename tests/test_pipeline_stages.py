@@ -92,7 +92,7 @@ def test_training_goes_on_with_other_stages(tmp_path):
             jax.tree.leaves(restored.params), jax.tree.leaves(state.params), strict=True
         ):
             np.testing.assert_array_equal(leaf, before)
-        evaluate = jax.jit(other._evaluate, compiler_options=QUICK)
+        evaluate = jax.jit(other.held_out_sums, compiler_options=QUICK)
         scores.append(evaluate(restored.params, other.put(rows_of(cfg))))
     saved.close()
     assert_same(*map(jax.device_get, scores))

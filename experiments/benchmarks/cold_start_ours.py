@@ -11,7 +11,7 @@ import sys
 
 from cold_start_peak import peak_mb
 
-from llmasos_jax.cli.compile_cache import use_compile_cache
+from llmasos_jax.parallel.compile_cache import use_compile_cache
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Loads the model and answers until the input ends."""
-    from llmasos_jax.cli.compile_cache import use_compile_cache
+    from llmasos_jax.parallel.compile_cache import use_compile_cache
 
     use_compile_cache()
     from llmasos_jax.generate.load import load_model

@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.words[1]!r} is one argument too many; give one model")
     if not args.task:
         raise UsageError("--task is missing; give a task's file, or a name such as mmlu_dev")
-    from llmasos_jax.cli.compile_cache import use_compile_cache
     from llmasos_jax.evals.tasks.task import load_task
+    from llmasos_jax.parallel.compile_cache import use_compile_cache
 
     tasks = [load_task(task) for task in args.task]  # before the model is read
     count = use_compile_cache()

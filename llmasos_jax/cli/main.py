@@ -18,6 +18,7 @@ from llmasos_jax.errors import LLMasOSError, PreemptedError, did_you_mean
 VERBS = {
     "train": "trains a config, or goes on where its folder stopped",
     "finetune": "the same from a pretrained model",
+    "sweep": "runs many runs over one config, and compares them",
     "launch": "writes what starts a config on a cluster",
     "convert": "makes an LLMasOS model of anything that can be read",
     "export": "writes a model in another program's format, and proves it there",
@@ -136,7 +137,7 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
     """
     rest, overrides = split_overrides(words)
     flags = [flag for action in parser._actions for flag in action.option_strings]
-    if overrides and "--config" not in flags:
+    if overrides and "--config" not in flags and not parser.get_default("takes_overrides"):
         first = next(iter(overrides))
         raise UsageError(f"--config.{first}: `{parser.prog}` takes no --config")
     # Before argparse looks: a flag that is misspelt is better news than a flag that is missing.

@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> None:
 
 def run_on(hosts: HostsConfig, start: Callable[[], TrainResult], *, as_json: bool) -> None:
     """Joins the run's other processes, starts, and lets one process say what came out."""
-    from llmasos_jax.cli.compile_cache import use_compile_cache
     from llmasos_jax.parallel import distributed
+    from llmasos_jax.parallel.compile_cache import use_compile_cache
 
     roll = distributed.join(hosts)
     # One process speaks for all.

@@ -97,7 +97,7 @@ def read_config(source: Source) -> config_dict.ConfigDict:
     path, variant = find_config(source)
     if path.suffix == ".json":
         return _filled(to_dict(from_dict(_read_json(path))))
-    config = run_config(path, variant, hint=_nearest_path)
+    config = run_config(path, variant, hint=nearest_path)
     if not isinstance(config, config_dict.ConfigDict):
         raise ConfigError(
             f"{path}: get_config() returned a {type(config).__name__}; return a ConfigDict made by "
@@ -323,11 +323,11 @@ def _unknown_key(cls: Any, key: str, path: str) -> ConfigError:
     if difflib.get_close_matches(key, _hints(cls), n=1):
         hint = did_you_mean(prefix + key, names)
     else:
-        hint = _nearest_path(key) or did_you_mean("", names)
+        hint = nearest_path(key) or did_you_mean("", names)
     return ConfigError(f'config has no field "{prefix}{key}"{hint}')
 
 
-def _nearest_path(key: str) -> str:
+def nearest_path(key: str) -> str:
     """Looks for a field of nearly this name in all groups: `steps` stands under `train`."""
     leaves: dict[str, str] = {}
     for path in _all_paths():

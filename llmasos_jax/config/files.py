@@ -76,27 +76,56 @@ def run_config(path: Path, variant: str, *, hint: Callable[[str], str]) -> Any:
     Raises:
       ConfigError: the file does not run; the message has its line.
     """
-    spec = importlib.util.spec_from_file_location(f"_llmasos_config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is not a Python file; a config file ends in .py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except LLMasOSError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise ConfigError(_where(path, error, hint)) from error
+    module = UserFile(path, hint)
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
         raise ConfigError(f"{path} has no function get_config(variant=''); add it")
-    if variant and not inspect.signature(get_config).parameters:
+    if not variant:
+        return module.call(get_config)
+    if not inspect.signature(get_config).parameters:
         raise ConfigError(f'{path} takes no variant, got "{variant}"; leave ":{variant}" out')
-    try:
-        return get_config(variant) if variant else get_config()
-    except LLMasOSError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise ConfigError(_where(path, error, hint)) from error
+    return module.call(get_config, variant)
+
+
+class UserFile:
+    """A Python file of the user's, run: its names are attributes.
+
+    Args:
+      path: of the file.
+      hint: gives `'; did you mean "x"?'` for a field name that the file got wrong.
+
+    Raises:
+      ConfigError: the file does not run; the message has its line.
+    """
+
+    def __init__(self, path: Path, hint: Callable[[str], str]) -> None:
+        self._path, self._hint = path, hint
+        spec = importlib.util.spec_from_file_location(f"_llmasos_config_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise ConfigError(f"{path} is not a Python file; a config file ends in .py")
+        self._module = importlib.util.module_from_spec(spec)
+        self.call(spec.loader.exec_module, self._module)
+
+    @property
+    def docstring(self) -> str:
+        """What stands at its head."""
+        return self._module.__doc__ or ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What a function of the file returns.
+
+        Raises:
+          ConfigError: it fails; the message has the file's line.
+        """
+        try:
+            return function(*args)
+        except LLMasOSError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise ConfigError(_where(self._path, error, self._hint)) from error
 
 
 def _where(path: Path, error: BaseException, hint: Callable[[str], str]) -> str:

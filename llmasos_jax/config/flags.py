@@ -39,6 +39,32 @@ def apply_overrides(config: config_dict.ConfigDict, overrides: Mapping[str, str]
     )
 
 
+def with_values(
+    config: config_dict.ConfigDict, values: Mapping[str, Any]
+) -> config_dict.ConfigDict:
+    """A copy of `config` with other values in some fields.
+
+    Raises:
+      ConfigError: an unknown path (with the nearest name), or a value of another type.
+
+    Example:
+      >>> from llmasos_jax.config.build import default_config
+      >>> with_values(default_config(), {"train.steps": 20}).train.steps
+      20
+    """
+    copy = config.copy_and_resolve_references()
+    for path, value in values.items():
+        kind = type_of(path)
+        try:
+            copy.update_from_flattened_dict({path: value})
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{path}={value!r} is {_article(type(value).__name__)}; expected "
+                f"{_article(type_name(kind))}"
+            ) from error
+    return copy
+
+
 def parse_value(path: str, text: str) -> Any:
     """Reads `text` as the type of the field at `path`.
 

@@ -127,11 +127,16 @@ class Manual:
         return lax.dynamic_slice_in_dim(x, self.first_token(num), num, axis=1)
 
     def shard_map(self, fn: Callable, in_specs: Any, out_specs: Any) -> Callable:
-        """`fn` with all axes manual but `tensor`."""
+        """`fn` with all axes manual but `tensor`.
+
+        Inside of a region that is manual over an axis that is none of this mesh (replicas of a
+        sweep), the axes are found by their names in the mesh of that region.
+        """
+        outer = jax.sharding.get_abstract_mesh()
         # check_vma=False: the sums over replicated weights are written out above.
         return jax.shard_map(
             fn,
-            mesh=self.mesh,
+            mesh=None if outer.manual_axes else self.mesh,
             in_specs=in_specs,
             out_specs=out_specs,
             axis_names=set(self.axis_names),

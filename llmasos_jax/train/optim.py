@@ -15,6 +15,7 @@ from llmasos_jax.config.named import resolve
 from llmasos_jax.config.schema import OptimConfig
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.train.adafactor import scale_by_adafactor
+from llmasos_jax.train.numbers import is_zero
 from llmasos_jax.train.schedules import build_schedule
 from llmasos_jax.train.weights import Path, decay_mask, is_in_block, map_named, matrix
 from llmasos_jax.types import Tree
@@ -62,7 +63,8 @@ def build_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformatio
                 "(cfg, schedule) -> optax.GradientTransformation"
             )
         return optax.chain(*clip, made)
-    decay = [optax.add_decayed_weights(cfg.weight_decay, decay_mask)] if cfg.weight_decay else []
+    add_decay = optax.add_decayed_weights(cfg.weight_decay, decay_mask)
+    decay = [] if is_zero(cfg.weight_decay) else [add_decay]
     rate = optax.scale_by_learning_rate(schedule)
     return optax.chain(*clip, TABLE[cfg.name](cfg), *decay, rate)
 
@@ -85,7 +87,7 @@ def adafactor(cfg: OptimConfig) -> optax.GradientTransformation:
 
 def sgd(cfg: OptimConfig) -> optax.GradientTransformation:
     """Gradient descent with heavy-ball momentum (0 for none)."""
-    return optax.trace(decay=cfg.momentum) if cfg.momentum else optax.identity()
+    return optax.identity() if is_zero(cfg.momentum) else optax.trace(decay=cfg.momentum)
 
 
 def muon(cfg: OptimConfig) -> optax.GradientTransformation:

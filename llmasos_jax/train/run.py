@@ -102,7 +102,9 @@ def run(
         tokenizer = base.tokenizer
     else:
         has_records = trainer.objective.examples is not None
-        tokenizer = _tokenizer(config, workdir, cache, is_new=step is None, has_records=has_records)
+        tokenizer = tokenizer_for(
+            config, workdir, cache, is_new=step is None, has_records=has_records
+        )
     vocabulary = vocabulary_of(tokenizer, config.model.vocab_size)
     trainer = dataclasses.replace(trainer, objective=build_objective(config, vocabulary))
     frozen = {} if base is None else frozen_weights(trainer, base)
@@ -115,22 +117,22 @@ def run(
         keeper = Checkpointer(workdir / steps.FOLDER, policy.every_steps, policy.keep)
         with contextlib.closing(keeper):
             state = restore_or_start(trainer, data, keeper, base, frozen)
-            speed, parameters = _speed(trainer), count_parameters(config.model)
+            speed, parameters = speed_of(trainer), count_parameters(config.model)
             devices = describe(trainer.mesh)
             is_part = bool(without_teacher(frozen))
             moved = sum(leaf.size for leaf in jax.tree.leaves(state.params)) if is_part else None
             info = RunInfo(config, workdir, int(state.step), parameters, speed, devices, moved)
             sampler = None if sample is None else functools.partial(sample, config, tokenizer)
             fitted = fit(trainer, data, keeper, state, told, info, sampler, frozen)
-            counts = _baselines(config, vocabulary, data, fitted)
+            counts = counted(config, vocabulary, data, fitted)
     tokens = fitted.step * speed.tokens_per_step
-    result = _result(config, workdir, fitted, counts, tokens, time.monotonic() - start_s)
+    result = result_of(config, workdir, fitted, counts, tokens, time.monotonic() - start_s)
     if jax.process_index() == 0:
         result.write()
     return result
 
 
-def _tokenizer(
+def tokenizer_for(
     config: Config, workdir: Path, cache: Path, *, is_new: bool, has_records: bool
 ) -> Tokenizer:
     """The folder's own, else that of the run whose weights this one starts with, else a new one."""
@@ -190,7 +192,8 @@ def _say_counts(data: Data) -> None:
         print(f"note: of the examples: {'; '.join(counts)}", file=sys.stderr)
 
 
-def _speed(trainer: Trainer) -> Speed:
+def speed_of(trainer: Trainer) -> Speed:
+    """What turns a run's seconds into tokens a second."""
     peak, note = peak_flops(trainer.mesh.devices.flat[0])
     batch = trainer.abstract_batch
     rows, length = batch.tokens.shape
@@ -217,7 +220,7 @@ def _hooks(config: Config, more: Sequence[Hook]) -> Hooks:
     return Hooks([*ours, *named_hooks(config.train.hooks), *more])
 
 
-def _baselines(
+def counted(
     config: Config, vocabulary: Vocabulary, data: Data, fitted: Fitted
 ) -> Baselines | TargetBaselines | None:
     """What counting alone reaches on the tokens of the last evaluation."""
@@ -232,7 +235,7 @@ def _baselines(
     return target_baselines(data, vocabulary, is_masked=name.startswith("mlm"), batches=batches)
 
 
-def _result(
+def result_of(
     config: Config,
     workdir: Path,
     fitted: Fitted,
@@ -240,6 +243,7 @@ def _result(
     tokens: int,
     seconds: float,
 ) -> TrainResult:
+    """What a run came to: its last values beside what counting reaches."""
     one_answer = counts if isinstance(counts, TargetBaselines) else None
     return TrainResult(
         workdir=workdir,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -30,6 +31,7 @@ from llmasos_jax.parallel.place import own_rows, put_rows, replicated, shardings
 from llmasos_jax.train.batches import batch_specs
 from llmasos_jax.train.master import narrow, next_params, widen, with_master
 from llmasos_jax.train.moments import with_moments
+from llmasos_jax.train.numbers import Numbers, is_zero, numbers_of
 from llmasos_jax.train.objective import LossSum, Objective, build_objective
 from llmasos_jax.train.optim import build_optimizer, like_params, norm_of_updates
 from llmasos_jax.train.placed import Placed, placed_model, placed_teacher, specs_of
@@ -73,21 +75,23 @@ def make_trainer(
             f'finetune.teacher="{cfg.finetune.teacher}" is opened beside finetune.base, by '
             "`llmasos finetune` alone; set both, and start the run with that"
         )
+    numbers = numbers_of(cfg)
     return Trainer(
         cfg=cfg,
         mesh=mesh,
         manual=own.manual,
         definition=own.definition,
         runtime=own.runtime,
-        optimizer=_optimizer(cfg, own.definition),
+        numbers=numbers,
+        optimizer=_optimizer(cfg, numbers, own.definition),
         objective=objective,
         teacher=None if teacher is None else placed_teacher(cfg, mesh, teacher),
     )
 
 
-def _optimizer(cfg: Config, definition: ModelDef) -> optax.GradientTransformation:
+def _optimizer(cfg: Config, numbers: Numbers, definition: ModelDef) -> optax.GradientTransformation:
     """The config's optimizer, which remembers what it has to as `precision` says."""
-    optimizer = build_optimizer(cfg.optim, cfg.train.steps)
+    optimizer = build_optimizer(numbers.optim, cfg.train.steps)
     kind, moved = cfg.precision.moments, is_trained(cfg)
     if kind != "float32":
         shapes = parted(definition.shapes, moved)[0]
@@ -111,13 +115,24 @@ class Trainer:
     manual: Manual
     definition: ModelDef
     runtime: Runtime
+    numbers: Numbers
     optimizer: optax.GradientTransformation
     objective: Objective
     teacher: Placed | None = None
 
+    def with_numbers(self, values: Mapping[str, jax.Array]) -> Trainer:
+        """The same step with arguments of its program in place of some of the config's numbers.
+
+        Args:
+          values: scalars by paths of `train.numbers.NUMBERS`.
+        """
+        numbers = self.numbers.replace(values)
+        optimizer = _optimizer(self.cfg, numbers, self.definition)
+        return dataclasses.replace(self, numbers=numbers, optimizer=optimizer)
+
     def init(self, key: jax.Array) -> TrainState:
         """A fresh state, each array made where it will live. `key` is a typed PRNG key."""
-        return jax.jit(self._init, out_shardings=self.state_shardings)(key)
+        return jax.jit(self.initial_state, out_shardings=self.state_shardings)(key)
 
     def start(self, key: jax.Array, params: Tree) -> TrainState:
         """A fresh state around weights that are there; their memory is taken over if it fits."""
@@ -173,7 +188,7 @@ class Trainer:
         return jax.tree.map(
             lambda leaf, spec: leaf.update(sharding=NamedSharding(self.mesh, spec)),
             batch,
-            self._batch_specs(batch),
+            self.batch_specs(batch),
         )
 
     @cached_property
@@ -187,13 +202,13 @@ class Trainer:
         def place(rows: np.ndarray, spec: PartitionSpec) -> jax.Array:
             return put_rows(rows, NamedSharding(self.mesh, spec), self.cfg.train.batch_size)
 
-        return jax.tree.map(place, batch, self._batch_specs(batch))
+        return jax.tree.map(place, batch, self.batch_specs(batch))
 
     @cached_property
     def step(self) -> Any:
         """`(state, batch, frozen={}) -> (state, StepMetrics)`, jitted; takes the state's memory."""
         return jax.jit(
-            self._step,
+            self.next_state,
             donate_argnums=0,
             out_shardings=(self.state_shardings, replicated(self.mesh)),
         )
@@ -201,7 +216,7 @@ class Trainer:
     @cached_property
     def evaluate(self) -> Any:
         """`(params, batch, frozen={}) -> LossSum` over the global batch, jitted, no dropout."""
-        return jax.jit(self._evaluate, out_shardings=replicated(self.mesh))
+        return jax.jit(self.held_out_sums, out_shardings=replicated(self.mesh))
 
     def loss_and_grad(
         self,
@@ -227,15 +242,18 @@ class Trainer:
         moved, frozen = self._moved(self._specs), frozen or {}
         run = self.manually(self._device_loss_and_grad, batch, (PartitionSpec(), moved))
         given = {"key_data": jax.random.key_data(key), "scales": self._term_scales(batch)}
+        if not is_zero(self.numbers.dropout_rate):
+            given["dropout_rate"] = jnp.float32(self.numbers.dropout_rate)
         if scale is None:
             return run(params, batch, given, frozen)
         factor = scale / jnp.maximum(jnp.sum(batch.loss_weights), 1.0)
         sums, grads = run(params, batch, given | {"factor": factor}, frozen)
         return sums, jax.tree.map(lambda g: g / factor, grads)
 
-    def _init(self, key: jax.Array) -> TrainState:
+    def initial_state(self, key: jax.Array) -> TrainState:
+        """What `init` compiles."""
         init_key, run_key = jax.random.split(key)
-        whole = init_params(self.definition, init_key, std=self.cfg.train.init_std)
+        whole = init_params(self.definition, init_key, std=self.numbers.init_std)
         return self._start(run_key, self._moved(whole))
 
     def _start(self, run_key: jax.Array, params: Tree) -> TrainState:
@@ -247,11 +265,12 @@ class Trainer:
 
     @cached_property
     def _state_shapes(self) -> TrainState:
-        return jax.eval_shape(self._init, jax.random.key(0))
+        return jax.eval_shape(self.initial_state, jax.random.key(0))
 
-    def _step(
+    def next_state(
         self, state: TrainState, batch: Batch, frozen: Tree | None = None
     ) -> tuple[TrainState, StepMetrics]:
+        """What `step` compiles."""
         key, scale = jax.random.fold_in(state.key, state.step), state.scale
         sums, grads = self.loss_and_grad(
             state.params, batch, key, None if scale is None else scale.value, frozen
@@ -278,7 +297,7 @@ class Trainer:
             nll=means.pop("nll"),
             weight=sums.weight_sum,
             learning_rate=jnp.float32(
-                build_schedule(self.cfg.optim, self.cfg.train.steps)(num_updates)
+                build_schedule(self.numbers.optim, self.cfg.train.steps)(num_updates)
             ),
             grad_norm=grad_norm,
             param_norm=optax.tree.norm(whole),
@@ -287,7 +306,9 @@ class Trainer:
         )
         return TrainState(state.step + 1, params, opt_state, state.key, scale), metrics
 
-    def _evaluate(self, params: Tree, batch: Batch, frozen: Tree | None = None) -> LossSum:
+    def held_out_sums(self, params: Tree, batch: Batch, frozen: Tree | None = None) -> LossSum:
+        """What `evaluate` compiles."""
+
         def run(params: Tree, batch: Batch, _: Tree, frozen: Tree) -> LossSum:
             return self.manual.sum(self._sums(params, frozen, batch, self.runtime, None))
 
@@ -306,7 +327,8 @@ class Trainer:
     def _specs(self) -> Tree:
         return specs_of(self.definition, self.manual)
 
-    def _batch_specs(self, batch: Batch) -> Batch:
+    def batch_specs(self, batch: Batch) -> Batch:
+        """The PartitionSpec of each array of a batch."""
         return batch_specs(batch, self.objective.token_fields, self.manual)
 
     def manually(self, fn: Any, batch: Batch, out_specs: Any) -> Any:
@@ -315,7 +337,7 @@ class Trainer:
         if self.teacher is not None:
             teachers = specs_of(self.teacher.definition, self.teacher.manual)
             frozen = {**frozen, TEACHER: teachers}
-        in_specs = (moved, self._batch_specs(batch), PartitionSpec(), frozen)
+        in_specs = (moved, self.batch_specs(batch), PartitionSpec(), frozen)
         return self.manual.shard_map(fn, in_specs, out_specs)
 
     def _device_loss_and_grad(
@@ -375,13 +397,13 @@ class Trainer:
         scales: dict[str, jax.Array],
         frozen: Tree,
         factor: jax.Array | None = None,
+        dropout_rate: jax.Array | None = None,
     ) -> tuple[jax.Array, LossSum]:
         dropout = None
-        if self.cfg.train.dropout_rate:
+        if dropout_rate is not None:
             key = jax.random.wrap_key_data(key_data)
-            rate = jnp.float32(self.cfg.train.dropout_rate)
             first = jnp.int32(self.manual.first_token(batch.tokens.shape[1]))
-            dropout = Dropout(key, rate, rows_b, first, self.manual.context)
+            dropout = Dropout(key, dropout_rate, rows_b, first, self.manual.context)
         runtime = dataclasses.replace(self.runtime, expert_capacity=self.cfg.train.expert_capacity)
         sums = self._sums(params, frozen, batch, runtime, dropout)
         if sums.terms.keys() != scales.keys():

@@ -1,0 +1,181 @@
+"""Runs a sweep in a folder: what is done stays done, what is left is trained, then the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from llmasos_jax.config.build import to_dict
+from llmasos_jax.errors import ConfigError, LLMasOSError, PreemptedError
+from llmasos_jax.sweep.check import check_on_devices
+from llmasos_jax.sweep.executors.executor import Ended, Executor, Job
+from llmasos_jax.sweep.executors.local import LocalExecutor
+from llmasos_jax.sweep.grouping import Group, grouped
+from llmasos_jax.sweep.job import read_job, read_progress, write_job
+from llmasos_jax.sweep.places import Places, write_json
+from llmasos_jax.sweep.points import Point, Sweep, read_sweep
+from llmasos_jax.sweep.report.write import SweepReport, write_report
+from llmasos_jax.sweep.show import Show
+from llmasos_jax.train.preemption import StopRequest
+from llmasos_jax.train.result import read_result
+from llmasos_jax.train.workdir import newest_step
+
+MOST_TOGETHER = 64
+_POLLED_EVERY_S = 0.2
+
+
+def run_sweep(
+    path: Path,
+    workdir: Path,
+    *,
+    overrides: Mapping[str, str] | None = None,
+    executor: Executor | None = None,
+    together: int = MOST_TOGETHER,
+) -> SweepReport:
+    """Trains a sweep's points, or goes on where its folder stopped.
+
+    A point that is done, or has diverged, is not trained again; one whose job failed is. Points may
+    be added to the file later.
+
+    Args:
+      path: of the sweep's file.
+      workdir: the sweep's folder; made if absent.
+      overrides: of the config that the sweep is over, as texts by path.
+      executor: where jobs run; None takes processes of this machine, one after the other.
+      together: points that share a program at most.
+
+    Returns:
+      The report; `report.html` in the folder shows it.
+
+    Raises:
+      ConfigError: a point is wrong, before anything starts; the message has its name.
+      PreemptedError: Ctrl-C or SIGTERM; all jobs have saved, the same call goes on.
+    """
+    if together < 1:
+        raise ConfigError(f"together={together}: a program trains 1 point at least")
+    sweep, places = read_sweep(path, overrides), Places(workdir)
+    _check_folder(sweep, places)
+    left = [point for point in sweep.points if not is_over(places, point)]
+    groups = list(_groups(places, left, sweep.points, together))
+    executor = executor or LocalExecutor()
+    if isinstance(executor, LocalExecutor):
+        check_on_devices(groups)
+    write_json(places.sweep, _described(sweep))
+    for group in groups:
+        write_job(places, group)
+    try:
+        _run_jobs(executor, places, groups)
+    finally:
+        executor.close()
+    return write_report(places)
+
+
+def is_over(places: Places, point: Point) -> bool:
+    """Whether a point is done, or has diverged."""
+    if places.diverged(point.name).exists():
+        return True
+    result = read_result(places.point(point.name))
+    return result is not None and result.step >= point.config.train.steps
+
+
+def _check_folder(sweep: Sweep, places: Places) -> None:
+    """Refuses a folder in which a point of the same name was another run."""
+    for point in sweep.points:
+        folder = places.point(point.name)
+        if not folder.exists():
+            continue
+        try:
+            newest_step(folder, point.config)
+        except LLMasOSError as error:
+            raise ConfigError(f'point "{point.name}": {error}') from error
+        result = read_result(folder)
+        if result is not None and result.step != point.config.train.steps:
+            raise ConfigError(
+                f'point "{point.name}" has done {result.step:,} steps in {folder}, and now has '
+                f"train.steps={point.config.train.steps:,}; take another --workdir (one run alone "
+                "goes on with `llmasos train`)"
+            )
+
+
+def _groups(
+    places: Places, left: Sequence[Point], points: Sequence[Point], together: int
+) -> Iterator[Group]:
+    """Groups that were begun, as they were; then groups of the other points that are left."""
+    known = {point.name: point for point in points}
+    open_names = {point.name for point in left}
+    for folder in sorted(places.root.glob("groups/*")):
+        names = [point.name for point in read_job(places, folder.name).points]
+        is_begun = any(folder.glob("checkpoints/*"))
+        if is_begun and all(n in known for n in names) and open_names & {*names}:
+            group = Group(folder.name, tuple(known[n] for n in names))
+            if [to_dict(p.config) for p in group.points] == [
+                to_dict(p.config) for p in read_job(places, folder.name).points
+            ]:
+                open_names -= {*names}
+                yield group
+    yield from grouped([point for point in left if point.name in open_names], together)
+
+
+def _described(sweep: Sweep) -> dict:
+    return {
+        "file": str(sweep.path),
+        "question": sweep.question,
+        "metric": sweep.metric,
+        "base": to_dict(sweep.base),
+        "points": [
+            {
+                "name": point.name,
+                "setting": point.setting,
+                "overrides": dict(point.overrides),
+                "baseline": point.is_baseline,
+            }
+            for point in sweep.points
+        ],
+    }
+
+
+def _run_jobs(executor: Executor, places: Places, groups: Sequence[Group]) -> None:
+    """Starts jobs as room is made, until all have ended."""
+    waiting = list(groups)
+    running: list[tuple[Group, Job]] = []
+    is_stopping = False
+    with StopRequest() as stop, Show(places, groups) as show:
+        while waiting or running:
+            while waiting and len(running) < executor.at_once and not stop.name:
+                group = waiting.pop(0)
+                for point in group.points:
+                    places.failed(point.name).unlink(missing_ok=True)
+                running.append((group, executor.start(places, group.name)))
+            if stop.name and not is_stopping:
+                # Once: a second signal would end a job before it has saved.
+                is_stopping = True
+                waiting.clear()
+                for _, job in running:
+                    job.stop()
+            still = []
+            for group, job in running:
+                ended = job.poll()
+                if ended is None:
+                    still.append((group, job))
+                else:
+                    _note_end(places, group, ended)
+                    show.ended(group, ended)
+            running = still
+            show.update({g.name: read_progress(places, g.name) for g, _ in running})
+            time.sleep(_POLLED_EVERY_S)
+        if stop.name:
+            raise PreemptedError(f"{stop.name}: all jobs have saved; the same command goes on")
+
+
+def _note_end(places: Places, group: Group, ended: Ended) -> None:
+    """Says of the points that a failed job has not done why, and where its log is."""
+    if ended.status in (0, PreemptedError.exit_status):
+        return
+    log = places.group(group.name) / "log.txt"
+    told = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+    why = ended.why or (told[0] if told else f"exit status {ended.status}")
+    for point in group.points:
+        if not is_over(places, point):
+            values = {"why": why, "log": str(log.relative_to(places.root))}
+            write_json(places.failed(point.name), values)
