@@ -8,37 +8,18 @@ from typing import Any
 
 from llmasos_jax.evals.metrics.intervals import Interval
 from llmasos_jax.evals.report.compare import Comparison, Pair, differing, verdict
+from llmasos_jax.evals.report.document import COLOURS, document
 from llmasos_jax.evals.tasks.measures import LOWER_IS_BETTER
 from llmasos_jax.evals.tasks.result import TaskResult
 
-_COLOURS = ("#4269d0", "#efb118", "#3ca951", "#ff725c", "#a463f2", "#9c6b4e")
-_STYLE = """
-:root { color-scheme: light dark; --line: #8885; --soft: #8882; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; }
-th, td { border-bottom: 1px solid var(--line); padding: .3rem .8rem .3rem 0; text-align: left;
-  vertical-align: top; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-.interval, .note { opacity: .7; font-size: .9em; }
-.better { color: #2a8a3a; } .worse { color: #c8402a; }
-details { border-bottom: 1px solid var(--line); padding: .4rem 0; }
-summary { cursor: pointer; }
-pre { white-space: pre-wrap; background: var(--soft); padding: .6rem; overflow-wrap: anywhere; }
-svg { max-width: 100%; height: auto; } svg text { fill: currentColor; font-size: 13px; }
-.key { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .4em; }
-"""
 _WIDTH, _ROW, _LEFT, _RIGHT = 760, 26, 220, 90
 
 
 def page(comparison: Comparison) -> str:
     """The whole page."""
-    title = html.escape(" and ".join(comparison.systems))
+    title = " and ".join(comparison.systems)
     parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{title}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>{title}</h1>",
+        f"<h1>{html.escape(title)}</h1>",
         _systems(comparison),
         _table(comparison),
         '<p class="note">Intervals: 95%, bootstrap over examples. p: paired permutation test; it '
@@ -51,8 +32,7 @@ def page(comparison: Comparison) -> str:
             if name == task:
                 parts.append(_plot(metric, comparison.systems, found))
         parts.append(_examples(comparison.systems, results))
-    parts += [_repeat(comparison), "</body></html>"]
-    return "\n".join(parts) + "\n"
+    return document(title, [*parts, _repeat(comparison)])
 
 
 def _systems(comparison: Comparison) -> str:
@@ -204,4 +184,4 @@ def _repeat(comparison: Comparison) -> str:
 
 
 def _colour(index: int) -> str:
-    return _COLOURS[index % len(_COLOURS)]
+    return COLOURS[index % len(COLOURS)]
