@@ -17,8 +17,8 @@ from llmasos_jax.parallel.mesh import make_mesh
 from llmasos_jax.sweep.grouping import grouped
 from llmasos_jax.sweep.places import Places
 from llmasos_jax.sweep.points import Point
-from llmasos_jax.sweep.replicas import lay_out, padded
-from llmasos_jax.sweep.together import train_together
+from llmasos_jax.sweep.replicas import Together, lay_out, padded
+from llmasos_jax.sweep.together import each_of, train_together
 from llmasos_jax.train.hooks import read_metrics
 from llmasos_jax.train.result import read_result
 from llmasos_jax.train.run import run
@@ -121,6 +121,59 @@ def test_each_is_its_run_alone(folder, tmp_path, base):
         assert json.loads((where / "config.json").read_text())["train"]["seed"] == config.train.seed
     losses = [values(where)[STEPS] for where in folders]
     assert len(set(losses)) == len(losses)  # they did differ
+
+
+def test_learning_rates_and_seeds_change_no_bit(folder):
+    """Three runs on two devices, each beside its own program on one."""
+    start = small_config(folder, 6, mesh={"data": 1})
+    configs = [
+        changed(start, optim={"learning_rate": rate}, train={"seed": seed})
+        for rate, seed in ((1e-3, 0), (3e-2, 1), (1e-2, 2))
+    ]
+    one, mesh = lay_out(start, 3, jax.devices()[:2])
+    each = each_of(configs, [start.data.seed], padded(3, mesh))
+    several = Together(make_trainer(start, one), mesh, each)
+    states = several.init([start.train.init_std] * 4)
+    alone = [make_trainer(config, make_mesh(config.mesh, jax.devices()[:1])) for config in configs]
+    solos = [
+        trainer.init(jax.random.key(c.train.seed))
+        for trainer, c in zip(alone, configs, strict=True)
+    ]
+    rng = np.random.default_rng(7)
+    for _ in range(6):
+        batch = random_batch(alone[0], rng)
+        states, metrics = several.step(states, several.put([batch]))
+        for index, trainer in enumerate(alone):
+            solos[index], own = trainer.step(solos[index], trainer.put(batch))
+            # (Norms of all weights are only told: they may be added up in another order.)
+            for name in ("loss", "nll", "grad_norm", "learning_rate"):
+                found = jax.device_get(getattr(metrics, name))
+                assert jax.device_get(getattr(own, name)) == found[index]
+    for index, solo in enumerate(solos):
+        for a, b in zip(jax.tree.leaves(solo), jax.tree.leaves(states.state), strict=True):
+            assert np.array_equal(jax.device_get(plain(a)), jax.device_get(plain(b))[index])
+
+
+def plain(leaf):
+    return (
+        jax.random.key_data(leaf)
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else leaf
+    )
+
+
+def random_batch(trainer, rng):
+    batch = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), trainer.abstract_batch)
+    shape = batch.tokens.shape
+    tokens = rng.integers(0, 256, shape).astype(np.int32)
+    return dataclasses.replace(
+        batch,
+        tokens=tokens,
+        targets=np.roll(tokens, -1, axis=1),
+        positions=np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape),
+        segment_ids=np.ones(shape, np.int32),
+        loss_weights=np.ones(shape, np.float32),
+    )
 
 
 def test_a_runs_own_folder_goes_on_alone(folder, tmp_path):

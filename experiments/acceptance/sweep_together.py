@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 STEPS = 100
-FILE = '''
+FILE = """
 from llmasos_jax.config.build import read_config
 from llmasos_jax.sweep import grid
 
@@ -39,7 +39,7 @@ def get_config():
 def sweep(add):
     for point in grid({{"optim.learning_rate": [1e-3, 3e-3, 1e-2, 3e-2]}}):
         add(point, seeds=4)
-'''
+"""
 ALONE = """
 import json, sys, time
 from pathlib import Path

@@ -9,10 +9,10 @@ loops of products with a further dimension; on accelerators `vmap` takes all at 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -109,20 +109,27 @@ class Together:
     mesh: Mesh
     each: Each
 
-    @cached_property
-    def init(self) -> Any:
-        """`() -> Replicas`, each as a run of its own would start."""
+    def init(self, init_stds: Sequence[float]) -> Replicas:
+        """Each run as it would start alone, by the very program: another one rounds otherwise.
 
-        def one(each: Each, _: Any) -> Replicas:
-            trainer = self.trainer.with_numbers(each.numbers)
-            return Replicas(trainer.initial_state(each.key), jnp.int32(0))
+        Args:
+          init_stds: of the runs, which are constants there.
+        """
+        program = functools.cache(self._initial)
+        keys = jnp.split(self.each.key, len(init_stds))
+        states = [
+            jax.device_get(_with_key_data(program(std)(key[0])))
+            for std, key in zip(init_stds, keys, strict=True)
+        ]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
+        wrapped = dataclasses.replace(stacked, key=jax.random.wrap_key_data(stacked.key))
+        return jax.device_put(Replicas(wrapped, np.zeros(len(states), np.int32)), self.shardings)
 
-        def init() -> Replicas:
-            return self._over_replicas(one)(self.each, ())
+    def _initial(self, init_std: float) -> Any:
+        trainer = self.trainer.with_numbers({"train.init_std": init_std})
+        return jax.jit(trainer.initial_state, out_shardings=trainer.state_shardings)
 
-        return jax.jit(init, out_shardings=self.shardings)
-
-    @cached_property
+    @functools.cached_property
     def step(self) -> Any:
         """`(Replicas, batches) -> (Replicas, StepMetrics [R])`; takes the states' memory.
 
@@ -152,7 +159,7 @@ class Together:
         where = NamedSharding(self.mesh, _REPLICA)
         return jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, where))
 
-    @cached_property
+    @functools.cached_property
     def evaluate(self) -> Any:
         """`(Replicas, batches) -> LossSum [R]` of one held-out batch of each data seed."""
 
@@ -177,7 +184,7 @@ class Together:
 
         return jax.tree.map(place, specs, *batches, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
-    @cached_property
+    @functools.cached_property
     def shardings(self) -> Replicas:
         """Where the states live."""
         state = jax.tree.map(
@@ -187,7 +194,7 @@ class Together:
         # A tree of shardings in the place of a tree of arrays.
         return Replicas(state, NamedSharding(self.mesh, _REPLICA))  # pyright: ignore[reportArgumentType]
 
-    @cached_property
+    @functools.cached_property
     def abstract(self) -> Replicas:
         """The states' shapes, dtypes and shardings."""
         count = len(self.each.batch)
@@ -222,6 +229,10 @@ def padded(num_runs: int, mesh: Mesh) -> int:
     """As many runs as `replica` divides; those after the last are computed for nothing."""
     copies = mesh.shape[AXIS]
     return -(-num_runs // copies) * copies
+
+
+def _with_key_data(state: TrainState) -> TrainState:
+    return dataclasses.replace(state, key=jax.random.key_data(state.key))
 
 
 def _without_key(state: TrainState) -> TrainState:

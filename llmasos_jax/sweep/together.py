@@ -102,7 +102,7 @@ def train_together(group: Group, places: Places, cache: Path, tell: Tell) -> Non
             stack.enter_context(
                 claimed(folders[point.name], point.config, tokenizer, is_new=is_new[point.name])
             )
-        each = _each([point.config for point in group.points], seeds, padded(len(is_new), mesh))
+        each = each_of([point.config for point in group.points], seeds, padded(len(is_new), mesh))
         folder, every = places.group(group.name) / steps.FOLDER, cfg.checkpoint.every_steps
         keeper = stack.enter_context(contextlib.closing(Checkpointer(folder, every, keep=1)))
         run = _Run(group, places, Together(trainer, mesh, each), data, keeper, tell, clock)
@@ -110,8 +110,14 @@ def train_together(group: Group, places: Places, cache: Path, tell: Tell) -> Non
         run.keep(vocabulary)
 
 
-def _each(configs: Sequence[Config], seeds: Sequence[int], count: int) -> Each:
-    """What the runs differ in; the last one stands again in the places that nobody needs."""
+def each_of(configs: Sequence[Config], seeds: Sequence[int], count: int) -> Each:
+    """What runs of one program differ in.
+
+    Args:
+      configs: of the runs.
+      seeds: of the data, in the order in which their batches are given.
+      count: of places; in those that no run needs the last one stands again.
+    """
     configs = [*configs, *[configs[-1]] * (count - len(configs))]
     values = [dict(fields_of(config)) for config in configs]
     differ = [path for path in NUMBERS if len({found[path] for found in values}) > 1]
@@ -190,7 +196,10 @@ class _Run:
     def restored_or_new(self) -> Replicas:
         """The states to go on from, and the data where they stand."""
         if self.keeper.latest_step() is None:
-            return self.together.init()
+            count = len(self.together.each.batch)
+            configs = [point.config for point in self.group.points]
+            configs += [configs[-1]] * (count - len(configs))
+            return self.together.init([config.train.init_std for config in configs])
         restored = self.keeper.restore(self.together.abstract)
         for data, state in zip(self.data, restored.data_state["data"], strict=True):
             data.restore(state)

@@ -120,11 +120,11 @@ class Trainer:
     objective: Objective
     teacher: Placed | None = None
 
-    def with_numbers(self, values: Mapping[str, jax.Array]) -> Trainer:
+    def with_numbers(self, values: Mapping[str, Any]) -> Trainer:
         """The same step with arguments of its program in place of some of the config's numbers.
 
         Args:
-          values: scalars by paths of `train.numbers.NUMBERS`.
+          values: numbers, or scalars of a trace, by paths of `train.numbers.NUMBERS`.
         """
         numbers = self.numbers.replace(values)
         optimizer = _optimizer(self.cfg, numbers, self.definition)
