@@ -93,6 +93,8 @@ def compilation_key(config: Config) -> str:
     if ":" in config.optim.name or ":" in config.optim.schedule:
         # What the user's own function does with a number is not known.
         free -= {path for path in NUMBERS if path.startswith("optim.")}
+    if ":" in config.objective.name:
+        free -= {*NUMBERS, "data.seed"}  # it is made from the whole config
     if config.tokenizer.kind != "bytes" and config.tokenizer.path is None:
         free -= {"data.seed"}  # the tokenizer is trained on the part that is not held out
     kept = {}

@@ -20,7 +20,7 @@ from typing import Any
 from llmasos_jax.config.build import from_dict, to_dict
 from llmasos_jax.config.files import cache_folder
 from llmasos_jax.config.schema import Config
-from llmasos_jax.errors import LLMasOSError
+from llmasos_jax.errors import LLMasOSError, TrainingFailedError
 from llmasos_jax.parallel.compile_cache import use_compile_cache
 from llmasos_jax.sweep.grouping import Group
 from llmasos_jax.sweep.places import Places, read_json, write_json
@@ -102,7 +102,15 @@ def _train(places: Places, group: Group) -> None:
     if config.finetune.base is not None:
         config, base = resolve(config)
     folder = places.point(group.points[0].name)
-    run(config, folder, hooks=[progress.hook()], cache=cache, base=base)
+    try:
+        run(config, folder, hooks=[progress.hook()], cache=cache, base=base)
+    except TrainingFailedError as error:
+        if config.hosts.count not in (None, 1):
+            raise  # a host may be lost
+        # It would diverge again: that is its result, as of one that trains beside others.
+        print(f"llmasos: {error}", file=sys.stderr)
+        values = {"step": progress.last_step + 1, "why": str(error)}
+        write_json(places.diverged(group.points[0].name), values)
 
 
 def use_cores(config: Config) -> None:
@@ -126,6 +134,7 @@ class _Progress:
     def __init__(self, places: Places, group: Group) -> None:
         self._path = places.group(group.name) / _PROGRESS
         self._steps, self._told_s = group.config.train.steps, 0.0
+        self.last_step = 0  # that ended well
 
     def __call__(self, step: int, losses: Sequence[float]) -> None:
         now_s = time.monotonic()
@@ -152,6 +161,9 @@ class _Progress:
         class Told(Hook):
             def on_step(self, step: int, values: Any) -> None:
                 tell(step, [values["loss"]])
+
+            def on_end(self, step: int, error: BaseException | None) -> None:
+                tell.last_step = step
 
         return Told()
 

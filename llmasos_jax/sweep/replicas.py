@@ -123,7 +123,7 @@ class Together:
         ]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
         wrapped = dataclasses.replace(stacked, key=jax.random.wrap_key_data(stacked.key))
-        return jax.device_put(Replicas(wrapped, np.zeros(len(states), np.int32)), self.shardings)
+        return jax.device_put(Replicas(wrapped, jnp.zeros(len(states), jnp.int32)), self.shardings)
 
     def _initial(self, init_std: float) -> Any:
         trainer = self.trainer.with_numbers({"train.init_std": init_std})

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from llmasos_jax.data.tokenizers.vocabulary import Vocabulary, vocabulary_of
 from llmasos_jax.errors import DataError, PreemptedError, TrainingFailedError
 from llmasos_jax.models.count import count_parameters
 from llmasos_jax.parallel.mesh import describe
+from llmasos_jax.sweep.clock import Clock
 from llmasos_jax.sweep.grouping import Group
 from llmasos_jax.sweep.places import Places, read_json, write_json
 from llmasos_jax.sweep.points import Point
@@ -70,7 +70,7 @@ def train_together(group: Group, places: Places, cache: Path, tell: Tell) -> Non
       ConfigError: the mesh does not fit the devices, or a folder holds another run.
       PreemptedError: Ctrl-C or SIGTERM; saved, the same call goes on.
     """
-    clock, cfg = _Clock(), group.config
+    clock, cfg = Clock(), group.config
     one, mesh = lay_out(cfg, len(group.points))
     trainer = make_trainer(cfg, one)
     folders = {point.name: places.point(point.name) for point in group.points}
@@ -87,15 +87,17 @@ def train_together(group: Group, places: Places, cache: Path, tell: Tell) -> Non
         data = []
         for seed in seeds:
             seeded = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, seed=seed))
+            # What rows are cut shorter hangs on the data's seed (pairs of sentences).
+            objective = build_objective(seeded, vocabulary)
             opened = open_data(
                 seeded,
                 tokenizer,
                 cache,
                 own_rows=range(cfg.train.batch_size),
-                prepare=trainer.objective.prepare,
-                rows=trainer.objective.rows,
-                by_sentence=trainer.objective.by_sentence,
-                examples=trainer.objective.examples,
+                prepare=objective.prepare,
+                rows=objective.rows,
+                by_sentence=objective.by_sentence,
+                examples=objective.examples,
             )
             data.append(stack.enter_context(contextlib.closing(opened)))
         for point in group.points:
@@ -130,35 +132,6 @@ def each_of(configs: Sequence[Config], seeds: Sequence[int], count: int) -> Each
     )
 
 
-class _Clock:
-    """Seconds of a group: until its first step is done (start and compilation), and of the rest."""
-
-    def __init__(self) -> None:
-        self._born_s = time.perf_counter()
-        self.first_s: float | None = None
-        self.steps_s = 0.0
-        self.num_steps = 0
-        self._since_s = 0.0
-
-    def step(self) -> None:
-        """A step is done."""
-        now_s = time.perf_counter()
-        if self.first_s is None:
-            self.first_s = now_s - self._born_s
-        else:
-            self.steps_s += now_s - self._since_s
-            self.num_steps += 1
-        self._since_s = now_s
-
-    def resume(self) -> None:
-        """Leaves out the time since the last step: evaluation, saving."""
-        self._since_s = time.perf_counter()
-
-    def total_s(self) -> float:
-        """Since the group began."""
-        return time.perf_counter() - self._born_s
-
-
 @dataclass(frozen=True)
 class _Replica:
     """One run of the group: its place in the arrays, who is told of it, its last values."""
@@ -181,7 +154,7 @@ class _Run:
         data: list[Data],
         keeper: Checkpointer,
         tell: Tell,
-        clock: _Clock,
+        clock: Clock,
     ) -> None:
         self.group, self.places, self.together = group, places, together
         self.data, self.keeper, self.tell, self.clock = data, keeper, tell, clock
@@ -200,12 +173,28 @@ class _Run:
             configs = [point.config for point in self.group.points]
             configs += [configs[-1]] * (count - len(configs))
             return self.together.init([config.train.init_std for config in configs])
-        restored = self.keeper.restore(self.together.abstract)
+        restored = self.keeper.restore(self._kept())
         for data, state in zip(self.data, restored.data_state["data"], strict=True):
             data.restore(state)
         self.start = restored.step
         self.broken = self._read_broken(restored.state)
-        return restored.state
+        count = len(self.together.each.batch)
+        if len(restored.state.broken) == count:
+            return restored.state
+        places = np.minimum(np.arange(count), len(self.replicas) - 1)
+        moved = jax.tree.map(lambda x: x[places], restored.state)
+        return jax.device_put(moved, self.together.shardings)
+
+    def _kept(self) -> Replicas:
+        """The shapes of the checkpoint: on other devices other places were filled up."""
+        abstract = self.together.abstract
+        newest = steps.find_step(self.keeper.folder, None)
+        count = steps.read_json(newest, steps.CONFIG).get("places", abstract.broken.shape[0])
+        if count == abstract.broken.shape[0]:
+            return abstract
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype), abstract
+        )
 
     def steps(self, states: Replicas) -> None:
         """The loop; leaves the states in `self.states`."""
@@ -221,6 +210,9 @@ class _Run:
         done, error = self.start, None
         try:
             with StopRequest() as stop:
+                # Runs that were stopped on a step due for evaluation have still to do it.
+                if self.start and self.is_evaluated(self.start):
+                    self.evaluate(self.start, states)
                 for step in range(self.start + 1, last + 1):
                     batches = self.together.put([next(data.train) for data in self.data])
                     states, metrics = self.together.step(states, batches)
@@ -237,8 +229,6 @@ class _Run:
                         self.clock.resume()
                     if not any(True for _ in self._running()):
                         break
-                if done == self.start:
-                    self.evaluate(done, states)
             self.keeper.wait()
         except BaseException as raised:
             error = raised
@@ -250,17 +240,23 @@ class _Run:
 
     def is_due(self, step: int) -> bool:
         """Whether something looks at the states after this step."""
+        return self.is_evaluated(step) or self.keeper.is_due(step)
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether held-out text is scored after this step."""
         every = self.cfg.train.eval_every_steps
-        return (every is not None and step % every == 0) or self.keeper.is_due(step)
+        return every is not None and (step == self.cfg.train.steps or step % every == 0)
 
     def look(self, step: int, states: Replicas, stop: StopRequest) -> None:
         """Does what is due after a step: evaluate, save, stop."""
-        every, is_last = self.cfg.train.eval_every_steps, step == self.cfg.train.steps
-        if every is not None and not stop.name and (is_last or step % every == 0):
+        if self.is_evaluated(step) and not stop.name:
             self.evaluate(step, states)
-        if is_last or stop.name or self.keeper.is_due(step):
+        if step == self.cfg.train.steps or stop.name or self.keeper.is_due(step):
             position = {"data": [data.state() for data in self.data]}
-            names = {"points": [point.name for point in self.group.points]}
+            names = {
+                "points": [point.name for point in self.group.points],
+                "places": len(self.together.each.batch),
+            }
             for replica in self._running():
                 replica.hooks.on_checkpoint(step)
             self.keeper.save(step, states, position, names)

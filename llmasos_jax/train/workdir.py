@@ -116,7 +116,7 @@ def claimed(workdir: Path, config: Config, tokenizer: Tokenizer, *, is_new: bool
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
-                _lock(workdir, stack)
+                lock(workdir, stack)
                 _write_identity(workdir, config, tokenizer, is_new)
         except OSError as error:
             raise ConfigError(
@@ -125,8 +125,16 @@ def claimed(workdir: Path, config: Config, tokenizer: Tokenizer, *, is_new: bool
         yield
 
 
-def _lock(workdir: Path, stack: contextlib.ExitStack) -> None:
-    """Refuses a folder that another process trains in: the two would delete each other's steps."""
+def lock(workdir: Path, stack: contextlib.ExitStack) -> None:
+    """Refuses a folder that another process trains in: the two would delete each other's steps.
+
+    Args:
+      workdir: a folder that is there.
+      stack: holds the folder until it is closed.
+
+    Raises:
+      ConfigError: another process holds it.
+    """
     handle = os.open(workdir, os.O_RDONLY)
     stack.callback(os.close, handle)  # which ends the lock, as the end of the process does
     try:
