@@ -151,7 +151,7 @@ right.plot([0, limit], [0, limit], "--", color="gray", lw=1)
 right.plot(*cost, "o", color="tab:orange", alpha=0.7, mec="none")
 cheaper = (cost[1] < cost[0]).mean()
 right.set(xlim=(0, limit), ylim=(0, limit), aspect="equal", xlabel="before (bits per byte)")
-right.set(ylabel="after (bits per byte)", title=f"Held-out answers: {cheaper:.0%} cheaper")
+right.set(ylabel="after (bits per byte)", title=f"{cheaper:.0%} of held-out answers cost less")
 right.annotate("cheaper after", (0.97, 0.05), xycoords="axes fraction", ha="right", color="gray")
 for ax in (left, right):
     ax.spines[["top", "right"]].set_visible(False)
