@@ -69,7 +69,7 @@ def wsd(cfg: OptimConfig, steps: int) -> Schedule:
 
     The decay is a straight line (one of those compared by Hägele et al., 2024, arXiv 2405.18392).
     """
-    decay_start = jnp.maximum(cfg.warmup_steps, steps - round(cfg.decay_fraction * steps))
+    decay_start = _larger(steps - round(cfg.decay_fraction * steps), cfg.warmup_steps)
     return _after_warmup(cfg, steps, decay_start, lambda p: 1.0 - p)
 
 
@@ -90,8 +90,7 @@ def _after_warmup(
     cfg: OptimConfig, steps: int, decay_start: Any, shape: Callable[[jax.Array], jax.Array]
 ) -> Schedule:
     """Warm-up, then `shape` of the share 0..1 of the way from `decay_start` to the last step."""
-    # Not Python's `max`: a sweep's warm-up is an array.
-    warmup, decay_steps = jnp.maximum(1, cfg.warmup_steps), jnp.maximum(1, steps - decay_start)
+    warmup, decay_steps = _larger(1, cfg.warmup_steps), _larger(1, steps - decay_start)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(count, jnp.float32) + 1.0
@@ -101,3 +100,8 @@ def _after_warmup(
         return cfg.learning_rate * rise * share
 
     return schedule
+
+
+def _larger(a: int, b: Any) -> Any:
+    """The larger one. A sweep's warm-up is an array; of numbers no program is compiled for it."""
+    return max(a, b) if isinstance(b, int) else jnp.maximum(a, b)
