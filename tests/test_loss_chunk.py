@@ -79,6 +79,18 @@ def test_chunks_equal_the_whole(name: str) -> None:
     assert is_used == {True, False}
 
 
+def test_chunks_are_smoothed_like_the_whole() -> None:
+    runtime = Runtime(label_smoothing=jnp.float32(0.2))
+    (found, found_sums), (wanted, sums) = (
+        loss_and_gradients("tied", size, runtime)[:2] for size in (4, T)
+    )
+    _, plain = loss_and_gradients("tied", T, Runtime())
+    assert float(sums.nll_sum) == float(plain.nll_sum)
+    assert abs(float(sums.loss_sum - plain.loss_sum)) > 1e-2
+    assert_near(found_sums, sums, PARITY)
+    assert_near(found, wanted, PARITY)
+
+
 def test_bfloat16_sums_over_chunks_in_float32() -> None:
     runtime = training_runtime(PrecisionConfig("bfloat16"), "tpu")
     wanted, _ = loss_and_gradients("tied", T, runtime)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tolerances import PARITY, SIMPLE
 
+from llmasos_jax.config.heads import Classifier
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config, ObjectiveConfig
 from llmasos_jax.errors import ConfigError
@@ -51,6 +52,29 @@ def test_gradient_is_softmax_minus_one_hot(key):
     probability /= probability.sum(-1, keepdims=True)
     want = (probability - np.eye(x.shape[-1])[np.asarray(targets)]) * np.asarray(weights)[..., None]
     np.testing.assert_allclose(got, want, atol=PARITY)
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.7])
+def test_smoothed_targets_are_partly_even(key, smoothing):
+    """The cross-entropy to (1 - s) one-hot + s / V, and its gradient."""
+    logits, targets, weights = example(key)
+    loss = lambda x: cross_entropy(x, targets, weights, smoothing).loss_sum(0.0)
+    got, grad = jax.value_and_grad(loss)(logits)
+    x, w = np.asarray(logits, np.float64), np.asarray(weights, np.float64)[..., None]
+    log_p = x - np.logaddexp.reduce(x, axis=-1, keepdims=True)
+    wanted = (1 - smoothing) * np.eye(x.shape[-1])[np.asarray(targets)] + smoothing / x.shape[-1]
+    np.testing.assert_allclose(got, -(w * wanted * log_p).sum(), rtol=PARITY)
+    np.testing.assert_allclose(grad, w * (np.exp(log_p) - wanted), atol=PARITY)
+    plain = cross_entropy(logits, targets, weights)
+    assert float(cross_entropy(logits, targets, weights, smoothing).nll_sum) == float(plain.nll_sum)
+
+
+@pytest.mark.parametrize("name", ["regress", "dpo"])
+def test_what_has_no_labels_is_not_smoothed(name):
+    model = ModelConfig(100, 64, 1, classifier=Classifier(labels=("score",)), pooling="mean")
+    cfg = Config(model, objective=ObjectiveConfig(name=name, label_smoothing=0.1))
+    with pytest.raises(ConfigError, match=r"no labels to smooth, and .*label_smoothing=0\.1; set"):
+        build_objective(cfg)
 
 
 def test_gradient_of_z_loss(key):

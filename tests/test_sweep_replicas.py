@@ -73,6 +73,7 @@ def varied_configs(folder, **base):
     start = changed(
         start,
         train={"dropout_rate": 0.1, "eval_every_steps": 4},
+        objective={"label_smoothing": 0.1},
         optim={"weight_decay": 0.1, "momentum": 0.9},
     )
     return [
@@ -82,6 +83,7 @@ def varied_configs(folder, **base):
             start,
             train={"init_std": 0.05, "dropout_rate": 0.3, "seed": 1},
             optim={"weight_decay": 0.02, "clip_norm": 0.1, "beta1": 0.8, "beta2": 0.99},
+            objective={"label_smoothing": 0.3},
             data={"seed": 4},
         ),
         changed(start, data={"seed": 4, "heldout_fraction": 0.02}, optim={"eps": 1e-5}),

@@ -80,6 +80,9 @@ class ObjectiveConfig:
         et al., 2023, arXiv 2305.18290); of labelled texts "classify", "classify_tokens", "regress"
         and "similarity" (Henderson et al., 2017, arXiv 1705.00652); or "package.module:name".
       z_loss: weight of logsumexp(logits)^2 (Chowdhery et al., 2022, arXiv 2204.02311, section 5).
+      label_smoothing: share of each target's probability that is spread evenly over the vocabulary,
+        or the labels (Szegedy et al., 2015, arXiv 1512.00567, section 7). In training steps alone:
+        held-out losses and `nll` are of the targets as they are.
       router_balance: weight of the loss that spreads tokens over experts, 1 where they are spread
         evenly (Fedus et al., 2021, arXiv 2101.03961, eq. 4). Without experts it does nothing.
       router_z: weight of logsumexp(router logits)^2 (Zoph et al., 2022, arXiv 2202.08906, eq. 5).
@@ -96,6 +99,7 @@ class ObjectiveConfig:
 
     name: str = "causal"
     z_loss: float = 0.0
+    label_smoothing: float = 0.0
     router_balance: float = 0.01
     router_z: float = 0.001
     mask_rate: float = 0.15
@@ -123,6 +127,10 @@ class OptimConfig:
       beta1, beta2, eps: of Adam, and their counterparts in the others.
       momentum: of "sgd" and of the matrices in "muon".
       clip_norm: largest global norm of the gradient; None does not clip.
+      mup_base_dim: the width at which `learning_rate` and `train.init_std` were chosen; a model of
+        another `model.embedding_dim` takes them over as maximal update parametrization says (Yang
+        et al., 2022, arXiv 2203.03466; `train/mup.py`). It assumes heads of the same size, as many
+        more of them, and as much more of `model.ffn_dim`. None takes them as they are.
     """
 
     name: str = "adamw"
@@ -137,6 +145,7 @@ class OptimConfig:
     eps: float = 1e-8
     momentum: float = 0.9
     clip_norm: float | None = 1.0
+    mup_base_dim: int | None = None
 
 
 @dataclass(frozen=True)
@@ -271,6 +280,7 @@ def check_config(cfg: Config) -> None:
     for path, value in (
         ("data.heldout_fraction", cfg.data.heldout_fraction),
         ("objective.short_fraction", cfg.objective.short_fraction),
+        ("objective.label_smoothing", cfg.objective.label_smoothing),
         ("train.dropout_rate", cfg.train.dropout_rate),
         ("optim.beta1", cfg.optim.beta1),
         ("optim.beta2", cfg.optim.beta2),
@@ -351,6 +361,7 @@ def _check_signs(cfg: Config) -> None:
         "sample.every_steps": cfg.sample.every_steps,
         "optim.learning_rate": cfg.optim.learning_rate,
         "optim.clip_norm": cfg.optim.clip_norm,
+        "optim.mup_base_dim": cfg.optim.mup_base_dim,
     }
     for path, value in positive.items():
         if value is not None:

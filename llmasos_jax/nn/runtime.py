@@ -135,6 +135,8 @@ class Runtime:
       expert_product: its sibling, for rows that each have their own expert's weights.
       expert_capacity: training only: an expert takes so many times its even share of a row's
         tokens, and drops later ones; None never drops.
+      label_smoothing: training only: share of a target's probability that is spread over all; None
+        for none. A scalar of a trace where runs that differ in it share a program.
       dtype: of the weights in products.
       act_dtype: of activations between products. Norms, softmax and loss are float32 in any case.
       remat: what the backward pass computes again: "none", "dots", "full", or "tags": all but what
@@ -158,6 +160,7 @@ class Runtime:
     block_product: Product | None = None
     expert_product: Product = dot_experts
     expert_capacity: float | None = None
+    label_smoothing: Any = None
     dtype: Any = jnp.float32
     act_dtype: Any = jnp.float32
     remat: str = "none"

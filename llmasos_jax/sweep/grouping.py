@@ -18,7 +18,12 @@ from llmasos_jax.train.numbers import NUMBERS, is_zero
 
 _SEEDS = ("train.seed", "data.seed")
 # A zero of these is left out of the program, and with it what the optimizer would keep for it.
-_ZERO_IS_COMPILED = ("optim.weight_decay", "optim.momentum", "train.dropout_rate")
+_ZERO_IS_COMPILED = (
+    "optim.weight_decay",
+    "optim.momentum",
+    "train.dropout_rate",
+    "objective.label_smoothing",
+)
 
 
 @dataclass(frozen=True)

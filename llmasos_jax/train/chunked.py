@@ -42,6 +42,7 @@ def chunked_cross_entropy(
     targets: jax.Array,
     loss_weights: jax.Array,
     chunks: Chunks,
+    smoothing: float | jax.Array | None = None,
 ) -> tuple[jax.Array, CrossEntropy]:
     """`cross_entropy(score(weights, x), ...)` without ever holding the scores of all tokens.
 
@@ -55,9 +56,10 @@ def chunked_cross_entropy(
       targets: int32 [B, M].
       loss_weights: float32 [B, M]; not differentiated.
       chunks: in which parts; the last one may be smaller.
+      smoothing: as of `cross_entropy`.
 
     Returns:
-      `nll_sum + z_loss * z_sum`, which alone has a gradient, and the sums for reports.
+      `CrossEntropy.loss_sum`, which alone has a gradient, and the sums for reports.
 
     Example:
       >>> x = jnp.arange(6.0).reshape(1, 3, 2)
@@ -68,15 +70,17 @@ def chunked_cross_entropy(
       1.9398 2 of 3
     """
 
-    def sums_of(weights: Tree, chunk: Tokens, _: Tree) -> CrossEntropy:
+    def sums_of(weights: Tree, chunk: Tokens, given: Tree) -> CrossEntropy:
         x_bcd, targets, loss_weights = chunk
-        return cross_entropy(score(weights, x_bcd), targets, loss_weights)
+        return cross_entropy(score(weights, x_bcd), targets, loss_weights, given.get("smoothing"))
 
     def total(sums: CrossEntropy) -> jax.Array:
-        return sums.nll_sum + chunks.z_loss * sums.z_sum
+        return sums.loss_sum(chunks.z_loss)
 
     parts = Parts(sums_of, total, chunks.size, chunks.again)
-    return chunked_loss(parts, weights, (x_bmd, targets, loss_weights))
+    # An argument, since `sums_of` may close over no array.
+    given = {} if smoothing is None else {"smoothing": jnp.float32(smoothing)}
+    return chunked_loss(parts, weights, (x_bmd, targets, loss_weights), given)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -163,14 +164,17 @@ def _labels(
     routing: Any,
     runtime: Any,
 ) -> LossSum:
-    sums = cross_entropy(logits_bmc, targets_bm, weights_bm)
+    sums = cross_entropy(logits_bmc, targets_bm, weights_bm, runtime.label_smoothing)
     one_hot = lambda index_bm: jax.nn.one_hot(index_bm, logits_bmc.shape[-1], dtype=jnp.float32)
     said_bmc = one_hot(jnp.argmax(logits_bmc, axis=-1))
     true_bmc = one_hot(targets_bm)
     total_c = lambda x_bmc: jnp.einsum("bm,bmc->c", weights_bm, lax.stop_gradient(x_bmc))
     counts = ClassCounts(total_c(said_bmc * true_bmc), total_c(said_bmc), total_c(true_bmc))
     extra, tallies = {"accuracy": sums.correct_sum}, {"classes": counts}
-    return _sums(cfg, sums.nll_sum, sums.weight_sum, extra, tallies, routing, runtime)
+    found = _sums(cfg, sums.nll_sum, sums.weight_sum, extra, tallies, routing, runtime)
+    if sums.smoothing_sum is None:
+        return found
+    return dataclasses.replace(found, loss_sum=found.loss_sum + sums.smoothing_sum)
 
 
 def _sums(

@@ -18,15 +18,27 @@ class CrossEntropy:
       z_sum: squared logarithm of the softmax's normaliser, nats squared.
       correct_sum: tokens whose largest logit is the target's (the first one, among equal ones).
       weight_sum: tokens.
+      smoothing_sum: what label smoothing adds to the loss, nats; None without any.
     """
 
     nll_sum: jax.Array
     z_sum: jax.Array
     correct_sum: jax.Array
     weight_sum: jax.Array
+    smoothing_sum: jax.Array | None = None
+
+    def loss_sum(self, z_loss: float) -> jax.Array:
+        """What is differentiated: with the weighted z-loss, and smoothed."""
+        loss = self.nll_sum + z_loss * self.z_sum
+        return loss if self.smoothing_sum is None else loss + self.smoothing_sum
 
 
-def cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> CrossEntropy:
+def cross_entropy(
+    logits: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    smoothing: float | jax.Array | None = None,
+) -> CrossEntropy:
     """Sums `weight * (log sum_v exp(logit_v) - logit_target)` over a batch.
 
     The largest logit is taken off before the exponential, so logits of any finite size are exact.
@@ -37,9 +49,11 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> 
       logits: float32 [B, T, V].
       targets: int32 [B, T], each in 0..V-1 (where the weight is 0 too).
       weights: float32 [B, T]; 0 leaves a token out.
+      smoothing: share of the target's probability that is spread evenly over all V (Szegedy et al.,
+        2015, arXiv 1512.00567, section 7); None for none at all.
 
     Returns:
-      Four float32 scalars.
+      Float32 scalars.
 
     Example:
       >>> logits = jnp.zeros((1, 2, 4)).at[0, 1, 3].set(1e4)
@@ -56,11 +70,17 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> 
         # `largest - target` is exact for near values, where `log_normaliser` has already rounded.
         nll_bt = jnp.log(normaliser_bt) + (largest_bt - target_bt)
         correct_bt = _is_first_largest(logits_btv, targets, target_bt, largest_bt)
+        smoothing_sum = None
+        if smoothing is not None:
+            # (1 - s) nll + s mean_v(nll_v) is nll + s (logit_target - mean_v(logit_v)).
+            above_bt = target_bt - jnp.mean(logits_btv, axis=-1)
+            smoothing_sum = smoothing * jnp.sum(above_bt * weights)
         return CrossEntropy(
             nll_sum=jnp.sum(nll_bt * weights),
             z_sum=jnp.sum(jnp.square(log_normaliser_bt) * weights),
             correct_sum=jnp.sum(correct_bt * weights),
             weight_sum=jnp.sum(weights),
+            smoothing_sum=smoothing_sum,
         )
 
 

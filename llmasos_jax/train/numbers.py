@@ -25,6 +25,7 @@ NUMBERS = (
     "optim.clip_norm",
     "train.dropout_rate",
     "train.init_std",
+    "objective.label_smoothing",
 )
 
 
@@ -36,11 +37,13 @@ class Numbers:
       optim: of the config; some of its numbers may be float32 scalars of a trace.
       dropout_rate: as in `TrainConfig`, or such a scalar.
       init_std: as in `TrainConfig`, or such a scalar.
+      label_smoothing: as in `ObjectiveConfig`, or such a scalar.
     """
 
     optim: OptimConfig
     dropout_rate: Any
     init_std: Any
+    label_smoothing: Any
 
     def replace(self, values: Mapping[str, Any]) -> Numbers:
         """These numbers with others in their places.
@@ -55,13 +58,15 @@ class Numbers:
           0.5
         """
         optim = {k.removeprefix("optim."): v for k, v in values.items() if k.startswith("optim.")}
-        rest = {k.removeprefix("train."): v for k, v in values.items() if k.startswith("train.")}
+        rest = {k.partition(".")[2]: v for k, v in values.items() if not k.startswith("optim.")}
         return dataclasses.replace(self, optim=dataclasses.replace(self.optim, **optim), **rest)
 
 
 def numbers_of(cfg: Config) -> Numbers:
     """Those of a config."""
-    return Numbers(cfg.optim, cfg.train.dropout_rate, cfg.train.init_std)
+    return Numbers(
+        cfg.optim, cfg.train.dropout_rate, cfg.train.init_std, cfg.objective.label_smoothing
+    )
 
 
 def is_zero(number: Any) -> bool:

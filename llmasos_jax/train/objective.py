@@ -251,6 +251,19 @@ TABLE: Mapping[str, Callable[[Config, Vocabulary], Objective]] = {
 }
 
 
+# Objectives whose targets are no single token or label, or that are made of more than those.
+_UNSMOOTHED = ("distill", "dpo", "regress", "similarity")
+
+
+def _check_smoothing(cfg: Config) -> None:
+    name, smoothing = cfg.objective.name, cfg.objective.label_smoothing
+    _require(
+        smoothing == 0 or name not in _UNSMOOTHED,
+        cfg,
+        f"has no labels to smooth, and objective.label_smoothing={smoothing}; set it to 0",
+    )
+
+
 # Objectives that read what finetune.method="head" moves.
 _OF_HEADS = ("classify", "classify_tokens", "regress", "mlm_nsp", "mlm_sop")
 
@@ -343,6 +356,7 @@ def build_objective(cfg: Config, vocabulary: Vocabulary | None = None) -> Object
             "be a llmasos_jax.train.objective.Objective, or a function (Config, Vocabulary) to one"
         )
     _check_head(cfg)
+    _check_smoothing(cfg)
     if cfg.finetune.teacher is not None and not found.has_teacher:
         raise ConfigError(
             f'finetune.teacher="{cfg.finetune.teacher}" is not asked anything by objective.name='

@@ -15,6 +15,7 @@ from llmasos_jax.config.named import resolve
 from llmasos_jax.config.schema import OptimConfig
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.train.adafactor import scale_by_adafactor
+from llmasos_jax.train.mup import scale_updates
 from llmasos_jax.train.numbers import is_zero
 from llmasos_jax.train.schedules import build_schedule
 from llmasos_jax.train.weights import Path, decay_mask, is_in_block, map_named, matrix
@@ -25,7 +26,9 @@ from llmasos_jax.types import Tree
 _MUON_RMS = 0.2
 
 
-def build_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformation:
+def build_optimizer(
+    cfg: OptimConfig, steps: int, width_ratio: float = 1.0
+) -> optax.GradientTransformation:
     """Returns the optimizer that a config names.
 
     Weights are told apart by their names (`train/weights.py`), so the tree may be stacked over
@@ -36,6 +39,7 @@ def build_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformatio
         to an Optax transformation from (already clipped) gradients to updates, learning rate and
         weight decay included (`train.weights.decay_mask` is there for it).
       steps: steps of the whole run, for the learning rate's schedule.
+      width_ratio: of `train/mup.py`.
 
     Returns:
       A transformation; `update` needs `params`.
@@ -66,7 +70,8 @@ def build_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformatio
     add_decay = optax.add_decayed_weights(cfg.weight_decay, decay_mask)
     decay = [] if is_zero(cfg.weight_decay) else [add_decay]
     rate = optax.scale_by_learning_rate(schedule)
-    return optax.chain(*clip, TABLE[cfg.name](cfg), *decay, rate)
+    by_width = [] if width_ratio == 1.0 else [scale_updates(width_ratio)]
+    return optax.chain(*clip, TABLE[cfg.name](cfg), *by_width, *decay, rate)
 
 
 def adamw(cfg: OptimConfig) -> optax.GradientTransformation:

@@ -31,6 +31,7 @@ from llmasos_jax.parallel.place import own_rows, put_rows, replicated, shardings
 from llmasos_jax.train.batches import batch_specs
 from llmasos_jax.train.master import narrow, next_params, widen, with_master
 from llmasos_jax.train.moments import with_moments
+from llmasos_jax.train.mup import check_mup, scaled_init, width_ratio
 from llmasos_jax.train.numbers import Numbers, is_zero, numbers_of
 from llmasos_jax.train.objective import LossSum, Objective, build_objective
 from llmasos_jax.train.optim import build_optimizer, like_params, norm_of_updates
@@ -69,6 +70,7 @@ def make_trainer(
             f"({cfg.train.accumulate_steps}); make it a multiple of {parts}"
         )
     check_remat(cfg)
+    check_mup(cfg)
     own, objective = placed_model(cfg, mesh), build_objective(cfg, vocabulary)
     if objective.has_teacher and teacher is None:
         raise ConfigError(
@@ -91,7 +93,7 @@ def make_trainer(
 
 def _optimizer(cfg: Config, numbers: Numbers, definition: ModelDef) -> optax.GradientTransformation:
     """The config's optimizer, which remembers what it has to as `precision` says."""
-    optimizer = build_optimizer(numbers.optim, cfg.train.steps)
+    optimizer = build_optimizer(numbers.optim, cfg.train.steps, width_ratio(cfg))
     kind, moved = cfg.precision.moments, is_trained(cfg)
     if kind != "float32":
         shapes = parted(definition.shapes, moved)[0]
@@ -244,6 +246,8 @@ class Trainer:
         given = {"key_data": jax.random.key_data(key), "scales": self._term_scales(batch)}
         if not is_zero(self.numbers.dropout_rate):
             given["dropout_rate"] = jnp.float32(self.numbers.dropout_rate)
+        if not is_zero(self.numbers.label_smoothing):
+            given["label_smoothing"] = jnp.float32(self.numbers.label_smoothing)
         if scale is None:
             return run(params, batch, given, frozen)
         factor = scale / jnp.maximum(jnp.sum(batch.loss_weights), 1.0)
@@ -254,6 +258,7 @@ class Trainer:
         """What `init` compiles."""
         init_key, run_key = jax.random.split(key)
         whole = init_params(self.definition, init_key, std=self.numbers.init_std)
+        whole = scaled_init(whole, width_ratio(self.cfg))
         return self._start(run_key, self._moved(whole))
 
     def _start(self, run_key: jax.Array, params: Tree) -> TrainState:
@@ -398,13 +403,18 @@ class Trainer:
         frozen: Tree,
         factor: jax.Array | None = None,
         dropout_rate: jax.Array | None = None,
+        label_smoothing: jax.Array | None = None,
     ) -> tuple[jax.Array, LossSum]:
         dropout = None
         if dropout_rate is not None:
             key = jax.random.wrap_key_data(key_data)
             first = jnp.int32(self.manual.first_token(batch.tokens.shape[1]))
             dropout = Dropout(key, dropout_rate, rows_b, first, self.manual.context)
-        runtime = dataclasses.replace(self.runtime, expert_capacity=self.cfg.train.expert_capacity)
+        runtime = dataclasses.replace(
+            self.runtime,
+            expert_capacity=self.cfg.train.expert_capacity,
+            label_smoothing=label_smoothing,
+        )
         sums = self._sums(params, frozen, batch, runtime, dropout)
         if sums.terms.keys() != scales.keys():
             raise ConfigError(

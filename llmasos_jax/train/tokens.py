@@ -55,14 +55,14 @@ def _scored(
     cfg: Config, model: Any, x_bmd: jax.Array, batch: Any, runtime: Runtime
 ) -> tuple[jax.Array, CrossEntropy]:
     """The loss of the targets without the routers' part, and its sums."""
-    z_loss = cfg.objective.z_loss
+    z_loss, targets = cfg.objective.z_loss, (batch.targets, batch.loss_weights)
     size = cfg.train.loss_chunk
     if size is None and runtime.platform == "cpu":
         size = CPU_CHUNK
     if size is None or size >= x_bmd.shape[1]:
-        sums = cross_entropy(model.logits(x_bmd, runtime), batch.targets, batch.loss_weights)
-        return sums.nll_sum + z_loss * sums.z_sum, sums
+        logits_bmv = model.logits(x_bmd, runtime)
+        sums = cross_entropy(logits_bmv, *targets, runtime.label_smoothing)
+        return sums.loss_sum(z_loss), sums
     chunks = Chunks(size, z_loss, again=runtime.dtype == jnp.float16)
     score, weights = model.output_layer(runtime)
-    targets = (batch.targets, batch.loss_weights)
-    return chunked_cross_entropy(score, weights, x_bmd, *targets, chunks)
+    return chunked_cross_entropy(score, weights, x_bmd, *targets, chunks, runtime.label_smoothing)
