@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llmasos_jax.launch.run import Launch
     from llmasos_jax.plan.report import Plan
     from llmasos_jax.sweep.executors.executor import Executor
+    from llmasos_jax.sweep.launch import SweepLaunch
     from llmasos_jax.sweep.report.write import SweepReport
     from llmasos_jax.train.run import TrainResult
 
@@ -341,6 +342,47 @@ def launch(
 
     chosen, resolved = options_of(options, on), load_config(config)
     return write_launch(resolved, on, Path(out), chosen, topology=topology, slices=slices)
+
+
+def launch_sweep(
+    path: str | os.PathLike[str],
+    on: str,
+    out: str | os.PathLike[str],
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    topology: str | None = None,
+    slices: int | None = None,
+    **options: Any,
+) -> SweepLaunch:
+    """Writes the files that start each point of a sweep on a cluster; nothing is started.
+
+    Args:
+      path: of the sweep's file.
+      on: "gke", "xpk" or "slurm".
+      out: folder for the files: one for each point, `start.sh` and `sweep.json`.
+      overrides: of the config that the sweep is over, by paths ("train.steps").
+      topology: as in `launch`, of each run.
+      slices: as in `launch`.
+      options: as in `launch`; `workdir` is the sweep's folder, as the hosts see it.
+
+    Returns:
+      The files, and the command that starts all runs.
+
+    Raises:
+      ConfigError: as in `launch` and `sweep`, with the point's name. Nothing has been written then.
+    """
+    from llmasos_jax.launch.run import options_of
+    from llmasos_jax.sweep.launch import write_sweep_launch
+
+    return write_sweep_launch(
+        Path(path),
+        on,
+        Path(out),
+        options_of(options, on),
+        overrides={path: str(value) for path, value in (overrides or {}).items()},
+        topology=topology,
+        slices=slices,
+    )
 
 
 def parity(

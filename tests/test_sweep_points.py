@@ -1,9 +1,12 @@
 """A sweep's file: its points, their names, what is refused, which of them train together."""
 
+import contextlib
+
 import pytest
 
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.sweep import drawn, grid, log_uniform, uniform, zipped
+from llmasos_jax.sweep.check import check_on_devices
 from llmasos_jax.sweep.grouping import compilation_key, grouped
 from llmasos_jax.sweep.points import read_sweep, varied
 
@@ -48,6 +51,31 @@ def test_points_have_names_seeds_and_whole_configs(tmp_path):
     assert first.setting == second.setting == "learning_rate=0.003,mlp=gelu"
     assert last.config == found.base and {p.config.train.steps for p in found.points} == {30}
     assert varied(found.points) == ["model.mlp", "optim.learning_rate"]
+
+
+def test_names_keep_all_alphabets_and_fit_a_folder(tmp_path):
+    found = read(
+        tmp_path,
+        'add({}, name="学习率 一")\n    add({}, name="学习率 二")\n    add({}, name="长" * 99)',
+    )
+    *short, long = [point.name for point in found.points]
+    assert short == ["学习率-一", "学习率-二"]
+    assert long == "长" * 66 and len(f"{long},seed=4294967295".encode()) < 255
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        ("heldout_acuracy", 'METRIC="heldout_acuracy" .*; did you mean "heldout_accuracy"'),
+        ("rouge", 'METRIC="rouge" is not reported by this run; known: accuracy, data_wait'),
+        ("heldout_accuracy", None),
+        ("mfu", None),
+    ],
+)
+def test_a_metric_is_one_that_runs_report(tmp_path, metric, said):
+    sweep = read(tmp_path, "add({})", head=HEAD.replace("CONFIG", f'METRIC = "{metric}"\nCONFIG'))
+    with contextlib.nullcontext() if said is None else pytest.raises(ConfigError, match=said):
+        check_on_devices(grouped(sweep.points, 9), sweep.metric)
 
 
 def test_a_config_beside_the_file_and_a_function(tmp_path):

@@ -1,6 +1,7 @@
 """Writes the files that start a config on a cluster: Kubernetes (GKE), XPK, Slurm, a TPU VM.
 
-What only you know is asked for: a file with gaps would start nothing. Nothing is started here.
+With --sweep all points of a sweep, each as a run of its own. What only you know is asked for: a
+file with gaps would start nothing. Nothing is started here.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from llmasos_jax.cli.main import UsageError
 from llmasos_jax.cli.options import add_config, add_json, config_of, print_json
 
 # The options whose value is a text, in the order of the help.
 _TEXTS = {
-    "workdir": ("DIR", "training folder as the hosts see it; all of them share it"),
+    "workdir": ("DIR", "training folder (the sweep's) as the hosts see it; all of them share it"),
     "image": ("IMAGE", "container image that has llmasos with the extra tpu (gke, xpk)"),
     "bucket": ("NAME", "Cloud Storage bucket, mounted at /data in each pod (gke)"),
     "namespace": ("NS", "Kubernetes namespace (gke; default)"),
@@ -37,7 +39,10 @@ _NUMBERS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `llmasos launch`."""
-    add_config(parser)
+    add_config(parser, required=False)
+    parser.add_argument(
+        "--sweep", type=Path, metavar="FILE", help="in place of --config: a sweep's Python file"
+    )
     parser.add_argument("--on", required=True, metavar="KIND", help="gke, xpk, slurm or tpu-vm")
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="folder for the files"
@@ -60,21 +65,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the files and says how to start the run."""
-    config = config_of(args)
+    if (args.config is None) == (args.sweep is None):
+        raise UsageError("give --config=X, or --sweep=FILE for all points of a sweep")
 
     from llmasos_jax import api
 
     names = [name.replace("-", "_") for name in (*_TEXTS, *_NUMBERS)]
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    result = api.launch(
-        config,
-        args.on,
-        args.out,
-        topology=args.topology,
-        slices=args.slices,
-        restart_lost=args.restart_lost,
-        **given,
-    )
+    given |= {"topology": args.topology, "slices": args.slices}
+    given |= {"restart_lost": args.restart_lost}
+    if args.sweep is None:
+        result = api.launch(config_of(args), args.on, args.out, **given)
+    else:
+        result = api.launch_sweep(args.sweep, args.on, args.out, overrides=args.overrides, **given)
     if args.json:
         print_json(result.to_dict())
     else:

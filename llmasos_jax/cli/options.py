@@ -11,11 +11,11 @@ from typing import Any
 from llmasos_jax.config.schema import Config
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
+def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds `--config`; the overrides beside it are read by `cli.main.parse`."""
     parser.add_argument(
         "--config",
-        required=True,
+        required=required,
         metavar="X",
         help="a config file, or the name of a packaged one (quickstart); "
         "change fields with --config.train.steps=100",

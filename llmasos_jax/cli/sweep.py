@@ -106,9 +106,10 @@ def _dry_run(args: argparse.Namespace) -> int:
     from llmasos_jax.sweep.grouping import grouped
     from llmasos_jax.sweep.points import read_sweep
 
-    groups = grouped(read_sweep(Path(args.words[0]), args.overrides).points, args.together)
+    sweep = read_sweep(Path(args.words[0]), args.overrides)
+    groups = grouped(sweep.points, args.together)
     if args.executor == "local":
-        check_on_devices(groups)
+        check_on_devices(groups, sweep.metric)
     cost = cost_of(groups, peak=_peak() if args.executor == "local" else None)
     if args.json:
         print_json(json.loads(json.dumps(cost.to_dict())))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,35 @@ def write_launch(
     slices: int | None = None,
 ) -> Launch:
     """Writes what starts a config; see `llmasos.launch`."""
+    launch, texts = launch_of(config, on, out, options, topology=topology, slices=slices)
+    write_files(launch.files, texts)
+    return launch
+
+
+def launch_of(
+    config: Config,
+    on: str,
+    out: Path,
+    options: LaunchOptions,
+    *,
+    topology: str | None = None,
+    slices: int | None = None,
+    name: str | None = None,
+) -> tuple[Launch, list[str]]:
+    """What starts a config, and its files' texts; nothing is written yet.
+
+    Args:
+      config: as of `llmasos.launch`.
+      on: likewise.
+      out: likewise.
+      options: likewise.
+      topology: likewise.
+      slices: likewise.
+      name: of the run on the cluster; None takes the config's.
+
+    Raises:
+      ConfigError: as of `llmasos.launch`.
+    """
     require_one_of("--on", on, TARGETS)
     slices = config.mesh.slices if slices is None else slices
     check_options(on, options, topology, slices)
@@ -72,7 +103,7 @@ def write_launch(
         hosts=dataclasses.replace(config.hosts, coordinator=None, count=None, index=None),
     )
     text = json.dumps(to_dict(config), indent=2) + "\n"
-    name = object_name(config.name)
+    name = object_name(config.name) if name is None else name
     out = out.absolute()
     if topology is None:
         if options.gpus_per_node is not None:
@@ -80,23 +111,25 @@ def write_launch(
             _check_mesh(config, gpus, f"--nodes x --gpus-per-node has {gpus}", "--nodes")
         script = scripts.slurm(name, str(out / "config.json"), options)
         files = {"config.json": text, "train.sbatch": script}
-        return _write(on, out, files, f"sbatch {out / 'train.sbatch'}", options.nodes or 1, None)
+        start = f"sbatch {shlex.quote(str(out / 'train.sbatch'))}"
+        return _launch(on, out, files, start, options.nodes or 1, None)
     pod = parse_topology(topology, slices)
     made = slice_of(pod, on)
     told = f"{pod} has {pod.num_devices}"
     _check_mesh(config, pod.num_devices, told, "the topology (`llmasos plan` says what fits)")
     if on == "gke":
         files = {"jobset.yaml": jobset(name, text, made, slices, options)}
-        start = f"kubectl apply -f {out / 'jobset.yaml'}"
+        start = f"kubectl apply -f {shlex.quote(str(out / 'jobset.yaml'))}"
     elif on == "xpk":
         files = {"launch.sh": scripts.xpk(name, text, made, slices, options)}
-        start = f"bash {out / 'launch.sh'}"
+        start = f"bash {shlex.quote(str(out / 'launch.sh'))}"
     else:
         if not made.machine.has_tpu_vm:
             raise ConfigError(f"{pod.chip.name} cannot be had as a TPU VM; take --on=gke or xpk")
         files = {"launch.sh": scripts.tpu_vm(name, text, made, options)}
-        start = f"bash {out / 'launch.sh'}"
-    return _write(on, out, files | {"config.json": text}, start, made.hosts * slices, pod.num_chips)
+        start = f"bash {shlex.quote(str(out / 'launch.sh'))}"
+    files["config.json"] = text
+    return _launch(on, out, files, start, made.hosts * slices, pod.num_chips)
 
 
 def _check_paths(config: Config) -> None:
@@ -148,18 +181,26 @@ def _check_mesh(config: Config, devices: int, told: str, other: str) -> None:
         )
 
 
-def _write(
+def _launch(
     on: str, out: Path, files: dict[str, str], start: str, hosts: int, chips: int | None
-) -> Launch:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            (out / name).write_text(text, encoding="utf-8")
+) -> tuple[Launch, list[str]]:
+    return Launch(on, tuple(out / name for name in files), start, hosts, chips), [*files.values()]
+
+
+def write_files(paths: Sequence[Path], texts: Sequence[str]) -> None:
+    """Writes texts, those of scripts so that they can be run.
+
+    Raises:
+      ConfigError: a file cannot be written.
+    """
+    for path, text in zip(paths, texts, strict=True):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
             if text.startswith("#!"):
-                (out / name).chmod(0o755)
-    except OSError as error:
-        raise ConfigError(f"cannot write to {out} ({error}); take another --out") from error
-    return Launch(on, tuple(out / name for name in files), start, hosts, chips)
+                path.chmod(0o755)
+        except OSError as error:
+            raise ConfigError(f"cannot write {path} ({error}); take another --out") from error
 
 
 def options_of(values: dict[str, Any], on: str) -> LaunchOptions:

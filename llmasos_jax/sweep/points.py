@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmasos_jax.config.build import build, fields_of, nearest_path, read_config
+from llmasos_jax.config.build import build, fields_of, nearest_path, read_config, to_dict
 from llmasos_jax.config.files import UserFile
 from llmasos_jax.config.flags import apply_overrides, with_values
 from llmasos_jax.config.schema import Config
 from llmasos_jax.errors import ConfigError, LLMasOSError
 
 SEED = "train.seed"
-_UNFIT = re.compile(r"[^A-Za-z0-9._=+,-]+")
-_LONGEST_NAME = 120
+_UNFIT = re.compile(r"[^\w.=+,-]+")
+_LONGEST_NAME = 200  # bytes: folders' names end at 255, and a seed comes behind
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ class Add:
           seeds: runs that differ in `train.seed` alone, counted up from the config's.
           baseline: whether the report compares the others with this one.
         """
-        setting = _UNFIT.sub("-", name_of(overrides) if name is None else name)[:_LONGEST_NAME]
+        fit = _UNFIT.sub("-", name_of(overrides) if name is None else name)
+        setting = fit.encode()[:_LONGEST_NAME].decode(errors="ignore")
         try:
             if not isinstance(seeds, int) or seeds < 1:
                 raise ConfigError(f"seeds={seeds!r} must be a whole number of 1 at least")
@@ -180,6 +181,25 @@ def _check_names(points: list[Point], path: Path) -> None:
             f"{path}: {len(settings)} points are baselines ({', '.join(sorted(settings))}); "
             "give baseline=True to one"
         )
+
+
+def described(sweep: Sweep) -> dict[str, Any]:
+    """What `sweep.json` says of a sweep: all that its report reads."""
+    return {
+        "file": str(sweep.path),
+        "question": sweep.question,
+        "metric": sweep.metric,
+        "base": to_dict(sweep.base),
+        "points": [
+            {
+                "name": point.name,
+                "setting": point.setting,
+                "overrides": dict(point.overrides),
+                "baseline": point.is_baseline,
+            }
+            for point in sweep.points
+        ],
+    }
 
 
 def varied(points: tuple[Point, ...]) -> list[str]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from llmasos_jax.config.build import from_dict, to_dict
+from llmasos_jax.config.build import from_dict
 from llmasos_jax.config.schema import Config
 from llmasos_jax.errors import ConfigError, LLMasOSError, PreemptedError
 from llmasos_jax.sweep.check import check_on_devices
@@ -18,7 +18,7 @@ from llmasos_jax.sweep.executors.local import LocalExecutor
 from llmasos_jax.sweep.grouping import Group, compilation_key, grouped
 from llmasos_jax.sweep.job import read_job, read_progress, write_job
 from llmasos_jax.sweep.places import Places, write_json
-from llmasos_jax.sweep.points import Point, Sweep, read_sweep
+from llmasos_jax.sweep.points import Point, Sweep, described, read_sweep
 from llmasos_jax.sweep.report.write import SweepReport, write_report
 from llmasos_jax.sweep.show import Show
 from llmasos_jax.train.preemption import StopRequest
@@ -68,8 +68,8 @@ def run_sweep(
         groups = list(_groups(places, left, sweep.points, together))
         executor = executor or LocalExecutor()
         if isinstance(executor, LocalExecutor):
-            check_on_devices(groups)
-        write_json(places.sweep, _described(sweep))
+            check_on_devices(groups, sweep.metric)
+        write_json(places.sweep, described(sweep))
         if not is_there:
             lock(workdir, stack)
         for group in groups:
@@ -150,24 +150,6 @@ def _groups(
                 open_names -= {*names}
                 yield group
     yield from grouped([point for point in left if point.name in open_names], together)
-
-
-def _described(sweep: Sweep) -> dict:
-    return {
-        "file": str(sweep.path),
-        "question": sweep.question,
-        "metric": sweep.metric,
-        "base": to_dict(sweep.base),
-        "points": [
-            {
-                "name": point.name,
-                "setting": point.setting,
-                "overrides": dict(point.overrides),
-                "baseline": point.is_baseline,
-            }
-            for point in sweep.points
-        ],
-    }
 
 
 def _run_jobs(executor: Executor, places: Places, groups: Sequence[Group]) -> None:

@@ -65,6 +65,9 @@ PEAK_FLOPS: Mapping[str, float] = {
     "NVIDIA B200": 2250e12,
 }
 
+# Of the loop, not of a step.
+SPEEDS = ("tokens_per_s", "step_time_s", "mfu", "data_wait")
+
 # What a loss is that is not of tokens: such objectives have no perplexity.
 UNITS: Mapping[str, str] = {
     "classify": "nats per text",
