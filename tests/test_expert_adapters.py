@@ -243,6 +243,12 @@ SIZES: Json = {
     **{"num_local_experts": 4, "num_experts_per_tok": 2, "initializer_range": 0.2},
     **{"bos_token_id": None, "eos_token_id": None, "pad_token_id": None},
 }
+DENSE_FIRST: Json = {
+    **{key: value for key, value in SIZES.items() if key != "num_local_experts"},
+    **{"architectures": ["Dots1ForCausalLM"], "model_type": "dots1", "first_k_dense_replace": 1},
+    **{"n_routed_experts": 4, "moe_intermediate_size": 24, "n_shared_experts": 1, "head_dim": 8},
+    **{"n_group": 1, "topk_group": 1},
+}
 
 
 @pytest.mark.parity
@@ -270,6 +276,27 @@ def test_peft_gives_the_same_of_what_is_written(targets: tuple[str, ...], tmp_pa
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore:::(torch|transformers|peft)")
+def test_dense_layers_and_shared_experts_are_written_so_that_peft_finds_them(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("peft", reason="needs the extra `parity`")
+    write(tmp_path / "base", DENSE_FIRST)
+    run = tuned(tmp_path / "run", tmp_path / "base", rank=2, targets=("mlp.*", "moe.shared.down"))
+    result = llmasos_jax.export(run.folder, "peft", tmp_path / "adapter")
+    assert result.proven and result.difference is not None and 0 < result.difference < SIMPLE
+    said = json.loads((result.path / "adapter_config.json").read_bytes())
+    # As modules of these names PEFT would take them for experts that transformers 4 wrote.
+    assert said["target_modules"] == [] and said["target_parameters"] == [
+        *(f"0.mlp.{part}_proj.weight" for part in ("down", "gate", "up")),
+        "1.mlp.shared_experts.down_proj.weight",
+    ]
+    probe = probe_for(run.config.model)
+    found, wanted = outputs_of(open_model(result.path), probe)[LOGITS], run.outputs(probe)[LOGITS]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=SIMPLE * np.abs(wanted).max())
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore:::(torch|transformers|peft)")
 def test_what_peft_writes_is_read(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="needs the extra `parity`")
     import torch
@@ -278,16 +305,18 @@ def test_what_peft_writes_is_read(tmp_path: Path) -> None:
     torch.manual_seed(0)
     write(tmp_path / "base", SIZES)
     parameters = [f"mlp.{name}" for name in (EXPERTS, "experts.down_proj", "gate.weight")]
-    for number, some in enumerate((parameters, parameters[:1], parameters[1:2])):
+    patterns: Json = {"rank_pattern": {EXPERTS: 5}, "alpha_pattern": {"gate.weight": 2}}
+    cases: list[Json] = [
+        # Of which PEFT makes parameters, and patterns of its own: ".*\.gate_up_proj".
+        {"target_modules": "all-linear"},
+        *(
+            {"target_modules": ["k_proj"], "target_parameters": some, **patterns}
+            for some in (parameters, parameters[:1], parameters[1:2])
+        ),
+    ]
+    for number, case in enumerate(cases):
         model = transformers.MixtralForCausalLM.from_pretrained(tmp_path / "base")
-        config = peft.LoraConfig(
-            r=3,
-            lora_alpha=6,
-            target_modules=["k_proj"],
-            target_parameters=some,
-            rank_pattern={EXPERTS: 5},
-            alpha_pattern={"gate.weight": 2},
-        )
+        config = peft.LoraConfig(r=3, lora_alpha=6, **case)
         adapted = peft.get_peft_model(model, config).eval()
         for name, weight in adapted.named_parameters():
             if "lora_" in name:

@@ -29,6 +29,9 @@ _TASKS = (None, "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION", "QUESTION_ANS
 # The others change the weights of the base as well.
 _INIT = (None, True, False, "gaussian", "orthogonal", "eva")
 _NAME = re.compile(r"[\w.]+")
+# In front of a name in the patterns that PEFT makes itself, of experts that transformers 4 had as
+# Linears ("all-linear", "w1"); the dots of the name are escaped.
+_ANY_MODULE = r".*\."
 _Number = TypeVar("_Number", int, float)
 
 
@@ -153,10 +156,13 @@ def _patterns(
     values = found.get(key) or {}
     if not isinstance(values, dict):
         raise _error(key, values, "must be an object")
-    for name in values:
+    by_name: dict[str, _Number] = {}
+    for pattern in values:
+        name = pattern.removeprefix(_ANY_MODULE).replace(r"\.", ".")
         if not _NAME.fullmatch(name):
-            raise _error(key, name, "has a pattern; names of modules alone are read")
-    return {name: read(values, name, 0, key) for name in values}
+            raise _error(key, pattern, "has a pattern; names of modules alone are read")
+        by_name.setdefault(name, read(values, pattern, 0, key))
+    return by_name
 
 
 def _rank(found: Mapping[str, Any], key: str, default: int, where: str = "") -> int:

@@ -5,10 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
+from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.interop.rows import Product
 from llmasos_jax.interop.tables import Row
 
 _OLDER = ("{e}", "block_sparse_moe.")  # in names of weights that have no module any more
+
+# What transformers 4 called the products of an expert. A target module of such a name is to PEFT
+# the experts of transformers 5, be it a dense layer's or a shared expert's; of Qwen2-MoE alone it
+# is not (`peft.utils.transformers_weight_conversion`).
+_EXPERTS = ("gate_proj", "up_proj", "down_proj")
+_AS_NAMED = "Qwen2MoeForCausalLM"
 
 
 def is_linear(group: Row) -> bool:
@@ -27,6 +34,14 @@ def is_of_experts(group: Row) -> bool:
     """Whether theirs is one parameter with the weights of all experts."""
     how = group.arrangement
     return isinstance(how, Product) and how.num_in > 0 and how.num_lead > 0
+
+
+def is_parameter(group: Row, cfg: ModelConfig, saved_class: str) -> bool:
+    """Whether theirs has to be a parameter to PEFT, since it cannot be named as a module."""
+    if is_of_experts(group) or group.ours[0].endswith(".moe.router"):
+        return True
+    has_taken_name = group.theirs[0].removesuffix(".weight").endswith(_EXPERTS)
+    return has_taken_name and cfg.experts.count > 0 and saved_class != _AS_NAMED
 
 
 def wrappers(names: Iterable[str]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from llmasos_jax.interop.hf.peftrows import (
     columns_of,
     is_linear,
     is_of_experts,
+    is_parameter,
     newest,
     vector_of,
     wrappers,
@@ -67,7 +68,8 @@ class Changed:
 class _Linear:
     """One changed Linear of theirs: its tensors by the ends of their names, and its rank.
 
-    Experts and routers are no Linear in transformers 5, so PEFT changes their parameters.
+    Experts and routers are no Linear in transformers 5, so PEFT changes their parameters; see
+    `peftrows.is_parameter`.
     """
 
     tensors: dict[str, StoredTensor]
@@ -112,7 +114,7 @@ def write_peft(
     """
     found, cfg = said_by(changed.manifest)
     table = found.family.table(cfg)
-    linears = _linears(changed, table, cfg)
+    linears = _linears(changed, found, cfg)
     saved, modules = _saved(changed, table, cfg)
     prefix = _dropped_prefix(found)
     places = {name: name.removesuffix(".weight") for name in linears}
@@ -132,21 +134,22 @@ def write_peft(
     return Written(f"{found.saved_class} with PEFT", len(tensors), num_bytes, notes)
 
 
-def _linears(changed: Changed, table: Table, cfg: ModelConfig) -> dict[str, _Linear]:
+def _linears(changed: Changed, found: Expressed, cfg: ModelConfig) -> dict[str, _Linear]:
     """The changed Linears by the names of their weights."""
     linears: dict[str, _Linear] = {}
     left = dict(changed.changes)
-    for group in expanded(newest(table.rows), cfg):
+    for group in expanded(newest(found.family.table(cfg).rows), cfg):
         touched = [name for name in group.ours if name in left]
         if not touched:
             continue
         how = group.arrangement
         if not (is_linear(group) or is_of_experts(group)) or not isinstance(how, Product):
             break
-        if changed.dora and _is_parameter(group):
+        as_parameter = is_parameter(group, cfg, found.saved_class)
+        if changed.dora and as_parameter:
             raise FormatError(
-                f"{touched[0]} was trained with DoRA, and PEFT has LoRA alone for experts and "
-                "routers; write the merged model instead (--to hf)"
+                f"{touched[0]} was trained with DoRA, and PEFT has LoRA alone for experts, routers "
+                "and what it takes for an expert's; write the merged model instead (--to hf)"
             )
         if changed.dora and len(touched) < len(group.ours):
             others = ", ".join(name for name in group.ours if name not in touched)
@@ -154,7 +157,8 @@ def _linears(changed: Changed, table: Table, cfg: ModelConfig) -> dict[str, _Lin
                 f"{group.theirs[0]} holds {', '.join(touched)} together with {others}, which were "
                 "not trained; DoRA writes all of them or none: choose finetune.targets so"
             )
-        linears[group.theirs[0]] = _linear(group, how, cfg, {n: left.pop(n) for n in touched})
+        parts, rank = _side_by_side(group, how, cfg, {n: left.pop(n) for n in touched})
+        linears[group.theirs[0]] = _Linear(parts, rank, as_parameter)
     if left:
         raise FormatError(
             f"{next(iter(left))} was changed, and transformers has no one Linear for it that PEFT "
@@ -163,8 +167,10 @@ def _linears(changed: Changed, table: Table, cfg: ModelConfig) -> dict[str, _Lin
     return linears
 
 
-def _linear(group: Row, how: Product, cfg: ModelConfig, changes: Mapping[str, LowRank]) -> _Linear:
-    """One Linear: of several of our products the changes stand side by side, each in its rows."""
+def _side_by_side(
+    group: Row, how: Product, cfg: ModelConfig, changes: Mapping[str, LowRank]
+) -> tuple[dict[str, StoredTensor], int]:
+    """One Linear's tensors and rank; several products' changes stand in it, each in its rows."""
     rank, start = sum(change.rank for change in changes.values()), 0
     rows, columns, lengths = [], [], []
     for name in group.ours:
@@ -191,12 +197,7 @@ def _linear(group: Row, how: Product, cfg: ModelConfig, changes: Mapping[str, Lo
     }
     if lengths:
         made["lora_magnitude_vector"] = vector_of(how).give(0, lengths)
-    arrays = {end: stored(np.ascontiguousarray(x)) for end, x in made.items()}
-    return _Linear(arrays, rank, _is_parameter(group))
-
-
-def _is_parameter(group: Row) -> bool:
-    return is_of_experts(group) or group.ours[0].endswith(".moe.router")
+    return {end: stored(np.ascontiguousarray(x)) for end, x in made.items()}, rank
 
 
 def _saved(
