@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import runpy
 from collections import Counter
 from pathlib import Path
@@ -63,3 +64,18 @@ def test_the_scaling_laws_result_is_of_its_report_and_within_3_percent() -> None
     assert abs(law(39 * held**2) / losses[held].mean() - 1) <= 0.03 and predicted["is_within"]
     low, high = result["fit"]["alpha"]["interval"]
     assert low <= result["fit"]["alpha"]["value"] <= high
+
+
+def test_bits_per_byte_are_of_the_text_whatever_its_tokens() -> None:
+    module = runpy.run_path(str(EXPERIMENTS / "tokenizers" / "bits.py"))
+    point = lambda setting, loss, tokens: {
+        "name": setting,
+        "setting": setting,
+        "seed": 0,
+        "status": "done",
+        "values": {"heldout_loss": loss, "heldout_tokens": tokens},
+    }
+    # 1,000 bytes at one bit each: 1,000 tokens of one bit, or 250 of four.
+    points = [point("bytes", math.log(2), 1000.0), point("pieces", 4 * math.log(2), 250.0)]
+    found = module["bits_per_byte"]({"points": points}, 1000)
+    assert found == {"bytes": {0: pytest.approx(1.0)}, "pieces": {0: pytest.approx(1.0)}}
