@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from quick_runs import quick_runs  # noqa: F401
 from small_model import small_model
 from tolerances import WHOLE_MODEL
 from tuning_processes import BASE, prepare
@@ -90,18 +92,26 @@ def run(made: Any, workdir: Path) -> tuple[dict[str, float], list[dict[str, Any]
     return next(line for line in lines if "heldout_loss" in line), steps
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    prepare(tmp_path)
-    return tmp_path
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("dpo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(path / "cache"))
+        prepare(path)
+        yield path
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """A run in float32, which is what others are compared with, too."""
+    return run(config(folder), folder / "float32")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_rewards_are_those_of_the_merged_model(folder: Path, dtype: str) -> None:
+def test_rewards_are_those_of_the_merged_model(folder: Path, plain: Any, dtype: str) -> None:
     made = config(folder, precision={"dtype": dtype})
-    values, steps = run(made, folder / "run")
-    tuned, base = (llmasos_jax.load_model(str(folder / name)) for name in ("run", "base"))
+    values, steps = plain if dtype == "float32" else run(made, folder / dtype)
+    tuned, base = (llmasos_jax.load_model(str(folder / name)) for name in (dtype, "base"))
     found, bound = rewards(tuned, base, answers(made, folder / "cache"))
     check(values, found, bound if dtype == "bfloat16" else WHOLE_MODEL)
     # No adapter has moved yet: the run is its own reference.
@@ -109,15 +119,15 @@ def test_rewards_are_those_of_the_merged_model(folder: Path, dtype: str) -> None
     assert start < (1e-6 if dtype == "float32" else bound)
 
 
-def test_on_codes_it_is_the_run_on_what_the_codes_say(folder: Path) -> None:
+def test_on_codes_it_is_the_run_on_what_the_codes_say(folder: Path, plain: Any) -> None:
     pytest.importorskip("qwix", reason="needs the extra `finetune`")
     values, steps = run(config(folder, finetune={"quantize": "int8"}), folder / "codes")
     untouched = config(folder, finetune={"quantize": "int8"}, optim={"learning_rate": 1e-30})
     run(untouched, folder / "untouched")
     # An adapter that did not move adds nothing: this is the base as its codes say it.
     llmasos_jax.convert(str(folder / "untouched"), folder / "said")
-    plain = config(folder, finetune={"base": str(folder / "said")})
-    same_values, same_steps = run(plain, folder / "plain")
+    on_said = config(folder, finetune={"base": str(folder / "said")})
+    same_values, same_steps = run(on_said, folder / "on said")
     for ours, theirs in ((steps, same_steps), ([values], [same_values])):
         for one, other in zip(ours, theirs, strict=True):
             names = [n for n in one if n.endswith(("loss", "margin", "reward"))]
@@ -125,16 +135,17 @@ def test_on_codes_it_is_the_run_on_what_the_codes_say(folder: Path) -> None:
             for name in names:
                 assert one[name] == pytest.approx(other[name], rel=WHOLE_MODEL, abs=1e-5), name
     # And the codes do say something else than the base.
-    far, _ = run(config(folder), folder / "far")
+    far, _ = plain
     assert abs(far["heldout_margin"] - values["heldout_margin"]) > 1e-3
 
 
 def test_on_a_mixture_of_experts(folder: Path) -> None:
     experts = Experts(count=4, per_token=2, ffn_dim=64)
-    small_model(BASE.replace(experts=experts)).save(folder / "base")
-    made = config(folder, objective={"router_balance": 0.0, "router_z": 0.0})
-    values, steps = run(made, folder / "run")
-    tuned, base = (llmasos_jax.load_model(str(folder / name)) for name in ("run", "base"))
+    small_model(BASE.replace(experts=experts)).save(folder / "mixture")
+    options = {"finetune": {"base": str(folder / "mixture")}}
+    made = config(folder, objective={"router_balance": 0.0, "router_z": 0.0}, **options)
+    values, steps = run(made, folder / "experts")
+    tuned, base = (llmasos_jax.load_model(str(folder / name)) for name in ("experts", "mixture"))
     found, _ = rewards(tuned, base, answers(made, folder / "cache"))
     check(values, found, WHOLE_MODEL)
     assert abs(steps[0]["nll"] - math.log(2)) < 1e-6

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from on_meshes import ONE, QUICK, SMALL, assert_placed, assert_same, rows_of, trainer_of
 from on_meshes import config as config_of
+from quick_runs import quick_runs  # noqa: F401
 from safetensors.numpy import save_file
 from small_hf import Json, write
 from tolerances import SIMPLE
-from tuned_runs import config_on, outputs_of, probe_for, tuned
+from tuned_runs import answers_of, config_on, outputs_of, probe_for, tuned
 
 import llmasos_jax
 from llmasos_jax.config.experts import Experts
@@ -27,11 +28,10 @@ from llmasos_jax.format.manifest import Manifest
 from llmasos_jax.generate.load import init_model, load_model
 from llmasos_jax.hub.open import open_model
 from llmasos_jax.models.adapters import Adapters
-from llmasos_jax.models.answers import LOGITS, answers
+from llmasos_jax.models.answers import LOGITS
 from llmasos_jax.models.definition import ModelDef, init_params
 from llmasos_jax.models.layout import scan_layout
 from llmasos_jax.nn.experts import assign
-from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.parallel.mesh import make_mesh
 from llmasos_jax.train.adafactor import scale_by_adafactor
 from llmasos_jax.train.pretrained import (
@@ -170,19 +170,16 @@ def test_a_run_starts_as_its_base_and_merges_as_it_computes(tmp_path: Path) -> N
     trainer = make_trainer(cfg, make_mesh(cfg.mesh, jax.devices()[:1]))
     frozen = frozen_weights(trainer, base)
     moved = moved_weights(trainer, jax.random.key(0), base, frozen)
-    for name in ("gate", "up", "down"):
-        found = whole_weights(trainer, moved, frozen)["periods"]["0"]["moe"][name]
-        for layer in range(2):
-            wanted = base.files.tensors[f"layers.{layer}.moe.{name}"].read()
-            np.testing.assert_allclose(found[layer], wanted, rtol=SIMPLE, atol=1e-8)
+    start = whole_weights(trainer, moved, frozen)["periods"]["0"]["moe"]
+    for name, layer in itertools.product(("gate", "up", "down"), range(2)):
+        wanted = base.files.tensors[f"layers.{layer}.moe.{name}"].read()
+        np.testing.assert_allclose(start[name][layer], wanted, rtol=SIMPLE, atol=1e-8)
     rng = np.random.default_rng(0)
     moved = jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape).astype(np.float32), moved)
     layout = trainer.definition.layout
     plain, probe = ModelDef(cfg.model, layout), probe_for(cfg.model)
-    given = (jnp.asarray(probe.tokens_bt), jnp.asarray(probe.mask_bt), Runtime())
-    with jax.default_matmul_precision("highest"):
-        merged = answers(plain, whole_weights(trainer, moved, frozen), *given, reads_bt=None)
-        beside = answers(trainer.definition, together(moved, frozen), *given, reads_bt=None)
+    merged = answers_of(plain, whole_weights(trainer, moved, frozen), probe)
+    beside = answers_of(trainer.definition, together(moved, frozen), probe)
     wanted = np.asarray(beside[LOGITS])
     atol = SIMPLE * np.abs(wanted).max()
     np.testing.assert_allclose(merged[LOGITS], wanted, rtol=0, atol=atol)

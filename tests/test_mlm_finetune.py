@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from quick_runs import quick_runs  # noqa: F401
 from small_bert import SPECIAL, WORDS, word_pieces
 from tolerances import SIMPLE
 

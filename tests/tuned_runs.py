@@ -32,6 +32,8 @@ from llmasos_jax.train.weights import map_named
 from llmasos_jax.types import Tree
 
 STEP = 7
+# Compiling is most of the time here, and tiny programs need no optimising.
+QUICK = {"xla_backend_optimization_level": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +46,7 @@ class Tuned:
     params: Tree
 
     def outputs(self, probe: Probe) -> Outputs:
-        with jax.default_matmul_precision("highest"):
-            run = answers(
-                self.definition,
-                self.params,
-                probe.tokens_bt,
-                probe.mask_bt,
-                Runtime(),
-                reads_bt=None,
-            )
+        run = answers_of(self.definition, self.params, probe)
         return {name: np.asarray(x) for name, x in run.items()}
 
 
@@ -99,9 +93,18 @@ def tuned(folder: Path, source: Path, **options: Any) -> Tuned:
     return Tuned(folder, config, definition, together(state["params"], found))
 
 
+def answers_of(definition: ModelDef, params: Tree, probe: Probe) -> dict[str, jax.Array]:
+    """What a model computes of the probe; as one program, which compiles faster than its parts."""
+    run = jax.jit(
+        lambda *given: answers(definition, *given, Runtime(), reads_bt=None), compiler_options=QUICK
+    )
+    with jax.default_matmul_precision("highest"):
+        return run(params, probe.tokens_bt, probe.mask_bt)
+
+
 @functools.cache
 def _merged(cfg: ModelConfig) -> Any:
-    return compiled.__wrapped__(cfg, compiler_options={"xla_backend_optimization_level": 0})
+    return compiled.__wrapped__(cfg, compiler_options=QUICK)
 
 
 def outputs_of(files: ModelFiles, probe: Probe) -> Outputs:
