@@ -9,6 +9,7 @@ import time
 
 import pytest
 from commands import environment, llmasos
+from sweep_folder import losses, table
 
 import llmasos_jax
 from llmasos_jax.sweep.executors.local import LocalExecutor
@@ -37,21 +38,6 @@ def write(folder, rates=(1e-3, 3e-3)):
     path = folder / "sweep.py"
     path.write_text(FILE.format(rates=list(rates)))
     return path
-
-
-def table(folder):
-    """What the report says of each setting, without times and places."""
-    report = json.loads((folder / "report.json").read_text())
-    kept = ("rank", "setting", "summary", "test", "p_holm", "verdict", "tokens")
-    return [{name: row[name] for name in kept} for row in report["settings"]]
-
-
-def losses(folder):
-    found = {}
-    for path in sorted(folder.glob("points/*/metrics.jsonl")):
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        found[path.parent.name] = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llmasos_jax.sweep.executors.executor import Executor
     from llmasos_jax.sweep.report.write import SweepReport
 
-_EXECUTORS = ("local",)
+_EXECUTORS = ("local", "slurm", "ray")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,10 +40,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--executor",
         choices=_EXECUTORS,
         default="local",
-        help="where jobs run: processes of this machine",
+        help="where jobs run: processes of this machine, or a cluster (%(default)s)",
     )
     parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="programs at once (%(default)s)"
+        "--executor-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="for slurm time=4:00:00, and partition, account, gpus_per_node, ...; for ray address, "
+        "num_cpus, num_gpus",
+    )
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="programs at once (here 1; on a cluster all)"
     )
     parser.add_argument(
         "--memory", type=float, metavar="GIB", help="what a job may hold in memory; else it fails"
@@ -65,8 +73,9 @@ def run(args: argparse.Namespace) -> int:
     if len(args.words) > 1:
         raise UsageError(f"{args.words[1]!r} is one argument too many; give one sweep's file")
     for flag in ("jobs", "together"):
-        if getattr(args, flag) < 1:
-            raise UsageError(f"--{flag}={getattr(args, flag)} must be at least 1")
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise UsageError(f"--{flag}={value} must be at least 1")
     if args.memory is not None and not args.memory > 0:
         raise UsageError(f"--memory={args.memory} must be above 0 GiB")
     if args.dry_run:
@@ -86,9 +95,34 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _executor(args: argparse.Namespace) -> Executor:
+    from llmasos_jax.sweep.executors.remote import MANY
+
+    options = _options(args.executor_option)
+    if args.executor == "slurm":
+        from llmasos_jax.sweep.executors.slurm import SlurmExecutor
+
+        return SlurmExecutor(options, args.jobs or MANY, args.memory)
+    if args.executor == "ray":
+        from llmasos_jax.sweep.executors.ray import RayExecutor
+
+        return RayExecutor(options, args.jobs or MANY, args.memory)
     from llmasos_jax.sweep.executors.local import LocalExecutor
 
-    return LocalExecutor(args.jobs, args.memory)
+    if options:
+        raise UsageError("--executor-option is for --executor=slurm and ray")
+    return LocalExecutor(args.jobs or 1, args.memory)
+
+
+def _options(words: list[str]) -> dict[str, str]:
+    """From NAME=VALUE, each once."""
+    options: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals and value) or name in options:
+            what = "is given twice" if name in options else "is not NAME=VALUE"
+            raise UsageError(f"--executor-option {word} {what}")
+        options[name] = value
+    return options
 
 
 def _report(args: argparse.Namespace) -> int:

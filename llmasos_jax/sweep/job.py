@@ -73,6 +73,8 @@ def main(words: Sequence[str]) -> int:
       words: the sweep's folder, the group's name and, if there is one, the process whose end is
         this one's.
     """
+    # Slurm sends the signal that is for submitit's process to all of a job's.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     root, name, *parent = words
     if parent:
         threading.Thread(target=_follow, args=(int(parent[0]),), daemon=True).start()

@@ -1,0 +1,214 @@
+"""Jobs on a Slurm cluster, submitted by submitit."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmasos_jax.errors import ConfigError, MissingExtraError, PreemptedError, did_you_mean
+from llmasos_jax.launch.options import slurm_seconds
+from llmasos_jax.sweep.executors.executor import Ended, Job
+from llmasos_jax.sweep.executors.remote import MANY, RemoteJob, stop_file
+from llmasos_jax.sweep.places import Places, read_json, write_json
+
+# Of sbatch, by submitit's names.
+_NUMBERS = ("cpus_per_task", "gpus_per_node", "signal_delay_s")
+_TEXTS = ("account", "constraint", "exclude", "gres", "nodelist", "partition", "qos", "setup")
+_NAMES = ("time", *_TEXTS, *_NUMBERS)
+_JOB = "slurm.json"
+_ASKED_EVERY_S = 5.0
+# States in which a job waits, runs, or is about to do either again.
+_OPEN = "PENDING RUNNING SUSPENDED COMPLETING CONFIGURING REQUEUED REQUEUE_HOLD RESIZING STAGE_OUT"
+_OPEN_STATES = (*_OPEN.split(), "PREEMPTED", "SIGNALING", "SPECIAL_EXIT", "STOPPED")
+# Files may come to this machine a while after the job has ended on another.
+_LATE_S = 30.0
+# Between SIGTERM and SIGKILL, at most.
+_GRACE_S = 1800.0
+
+
+class SlurmExecutor:
+    """Jobs of a Slurm cluster, of which every node sees the sweep's folder and this Python.
+
+    A job whose time is over, or that is preempted, saves and goes back into the queue. A sweep that
+    was itself killed takes its jobs up again.
+
+    Args:
+      options: `time` ("4:00:00", or minutes) of each job; and, as one likes, `partition`,
+        `account`, `qos`, `constraint`, `gres`, `nodelist`, `exclude`, `cpus_per_task`,
+        `gpus_per_node`, `signal_delay_s` (seconds before the end at which a job saves; 90) and
+        `setup`, a shell command that comes first.
+      jobs: queued or running at once.
+      memory_gib: of each job; None leaves it to the partition.
+
+    Raises:
+      ConfigError: an option is unknown, lacks or does not fit, or Slurm is not here.
+      MissingExtraError: submitit is not installed.
+
+    References:
+      github.com/facebookincubator/submitit
+    """
+
+    def __init__(
+        self, options: Mapping[str, str], jobs: int = MANY, memory_gib: float | None = None
+    ) -> None:
+        try:
+            import submitit
+        except ImportError as error:
+            raise MissingExtraError(
+                "--executor=slurm needs submitit; install it with: pip install 'llmasos-jax[sweep]'"
+            ) from error
+        self.at_once, self._memory_gib = jobs, memory_gib
+        self._parameters = {**_parsed(options), "job_name": "llmasos-sweep"}
+        if memory_gib is not None:
+            self._parameters["mem"] = f"{round(memory_gib * 1024)}MB"
+        if submitit.SlurmExecutor.affinity() < 0:
+            raise ConfigError(
+                "--executor=slurm: srun is not on this machine; start on a login node"
+            )
+
+    def start(self, places: Places, group: str) -> Job:
+        """See `Executor`; a job that was left running is taken up again."""
+        import submitit
+        from submitit.core.utils import FailedSubmissionError
+
+        folder = places.group(group) / "slurm"
+        known = read_json(places.group(group) / _JOB)
+        if known is not None:
+            job = _SlurmJob(submitit.SlurmJob(folder, known["id"]), places, group)
+            if job.is_open():
+                if stop_file(places, group).exists():
+                    raise ConfigError(
+                        f"Slurm's job {known['id']} was asked to stop and has not ended yet "
+                        "(squeue shows it); start the sweep again when it has"
+                    )
+                return job
+        stop_file(places, group).unlink(missing_ok=True)
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=MANY)
+        executor.update_parameters(**self._parameters)
+        try:
+            # Slurm itself holds it to its memory, where the cluster does so.
+            submitted = executor.submit(_Requeued(str(places.root.absolute()), group))
+        except (FailedSubmissionError, subprocess.CalledProcessError) as error:
+            said = " ".join(str(error).split())
+            raise ConfigError(f"sbatch did not take the job: {said}") from error
+        write_json(places.group(group) / _JOB, {"id": submitted.job_id})
+        return _SlurmJob(submitted, places, group)
+
+    def close(self) -> None:
+        """See `Executor`."""
+
+
+class _Requeued(RemoteJob):
+    """A job that Slurm may interrupt: it saves, and is called again."""
+
+    def __call__(self) -> Ended:
+        """Runs the job to its end, or until Slurm takes the machine away."""
+
+        def note(*_: Any) -> None:
+            self.is_asked = True  # Slurm's SIGTERM goes to all processes of a job
+
+        signal.signal(signal.SIGTERM, note)
+        ended = super().__call__()
+        is_wanted = not stop_file(Places(Path(self.root)), self.group).exists()
+        if self.is_asked and is_wanted and ended.status != 0:
+            # Slurm is about to end this process; a job that has ended by itself is not requeued.
+            time.sleep(_GRACE_S)
+        return ended
+
+    def checkpoint(self) -> Any:
+        """Called by submitit before the job's time is over, or when it is preempted."""
+        import submitit
+
+        self.ask()
+        self.wait()
+        return submitit.helpers.DelayedSubmission(_Requeued(self.root, self.group, self.memory_gib))
+
+
+class _SlurmJob:
+    def __init__(self, job: Any, places: Places, group: str) -> None:
+        self._job, self._places, self._group = job, places, group
+        self._asked_s = self._closed_s = 0.0
+        self._is_stopping = False
+
+    def is_open(self) -> bool:
+        """Whether it waits or runs."""
+        return not self._job.paths.result_pickle.exists() and self._state() in _OPEN_STATES
+
+    def poll(self) -> Ended | None:
+        """See `Job`."""
+        if self._job.paths.result_pickle.exists():
+            return self._result()
+        now_s = time.monotonic()
+        if now_s - self._asked_s < _ASKED_EVERY_S:
+            return None
+        self._asked_s = now_s
+        state = self._state()
+        if state in _OPEN_STATES:
+            self._closed_s = 0.0
+            return None
+        self._closed_s = self._closed_s or now_s
+        if state == "CANCELLED" and self._is_stopping:
+            return Ended(PreemptedError.exit_status)
+        if state in ("COMPLETED", "UNKNOWN") and now_s - self._closed_s < _LATE_S:
+            return None
+        where = self._job.paths.stderr.parent.relative_to(self._places.root)
+        return Ended(1, f"Slurm's job {self._job.job_id} is {state}; what it said is in {where}")
+
+    def stop(self) -> None:
+        """See `Job`."""
+        self._is_stopping = True
+        stop_file(self._places, self._group).touch()
+        if self._state() == "PENDING":
+            self._job.cancel(check=False)
+            self._asked_s = 0.0
+
+    def _result(self) -> Ended:
+        from submitit.core.utils import FailedJobError, UncompletedJobError
+
+        try:
+            return self._job.result()
+        except (FailedJobError, UncompletedJobError) as error:
+            return Ended(1, str(error).strip().splitlines()[-1])
+
+    def _state(self) -> str:
+        """As scontrol knows it; as accounting does, once that has forgotten it; else UNKNOWN."""
+        number = str(self._job.job_id)
+        for words in (
+            ["scontrol", "show", "job", "--oneliner", number],
+            ["sacct", "--jobs", number, "--allocations", "--noheader", "--format=State"],
+        ):
+            done = subprocess.run(words, capture_output=True, text=True, check=False)
+            said = done.stdout.split()
+            if words[0] == "scontrol":
+                said = [w.removeprefix("JobState=") for w in said if w.startswith("JobState=")]
+            if done.returncode == 0 and said:
+                return said[0].rstrip("+")
+        return "UNKNOWN"
+
+
+def _parsed(options: Mapping[str, str]) -> dict[str, Any]:
+    """Options as submitit takes them."""
+    unknown = next((name for name in options if name not in _NAMES), None)
+    if unknown is not None:
+        raise ConfigError(
+            f"--executor=slurm has no option {unknown}{did_you_mean(unknown, _NAMES)}"
+        )
+    seconds = slurm_seconds(options.get("time", ""))
+    if seconds is None:
+        raise ConfigError(
+            f"--executor=slurm needs the time of each job, and time={options.get('time')}; give "
+            "--executor-option time=4:00:00"
+        )
+    parsed: dict[str, Any] = {**options, "time": max(1, -(-seconds // 60))}
+    for name in _NUMBERS:
+        if name in options:
+            if not options[name].isdecimal():
+                raise ConfigError(f"--executor-option {name}={options[name]} is not a whole number")
+            parsed[name] = int(options[name])
+    if "setup" in options:
+        parsed["setup"] = [options["setup"]]
+    return parsed
