@@ -74,6 +74,7 @@ def run_again_now(job, variables):
     while "JobState=PENDING" not in run("scontrol", "show", "job", job, variables=variables):
         assert time.monotonic() < end, f"job {job} was not requeued"
         time.sleep(0.1)
+    time.sleep(3)  # the node starts no job in the second in which it was told to kill it
     run("scontrol", "update", f"JobId={job}", "StartTime=now", variables=variables)
 
 

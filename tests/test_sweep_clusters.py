@@ -28,9 +28,9 @@ def sweep(add):
         add(point, seeds=2, baseline=point == {"optim.learning_rate": 1e-3, "model.mlp": "relu"})
 '''
 OPTIONS = (
-    "--config.train.steps=300",
+    "--config.train.steps=600",
     "--config.data.max_documents=8",
-    "--config.train.eval_every_steps=150",
+    "--config.train.eval_every_steps=300",
     "--config.checkpoint.every_steps=50",
 )
 CLUSTERS = ("slurm", "ray")
@@ -121,12 +121,18 @@ def test_slurm_jobs_outlive_the_sweep_and_go_on_after_preemption(
     sweep.process.kill()
     sweep.process.wait()
     (first,) = numbers(tmp_path / "w")
+    other = Sweep(home, tmp_path / "w", "--executor=local", variables=slurm_variables)
+    assert other.status() == 2
+    assert f"Slurm's job {first} of an earlier call still has points" in other.said()
+    if taken[0] == "scontrol":  # killed before it could note the job's number
+        (note,) = (tmp_path / "w").glob("groups/*/slurm.json")
+        note.unlink()
     again = Sweep(home, tmp_path / "w", *words, variables=slurm_variables)
     slurm.run(*taken, first, variables=slurm_variables)
     slurm.run_again_now(first, slurm_variables)
     assert again.status() == 0, again.said()
     assert_same(tmp_path / "w", here)
-    assert len(numbers(tmp_path / "w")) == 2 and first in numbers(tmp_path / "w")
+    assert len(numbers(tmp_path / "w")) == 2 and first in numbers(tmp_path / "w"), again.said()
     (log,) = (tmp_path / "w").glob(f"groups/*/slurm/{first}_0_log.out")
     assert log.read_text().count("Starting with JobEnvironment") == 2
 

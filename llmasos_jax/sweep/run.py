@@ -15,6 +15,7 @@ from llmasos_jax.errors import ConfigError, LLMasOSError, PreemptedError
 from llmasos_jax.sweep.check import check_on_devices
 from llmasos_jax.sweep.executors.executor import Ended, Executor, Job
 from llmasos_jax.sweep.executors.local import LocalExecutor
+from llmasos_jax.sweep.executors.slurm import SlurmExecutor, check_left
 from llmasos_jax.sweep.grouping import Group, compilation_key, grouped
 from llmasos_jax.sweep.job import read_job, read_progress, write_job
 from llmasos_jax.sweep.places import Places, write_json
@@ -67,6 +68,8 @@ def run_sweep(
         left = [point for point in sweep.points if not is_over(places, point)]
         groups = list(_groups(places, left, sweep.points, together))
         executor = executor or LocalExecutor()
+        taken_up = [group.name for group in groups] if isinstance(executor, SlurmExecutor) else []
+        check_left(places, taken_up)
         if isinstance(executor, LocalExecutor):
             check_on_devices(groups, sweep.metric)
         write_json(places.sweep, described(sweep))
@@ -161,6 +164,9 @@ def _run_jobs(executor: Executor, places: Places, groups: Sequence[Group]) -> No
         while waiting or running:
             while waiting and len(running) < executor.at_once and not stop.name:
                 group = waiting.pop(0)
+                if all(is_over(places, point) for point in group.points):
+                    show.ended(group, Ended(0))  # by a job of an earlier call, meanwhile
+                    continue
                 for point in group.points:
                     places.failed(point.name).unlink(missing_ok=True)
                 running.append((group, executor.start(places, group.name)))

@@ -7,9 +7,9 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
-from llmasos_jax.errors import ConfigError, MissingExtraError, did_you_mean
+from llmasos_jax.errors import ConfigError, MissingExtraError, PreemptedError, did_you_mean
 from llmasos_jax.sweep.executors.executor import Ended, Job
-from llmasos_jax.sweep.executors.remote import MANY, RemoteJob, stop_file
+from llmasos_jax.sweep.executors.remote import MANY, RemoteJob, begun_file, stop_file
 from llmasos_jax.sweep.places import Places
 
 _NAMES = ("address", "num_cpus", "num_gpus")
@@ -80,6 +80,7 @@ class RayExecutor:
     def start(self, places: Places, group: str) -> Job:
         """See `Executor`."""
         stop_file(places, group).unlink(missing_ok=True)
+        begun_file(places, group).unlink(missing_ok=True)
         job = RemoteJob(str(places.root.absolute()), group, self._memory_gib)
         return _RayJob(self._run.remote(job), places, group)
 
@@ -116,13 +117,15 @@ class _RayJob:
     def poll(self) -> Ended | None:
         """See `Job`."""
         import ray
-        from ray.exceptions import RayError, RayTaskError
+        from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 
         done, _ = ray.wait([self._reference], timeout=0)
         if not done:
             return None
         try:
             return ray.get(self._reference)
+        except TaskCancelledError:
+            return Ended(PreemptedError.exit_status)
         except RayTaskError as error:
             return Ended(1, str(error).strip().splitlines()[-1])
         except RayError as error:  # the worker or its machine is gone
@@ -131,7 +134,11 @@ class _RayJob:
 
     def stop(self) -> None:
         """See `Job`."""
+        import ray
+
         stop_file(self._places, self._group).touch()
+        if not begun_file(self._places, self._group).exists():
+            ray.cancel(self._reference)  # it waits for room, and would not see the file
 
 
 def _parsed(options: Mapping[str, str]) -> dict[str, float]:

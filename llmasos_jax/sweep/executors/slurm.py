@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ _OPEN = "PENDING RUNNING SUSPENDED COMPLETING CONFIGURING REQUEUED REQUEUE_HOLD 
 _OPEN_STATES = (*_OPEN.split(), "PREEMPTED", "SIGNALING", "SPECIAL_EXIT", "STOPPED")
 # Files may come to this machine a while after the job has ended on another.
 _LATE_S = 30.0
+# A job that goes back into the queue may be shown as failed for a moment.
+_SETTLED_S = 10.0
 # Between SIGTERM and SIGKILL, at most.
 _GRACE_S = 1800.0
 
@@ -62,7 +65,7 @@ class SlurmExecutor:
                 "--executor=slurm needs submitit; install it with: pip install 'llmasos-jax[sweep]'"
             ) from error
         self.at_once, self._memory_gib = jobs, memory_gib
-        self._parameters = {**_parsed(options), "job_name": "llmasos-sweep"}
+        self._parameters = _parsed(options)
         if memory_gib is not None:
             self._parameters["mem"] = f"{round(memory_gib * 1024)}MB"
         if submitit.SlurmExecutor.affinity() < 0:
@@ -76,22 +79,21 @@ class SlurmExecutor:
         from submitit.core.utils import FailedSubmissionError
 
         folder = places.group(group) / "slurm"
-        known = read_json(places.group(group) / _JOB)
+        known = open_job(places, group)
         if known is not None:
-            job = _SlurmJob(submitit.SlurmJob(folder, known["id"]), places, group)
-            if job.is_open():
-                if stop_file(places, group).exists():
-                    raise ConfigError(
-                        f"Slurm's job {known['id']} was asked to stop and has not ended yet "
-                        "(squeue shows it); start the sweep again when it has"
-                    )
-                return job
+            if stop_file(places, group).exists():
+                raise ConfigError(
+                    f"Slurm's job {known} was asked to stop and has not ended yet (squeue shows "
+                    "it); start the sweep again when it has"
+                )
+            write_json(places.group(group) / _JOB, {"id": known})
+            return _SlurmJob(submitit.SlurmJob(folder, known), places, group)
         stop_file(places, group).unlink(missing_ok=True)
         executor = submitit.SlurmExecutor(folder, max_num_timeout=MANY)
-        executor.update_parameters(**self._parameters)
+        executor.update_parameters(**self._parameters, job_name=_name(places, group))
         try:
-            # Slurm itself holds it to its memory, where the cluster does so.
-            submitted = executor.submit(_Requeued(str(places.root.absolute()), group))
+            job = _Requeued(str(places.root.absolute()), group, self._memory_gib)
+            submitted = executor.submit(job)
         except (FailedSubmissionError, subprocess.CalledProcessError) as error:
             said = " ".join(str(error).split())
             raise ConfigError(f"sbatch did not take the job: {said}") from error
@@ -107,11 +109,8 @@ class _Requeued(RemoteJob):
 
     def __call__(self) -> Ended:
         """Runs the job to its end, or until Slurm takes the machine away."""
-
-        def note(*_: Any) -> None:
-            self.is_asked = True  # Slurm's SIGTERM goes to all processes of a job
-
-        signal.signal(signal.SIGTERM, note)
+        # Slurm's SIGTERM goes to all processes of a job.
+        signal.signal(signal.SIGTERM, lambda *_: self.ask(is_told=True))
         ended = super().__call__()
         is_wanted = not stop_file(Places(Path(self.root)), self.group).exists()
         if self.is_asked and is_wanted and ended.status != 0:
@@ -134,10 +133,6 @@ class _SlurmJob:
         self._asked_s = self._closed_s = 0.0
         self._is_stopping = False
 
-    def is_open(self) -> bool:
-        """Whether it waits or runs."""
-        return not self._job.paths.result_pickle.exists() and self._state() in _OPEN_STATES
-
     def poll(self) -> Ended | None:
         """See `Job`."""
         if self._job.paths.result_pickle.exists():
@@ -146,14 +141,15 @@ class _SlurmJob:
         if now_s - self._asked_s < _ASKED_EVERY_S:
             return None
         self._asked_s = now_s
-        state = self._state()
-        if state in _OPEN_STATES:
+        state = _state_of(self._job.job_id)
+        if state in _OPEN_STATES or (state == "UNKNOWN" and not _answers()):
             self._closed_s = 0.0
             return None
         self._closed_s = self._closed_s or now_s
         if state == "CANCELLED" and self._is_stopping:
             return Ended(PreemptedError.exit_status)
-        if state in ("COMPLETED", "UNKNOWN") and now_s - self._closed_s < _LATE_S:
+        is_late = state in ("COMPLETED", "UNKNOWN")
+        if now_s - self._closed_s < (_LATE_S if is_late else _SETTLED_S):
             return None
         where = self._job.paths.stderr.parent.relative_to(self._places.root)
         return Ended(1, f"Slurm's job {self._job.job_id} is {state}; what it said is in {where}")
@@ -162,7 +158,7 @@ class _SlurmJob:
         """See `Job`."""
         self._is_stopping = True
         stop_file(self._places, self._group).touch()
-        if self._state() == "PENDING":
+        if _state_of(self._job.job_id) == "PENDING":
             self._job.cancel(check=False)
             self._asked_s = 0.0
 
@@ -174,20 +170,81 @@ class _SlurmJob:
         except (FailedJobError, UncompletedJobError) as error:
             return Ended(1, str(error).strip().splitlines()[-1])
 
-    def _state(self) -> str:
-        """As scontrol knows it; as accounting does, once that has forgotten it; else UNKNOWN."""
-        number = str(self._job.job_id)
-        for words in (
-            ["scontrol", "show", "job", "--oneliner", number],
-            ["sacct", "--jobs", number, "--allocations", "--noheader", "--format=State"],
-        ):
-            done = subprocess.run(words, capture_output=True, text=True, check=False)
-            said = done.stdout.split()
-            if words[0] == "scontrol":
-                said = [w.removeprefix("JobState=") for w in said if w.startswith("JobState=")]
-            if done.returncode == 0 and said:
-                return said[0].rstrip("+")
-        return "UNKNOWN"
+
+def open_job(places: Places, group: str) -> str | None:
+    """The number of a group's job that waits or runs, whoever submitted it; None if there is none.
+
+    Raises:
+      ConfigError: there was one, and Slurm does not say what has become of it.
+    """
+    found = (read_json(places.group(group) / _JOB) or {}).get("id")
+    if found is None:
+        # The sweep may have been killed before it could note the number.
+        words = ["squeue", "--noheader", f"--name={_name(places, group)}", "--format=%i"]
+        said = _answer(words).split()
+        return said[0] if said else None
+    if (places.group(group) / "slurm" / f"{found}_0_result.pkl").exists():
+        return None
+    state = _state_of(found)
+    if state == "UNKNOWN" and not _answers():
+        raise ConfigError(
+            f"Slurm does not answer, and its job {found} may still train points of this sweep; "
+            "start again when squeue works"
+        )
+    return found if state in _OPEN_STATES else None
+
+
+def check_left(places: Places, ours: Collection[str]) -> None:
+    """Refuses to train points that Slurm's jobs of an earlier call still train, or wait to.
+
+    Args:
+      places: of the sweep.
+      ours: groups whose jobs will be taken up again.
+
+    Raises:
+      ConfigError: there is such a job; the message has its number.
+    """
+    for path in sorted(places.root.glob(f"groups/*/{_JOB}")):
+        number = None if path.parent.name in ours else open_job(places, path.parent.name)
+        if number is not None:
+            raise ConfigError(
+                f"Slurm's job {number} of an earlier call still has points of this sweep; start "
+                f"with the same --executor=slurm and points, or end it first: scancel {number}"
+            )
+
+
+def _name(places: Places, group: str) -> str:
+    """Of a group's job in Slurm, the same for every call."""
+    where = hashlib.sha256(str(places.root.resolve()).encode()).hexdigest()[:8]
+    return f"llmasos-{where}-{group}"
+
+
+def _state_of(number: str) -> str:
+    """As scontrol knows it; as accounting does, once that has forgotten it; else UNKNOWN."""
+    for words in (
+        ["scontrol", "show", "job", "--oneliner", number],
+        ["sacct", f"--jobs={number}", "--allocations", "--noheader", "--format=State"],
+    ):
+        said = _answer(words).split()
+        if words[0] == "scontrol":
+            said = [w.removeprefix("JobState=") for w in said if w.startswith("JobState=")]
+        if said:
+            return said[0].rstrip("+")
+    return "UNKNOWN"
+
+
+def _answers() -> bool:
+    """Whether Slurm's controller is there."""
+    return bool(_answer(["sinfo", "--noheader"]))
+
+
+def _answer(words: Sequence[str]) -> str:
+    """What a client of Slurm prints; nothing where it fails or is not here."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout if done.returncode == 0 else ""
 
 
 def _parsed(options: Mapping[str, str]) -> dict[str, Any]:
