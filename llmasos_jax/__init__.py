@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         plan,
         sweep,
         train,
+        verify_resume,
     )
     from llmasos_jax.config.build import default_config, load_config, read_config
     from llmasos_jax.config.model import ModelConfig
@@ -58,6 +59,7 @@ __all__ = [
     "read_config",
     "sweep",
     "train",
+    "verify_resume",
 ]
 
 # Where each public name lives; a test holds this table, `__all__` and the imports above together.
@@ -83,6 +85,7 @@ _HOMES = {
     "read_config": "config.build",
     "sweep": "api",
     "train": "api",
+    "verify_resume": "api",
 }
 
 # Submodules that are there without being imported: `llmasos.format.read`. Where a public function
@@ -106,6 +109,7 @@ _MODULES = (
     "sweep",
     "train",
     "types",
+    "verify",
 )
 
 

@@ -29,6 +29,7 @@ serve
 plan
 launch
 sweep
+verify
 api
 cli
 """.strip().splitlines()

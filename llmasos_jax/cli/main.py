@@ -30,6 +30,7 @@ VERBS = {
     "models": "lists the models that have a name: licence, size, where they are",
     "plan": "says what a run needs and takes on a TPU pod, without one",
     "parity": "says where two models part, and why",
+    "verify-resume": "shows that a run, killed and started again, is the run never killed",
     "inspect": "says what is inside a model, a training folder or a checkpoint",
 }
 
@@ -96,7 +97,7 @@ def _dispatch(words: list[str]) -> int:
     if verb not in VERBS:
         raise UsageError(f'there is no verb "{verb}"{did_you_mean(verb, VERBS)}')
     words.remove(verb)
-    module = importlib.import_module(f"llmasos_jax.cli.{verb}")
+    module = importlib.import_module(f"llmasos_jax.cli.{verb.replace('-', '_')}")
     parser = Parser(
         prog=f"llmasos {verb}",
         description=module.__doc__,

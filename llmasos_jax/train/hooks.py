@@ -66,6 +66,15 @@ class Hook:
     def on_start(self, run: RunInfo) -> None:
         """The state is there, the first step comes."""
 
+    def on_state(self, step: int, state: Any) -> None:
+        """The `TrainState` that the run starts with, or goes on from, after this many steps.
+
+        It is the run's own: the first step takes its memory.
+        """
+
+    def on_batch(self, step: int, batch: Any, numbers: Sequence[int]) -> None:
+        """This step's `Batch` of NumPy rows, those of this process, `numbers` in the global one."""
+
     def on_step(self, step: int, values: Values) -> None:
         """A step is done. Called for every step, in order."""
 
@@ -92,6 +101,16 @@ class Hooks(Hook):
         """See `Hook`."""
         for hook in self.hooks:
             hook.on_start(run)
+
+    def on_state(self, step: int, state: Any) -> None:
+        """See `Hook`."""
+        for hook in self.hooks:
+            hook.on_state(step, state)
+
+    def on_batch(self, step: int, batch: Any, numbers: Sequence[int]) -> None:
+        """See `Hook`."""
+        for hook in self.hooks:
+            hook.on_batch(step, batch, numbers)
 
     def on_step(self, step: int, values: Values) -> None:
         """See `Hook`."""

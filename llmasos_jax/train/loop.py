@@ -102,6 +102,7 @@ def fit(
     """
     run = _Run(trainer, data, checkpoints, hooks, info, sampler, frozen or {})
     hooks.on_start(info)
+    hooks.on_state(info.start_step, state)
     try:
         run.steps(state)
     except BaseException as error:
@@ -148,7 +149,9 @@ class _Run:
                 self.evaluate(first - 1, state, stop)
             for step in range(first, last + 1):
                 stop.begin(step)
-                batch = self.trainer.put(next(self.data.train))
+                rows = next(self.data.train)
+                self.hooks.on_batch(step, rows, self.trainer.own_rows)
+                batch = self.trainer.put(rows)
                 state, metrics = self.trainer.step(state, batch, self.frozen)
                 # The device has work: now there is time for the step before.
                 if in_flight is not None:
