@@ -99,6 +99,7 @@ def test_matrices_of_blocks_start_and_move_by_their_rule():
     [
         ({"optim": {"name": "sgd"}}, 'optim.name="sgd"; set it to one of adamw, lion'),
         ({"model": {"logit_scale": 1.0}}, "needs model.logit_scale=0.25 .* and it is 1; set it"),
+        ({"model": {"head": "mlm", "causal": False}}, "no rule for model.head=mlm"),
         ({"model": {"embedding_dim": 32}}, "needs model.logit_scale=0.5"),
     ],
 )

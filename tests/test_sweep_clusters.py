@@ -1,6 +1,8 @@
 """A sweep on a real Slurm of one node, and on a real Ray: the same table as in processes here."""
 
+import importlib.util
 import json
+import logging
 import os
 import re
 import signal
@@ -15,6 +17,8 @@ from commands import environment, llmasos
 from sweep_folder import losses, table
 
 from llmasos_jax.cli.main import main
+from llmasos_jax.errors import ConfigError
+from llmasos_jax.sweep.executors.slurm import SlurmExecutor
 
 FILE = '''"""Which rate, and which MLP?"""
 
@@ -36,6 +40,12 @@ OPTIONS = (
 CLUSTERS = ("slurm", "ray")
 
 
+def skip_without(package):
+    # Not by importing it: submitit's import is itself under test.
+    if importlib.util.find_spec(package) is None:
+        pytest.skip("needs the extra `sweep`")
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
@@ -52,7 +62,7 @@ def here(home):
 
 @pytest.fixture(scope="module")
 def slurm_variables(tmp_path_factory):
-    pytest.importorskip("submitit", reason="needs the extra `sweep`")
+    skip_without("submitit")
     if (why := slurm.lacking()) is not None:
         pytest.skip(why)
     with slurm.cluster(tmp_path_factory.mktemp("slurm")) as variables:
@@ -143,7 +153,7 @@ def test_asked_to_stop_jobs_save_and_the_same_command_goes_on(
 ):
     variables = request.getfixturevalue("slurm_variables") if cluster == "slurm" else None
     if cluster == "ray":
-        pytest.importorskip("ray", reason="needs the extra `sweep`")
+        skip_without("ray")
     words = [f"--executor={cluster}", *([TIME] if cluster == "slurm" else [])]
     sweep = Sweep(home, tmp_path / "w", *words, variables=variables)
     sweep.wait_until_begun()
@@ -172,7 +182,7 @@ def test_a_cancelled_job_fails_alone_and_says_so(home, here, slurm_variables, tm
 
 
 def test_a_dead_process_on_ray_fails_alone(home, here, tmp_path):
-    pytest.importorskip("ray", reason="needs the extra `sweep`")
+    skip_without("ray")
     sweep = Sweep(home, tmp_path / "w", "--executor=ray")
     sweep.wait_until_begun()
     pattern = f"llmasos_jax.sweep.job {tmp_path / 'w'}"
@@ -206,10 +216,20 @@ def test_a_dead_process_on_ray_fails_alone(home, here, tmp_path):
     ],
 )
 def test_wrong_options_are_one_line_and_start_nothing(words, said, home, tmp_path, capsys):
-    pytest.importorskip({"ray": "ray"}.get(words[0], "submitit"), reason="needs the extra `sweep`")
+    skip_without({"ray": "ray"}.get(words[0], "submitit"))
     flags = [f"--executor={words[0]}", *(f"--executor-option={word}" for word in words[1:])]
     folder = f"--workdir={tmp_path / 'w'}"
     assert main(["sweep", str(home / "sweep.py"), folder, *flags, *OPTIONS]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("llmasos: error: ") and said in line
     assert not Path(tmp_path / "w").exists()
+
+
+def test_submitit_closes_no_handler_of_others(tmp_path):
+    skip_without("submitit")
+    with (tmp_path / "log").open("w") as file:
+        handler = logging.StreamHandler(file)
+        handler.close = file.close  # as absl's does
+        with pytest.raises(ConfigError, match="needs the time"):
+            SlurmExecutor({})
+        assert not file.closed

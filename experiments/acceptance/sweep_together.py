@@ -19,6 +19,7 @@ from pathlib import Path
 
 STEPS = 100
 FILE = """
+METRIC = "loss"
 from llmasos_jax.config.build import read_config
 from llmasos_jax.sweep import grid
 

@@ -18,6 +18,8 @@ from llmasos_jax.launch.run import TARGETS, launch_of, write_files
 from llmasos_jax.sweep.places import Places
 from llmasos_jax.sweep.points import described, read_sweep
 
+_PLAN, _START = "sweep.json", "start.sh"
+
 
 @dataclass(frozen=True)
 class SweepLaunch:
@@ -96,6 +98,8 @@ def write_sweep_launch(
     stem = object_name(path.stem if path.stem != "sweep" else path.resolve().parent.name)
     files, texts, starts, made = [], [], [], None
     for point in sweep.points:
+        if point.name in (_PLAN, _START):
+            raise ConfigError(f'{path}: a point may not be named "{point.name}", a file beside it')
         own = dataclasses.replace(options, workdir=str(places.point(point.name)))
         short = hashlib.sha256(point.name.encode()).hexdigest()[:8]
         try:
@@ -115,7 +119,7 @@ def write_sweep_launch(
         starts.append(f"{made.start}  # {point.name}\n")
     if made is None:
         raise ConfigError(f"{path} has no point")
-    plan, start = out / "sweep.json", out / "start.sh"
+    plan, start = out / _PLAN, out / _START
     about = f"# {len(starts)} points of {path.name}: {sweep.question}\n" if sweep.question else ""
     texts += [
         json.dumps(described(sweep), indent=2, ensure_ascii=False) + "\n",

@@ -87,6 +87,8 @@ def read_sweep(path: Path, overrides: Mapping[str, str] | None = None) -> Sweep:
     _check_names(add.points, path)
     question = module.docstring.strip().partition("\n\n")[0]
     metric = getattr(module, "METRIC", "heldout_loss")
+    if not isinstance(metric, str):
+        raise ConfigError(f"{path}: METRIC={metric!r} is not a text; name what runs report")
     return Sweep(path, " ".join(question.split()), build(base), metric, tuple(add.points))
 
 

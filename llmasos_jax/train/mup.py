@@ -63,6 +63,8 @@ def check_mup(cfg: Config) -> None:
         ("model.encoder.num_layers", model.encoder.num_layers),
         ("model.latent.kv_rank", model.latent.kv_rank),
         ("model.classifier.labels", model.classifier.labels),
+        ("model.pooler", model.pooler),
+        ("model.head", model.head == "mlm" and model.head),
     ):
         if is_there:
             raise ConfigError(f"{said} has no rule for {path}={is_there}; leave out one of the two")

@@ -72,7 +72,14 @@ class RayExecutor:
                 f"num_gpus={resources['num_gpus']:g} for a job, which would wait for ever; ask for "
                 "less"
             )
+        most_gib = max(m.get("memory", 0.0) for m in machines) / _GIB
         if memory_gib is not None:
+            if memory_gib > most_gib:
+                self.close()
+                raise ConfigError(
+                    f"--memory={memory_gib:g} GiB is more than any machine of the Ray cluster has "
+                    f"({most_gib:.1f}), and a job would wait for ever; ask for less"
+                )
             resources["memory"] = memory_gib * _GIB
         # A job that fails is reported, not tried again: it would fail in the same way.
         self._run = ray.remote(max_retries=0, **resources)(_run)
@@ -155,4 +162,6 @@ def _parsed(options: Mapping[str, str]) -> dict[str, float]:
                 raise ConfigError(
                     f"--executor-option {name}={options[name]} is not a number"
                 ) from error
+            if not 0.0 <= parsed[name] < 1e6:
+                raise ConfigError(f"--executor-option {name}={options[name]} must be at least 0")
     return parsed

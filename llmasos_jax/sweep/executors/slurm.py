@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging.config
 import signal
 import subprocess
 import time
@@ -58,12 +59,7 @@ class SlurmExecutor:
     def __init__(
         self, options: Mapping[str, str], jobs: int = MANY, memory_gib: float | None = None
     ) -> None:
-        try:
-            import submitit
-        except ImportError as error:
-            raise MissingExtraError(
-                "--executor=slurm needs submitit; install it with: pip install 'llmasos-jax[sweep]'"
-            ) from error
+        submitit = _submitit()
         self.at_once, self._memory_gib = jobs, memory_gib
         self._parameters = _parsed(options)
         if memory_gib is not None:
@@ -75,8 +71,8 @@ class SlurmExecutor:
 
     def start(self, places: Places, group: str) -> Job:
         """See `Executor`; a job that was left running is taken up again."""
-        import submitit
-        from submitit.core.utils import FailedSubmissionError
+        submitit = _submitit()
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         folder = places.group(group) / "slurm"
         known = open_job(places, group)
@@ -94,7 +90,7 @@ class SlurmExecutor:
         try:
             job = _Requeued(str(places.root.absolute()), group, self._memory_gib)
             submitted = executor.submit(job)
-        except (FailedSubmissionError, subprocess.CalledProcessError) as error:
+        except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
             said = " ".join(str(error).split())
             raise ConfigError(f"sbatch did not take the job: {said}") from error
         write_json(places.group(group) / _JOB, {"id": submitted.job_id})
@@ -177,21 +173,25 @@ def open_job(places: Places, group: str) -> str | None:
     Raises:
       ConfigError: there was one, and Slurm does not say what has become of it.
     """
+    # By name first: a sweep may have been killed before it could note the number.
+    words = ["squeue", "--noheader", f"--name={_name(places, group)}", "--format=%i"]
+    # Slurm shows a job for a moment after it has given its result.
+    if left := [number for number in _answer(words).split() if not _is_over(places, group, number)]:
+        return left[-1]
     found = (read_json(places.group(group) / _JOB) or {}).get("id")
-    if found is None:
-        # The sweep may have been killed before it could note the number.
-        words = ["squeue", "--noheader", f"--name={_name(places, group)}", "--format=%i"]
-        said = _answer(words).split()
-        return said[0] if said else None
-    if (places.group(group) / "slurm" / f"{found}_0_result.pkl").exists():
+    if found is None or _is_over(places, group, found):
         return None
     state = _state_of(found)
     if state == "UNKNOWN" and not _answers():
         raise ConfigError(
             f"Slurm does not answer, and its job {found} may still train points of this sweep; "
-            "start again when squeue works"
+            f"start again when squeue works, or, if it is over, remove {places.group(group) / _JOB}"
         )
     return found if state in _OPEN_STATES else None
+
+
+def _is_over(places: Places, group: str, number: str) -> bool:
+    return (places.group(group) / "slurm" / f"{number}_0_result.pkl").exists()
 
 
 def check_left(places: Places, ours: Collection[str]) -> None:
@@ -204,8 +204,8 @@ def check_left(places: Places, ours: Collection[str]) -> None:
     Raises:
       ConfigError: there is such a job; the message has its number.
     """
-    for path in sorted(places.root.glob(f"groups/*/{_JOB}")):
-        number = None if path.parent.name in ours else open_job(places, path.parent.name)
+    for folder in sorted(places.root.glob("groups/*")):
+        number = None if folder.name in ours else open_job(places, folder.name)
         if number is not None:
             raise ConfigError(
                 f"Slurm's job {number} of an earlier call still has points of this sweep; start "
@@ -245,6 +245,23 @@ def _answer(words: Sequence[str]) -> str:
     except FileNotFoundError:
         return ""
     return done.stdout if done.returncode == 0 else ""
+
+
+def _submitit() -> Any:
+    """The package, imported such that it leaves the loggers of others alone."""
+    # It configures logging when it is imported, and logging then closes what all handlers write to:
+    # with absl's, the standard error of a notebook's earlier cell.
+    configure = logging.config.dictConfig
+    logging.config.dictConfig = lambda config: None
+    try:
+        import submitit
+    except ImportError as error:
+        raise MissingExtraError(
+            "--executor=slurm needs submitit; install it with: pip install 'llmasos-jax[sweep]'"
+        ) from error
+    finally:
+        logging.config.dictConfig = configure
+    return submitit
 
 
 def _parsed(options: Mapping[str, str]) -> dict[str, Any]:
