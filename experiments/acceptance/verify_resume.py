@@ -24,9 +24,9 @@ SMALL = ("data.max_documents=8", "train.eval_every_steps=5")
 CASES = {
     "causal": ("tiny", SMALL, ()),
     "causal, killed three times": ("tiny", SMALL, ("--kill-at=4,9,15",)),
-    "mlm": ("modernbert_tiny", SMALL, ()),
-    "mlm_nsp": ("bert_tiny", ("data.max_documents=40",), ()),
-    "span corruption": ("t5_tiny", SMALL, ()),
+    "mlm": ("modernbert_tiny", (*SMALL, "model.vocab_size=1024"), ()),
+    "mlm_nsp": ("bert_tiny", ("data.max_documents=40", "model.vocab_size=1024"), ()),
+    "span corruption": ("t5_tiny", (*SMALL, "model.vocab_size=1024"), ()),
     "accumulated gradients": ("tiny", (*SMALL, "train.accumulate_steps=4"), ()),
     "dropout": ("tiny", (*SMALL, "train.dropout_rate=0.1"), ()),
     "bfloat16": ("tiny", (*SMALL, "precision.dtype=bfloat16"), ()),
