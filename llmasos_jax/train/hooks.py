@@ -179,8 +179,8 @@ class MetricsFile(Hook):
         self._file = path.open("a", encoding="utf-8")
 
     def on_step(self, step: int, values: Values) -> None:
-        """Writes a line if the step is one that is logged."""
-        if self._run.is_logged(step):
+        """Writes a line if the step is one that is logged, or is left out as a spike."""
+        if self._run.is_logged(step) or values.get("spike"):
             self._write(step, values)
 
     def on_eval(self, step: int, values: Values) -> None:

@@ -56,6 +56,11 @@ class ProgressBar(Hook):
         """Moves the bar, or writes a line if the step is one that is logged."""
         if self._first_done_s is None:
             self._first_done_s = time.monotonic()
+        if values.get("spike"):
+            self._say(
+                f"step {step}  left out: its gradient norm is {values['grad_norm']:.3g}, more than "
+                f"optim.spike_factor={self._run.config.optim.spike_factor} times the usual one"
+            )
         if self._bar is not None:
             self._bar.update(self._task, completed=step, values=summary(values, short=True))
         elif self._run.is_logged(step):

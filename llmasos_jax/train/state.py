@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from llmasos_jax.train.scaling import LossScale
+from llmasos_jax.train.spikes import SpikeGuard
 
 
 @jax.tree_util.register_dataclass
@@ -22,6 +23,7 @@ class TrainState:
       opt_state: what Optax keeps.
       key: typed PRNG key of the run; step n draws from `fold_in(key, n)`.
       scale: with float16, the state of loss scaling; else None, which is no leaf.
+      guard: with `optim.spike_factor`, the gradient's usual norm; else None.
     """
 
     step: jax.Array
@@ -29,6 +31,7 @@ class TrainState:
     opt_state: Any
     key: jax.Array
     scale: LossScale | None = None
+    guard: SpikeGuard | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -38,6 +38,7 @@ from llmasos_jax.train.optim import build_optimizer, like_params, norm_of_update
 from llmasos_jax.train.placed import Placed, placed_model, placed_teacher, specs_of
 from llmasos_jax.train.scaling import choose, start_scale
 from llmasos_jax.train.schedules import build_schedule
+from llmasos_jax.train.spikes import start_guard
 from llmasos_jax.train.state import StepMetrics, TrainState
 from llmasos_jax.train.trained import TEACHER, is_trained, parted, together, without_teacher
 from llmasos_jax.types import Tree
@@ -162,9 +163,10 @@ class Trainer:
         opt_state = like_params(
             self._state_shapes.opt_state, shapes, params, whole, of_rows=_of_rows
         )
-        scale = jax.tree.map(lambda _: whole, self._state_shapes.scale)
+        few = self._state_shapes.scale, self._state_shapes.guard
+        scale, guard = jax.tree.map(lambda _: whole, few)
         # A tree of shardings in the place of a tree of arrays.
-        return TrainState(whole, params, opt_state, whole, scale)  # pyright: ignore[reportArgumentType]
+        return TrainState(whole, params, opt_state, whole, scale, guard)  # pyright: ignore[reportArgumentType]
 
     def _moved(self, tree: Tree) -> Tree:
         return parted(tree, is_trained(self.cfg))[0]
@@ -266,7 +268,8 @@ class Trainer:
         if precision.weights != "float32":
             params = narrow(whole, self._moved(self.definition.is_narrow))
         opt_state, scale = self.optimizer.init(whole), start_scale(precision)
-        return TrainState(jnp.int32(0), params, opt_state, run_key, scale)
+        guard = start_guard(self.cfg.optim.spike_factor)
+        return TrainState(jnp.int32(0), params, opt_state, run_key, scale, guard)
 
     @cached_property
     def _state_shapes(self) -> TrainState:
@@ -276,7 +279,7 @@ class Trainer:
         self, state: TrainState, batch: Batch, frozen: Tree | None = None
     ) -> tuple[TrainState, StepMetrics]:
         """What `step` compiles."""
-        key, scale = jax.random.fold_in(state.key, state.step), state.scale
+        key, scale, guard = jax.random.fold_in(state.key, state.step), state.scale, state.guard
         sums, grads = self.loss_and_grad(
             state.params, batch, key, None if scale is None else scale.value, frozen
         )
@@ -287,16 +290,22 @@ class Trainer:
             updates, opt_state = self.optimizer.update(grads, state.opt_state, whole)
             params = next_params(state.params, updates, opt_state, state.step)
             update_norm = norm_of_updates(updates, params, self.runtime.platform)
+        # The norm is of all devices' gradients, so they agree on what is left out.
         means, grad_norm, num_updates = sums.means(), optax.tree.norm(grads), state.step
+        old, factor = (state.params, state.opt_state), self.cfg.optim.spike_factor
         if scale is not None:
-            # The norm is of all devices' gradients, so they agree.
             is_finite = jnp.isfinite(grad_norm)
-            params, opt_state = choose(
-                is_finite, (params, opt_state), (state.params, state.opt_state)
-            )
-            num_updates = state.step - scale.skipped
+            params, opt_state = choose(is_finite, (params, opt_state), old)
+            num_updates -= scale.skipped
             scale = scale.after(is_finite, self.cfg.precision.loss_scale_steps)
             means |= scale.metrics(is_finite)
+        if guard is not None and factor is not None:
+            # A norm that is not finite is no spike: float16 or the loop deals with it.
+            is_spike = jnp.isfinite(grad_norm) & guard.is_spike(grad_norm, factor)
+            params, opt_state = choose(is_spike, old, (params, opt_state))
+            num_updates -= guard.skipped
+            guard = guard.after(grad_norm, factor)
+            means |= guard.metrics(is_spike)
         metrics = StepMetrics(
             loss=means.pop("loss"),
             nll=means.pop("nll"),
@@ -309,7 +318,7 @@ class Trainer:
             update_norm=update_norm,
             extra=means,
         )
-        return TrainState(state.step + 1, params, opt_state, state.key, scale), metrics
+        return TrainState(state.step + 1, params, opt_state, state.key, scale, guard), metrics
 
     def held_out_sums(self, params: Tree, batch: Batch, frozen: Tree | None = None) -> LossSum:
         """What `evaluate` compiles."""
