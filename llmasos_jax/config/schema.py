@@ -127,6 +127,8 @@ class OptimConfig:
       beta1, beta2, eps: of Adam, and their counterparts in the others.
       momentum: of "sgd" and of the matrices in "muon".
       clip_norm: largest global norm of the gradient; None does not clip.
+      spike_factor: a step whose gradient norm, before clipping, is more than so many times its
+        running mean is left out (`train/spikes.py`); None leaves out none.
       mup_base_dim: the width at which `learning_rate` and `train.init_std` were chosen; a model of
         another `model.embedding_dim` takes them over as maximal update parametrization says (Yang
         et al., 2022, arXiv 2203.03466; `train/mup.py`). It assumes heads of the same size, as many
@@ -145,6 +147,7 @@ class OptimConfig:
     eps: float = 1e-8
     momentum: float = 0.9
     clip_norm: float | None = 1.0
+    spike_factor: float | None = None
     mup_base_dim: int | None = None
 
 
@@ -276,6 +279,11 @@ def check_config(cfg: Config) -> None:
         raise ConfigError(
             f"train.expert_capacity={cfg.train.expert_capacity} goes with experts, the model has "
             "none; set model.experts.count, or leave out the capacity"
+        )
+    if cfg.optim.spike_factor is not None and not cfg.optim.spike_factor > 1.0:
+        raise ConfigError(
+            f"optim.spike_factor={cfg.optim.spike_factor} must be above 1: it is how many times "
+            "its usual norm a gradient may have"
         )
     for path, value in (
         ("data.heldout_fraction", cfg.data.heldout_fraction),

@@ -22,6 +22,9 @@
 | loss_scale | | float16: what the next step's loss is multiplied by (`train/scaling.py`) |
 | skipped_steps | steps | float16: left out since step 1, because a gradient was not finite |
 | overflow | 0 or 1 | float16: this step was; its loss and norms may then be no numbers |
+| spike | 0 or 1 | `optim.spike_factor`: this step was left out (`train/spikes.py`) |
+| spikes | steps | left out since step 1, because the gradient was far above its usual norm |
+| usual_grad_norm | | running mean of `grad_norm`, what it is compared with |
 | tokens_per_s | tokens per second | all positions of the batches since the last line |
 | step_time_s | seconds | per step since the last line, evaluation and saving left out |
 | mfu | share | see `mfu` |
