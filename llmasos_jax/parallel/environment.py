@@ -9,20 +9,17 @@ from __future__ import annotations
 import os
 import re
 import socket
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmasos_jax.config.devices import HostsConfig
 from llmasos_jax.errors import ConfigError
+from llmasos_jax.parallel.metadata import metadata
 
 # Two ports: the run's own, and the next one for JAX's coordination service.
 DEFAULT_PORT = 8476
 _FIRST_DERIVED_PORT, _DERIVED_PORTS = 61440, 2048
-
-_METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
 
 Environment = Mapping[str, str]
 
@@ -232,15 +229,19 @@ def _tpu_vm(env: Environment) -> Place | None:
     """A TPU VM that is reached over ssh: only its metadata server knows its neighbours."""
     if env.get("TPU_SKIP_MDS_QUERY") or not _has_tpu():
         return None
-    worker, listed = _metadata("agent-worker-number"), _metadata("worker-network-endpoints")
+    worker, listed = _attribute("agent-worker-number"), _attribute("worker-network-endpoints")
     if worker is None or listed is None:
         return None
     # Either names, or name:id:address.
     workers = [entry.split(":")[-1] for entry in listed.split(",") if entry]
     row = r"^\s*(MEGASCALE_\w+)\s*:\s*'?([^'\n]*?)'?\s*$"
-    lines = re.findall(row, _metadata("tpu-env") or "", flags=re.MULTILINE)
+    lines = re.findall(row, _attribute("tpu-env") or "", flags=re.MULTILINE)
     megascale = dict(lines) | {k: v for k, v in env.items() if k.startswith("MEGASCALE_")}
     return _tpu(env, workers, int(worker), megascale)
+
+
+def _attribute(name: str) -> str | None:
+    return metadata(f"attributes/{name}", tries=3)
 
 
 def _has_tpu() -> bool:
@@ -250,19 +251,6 @@ def _has_tpu() -> bool:
     except OSError:
         return False
     return is_google and (any(Path("/dev").glob("accel*")) or Path("/dev/vfio/0").exists())
-
-
-def _metadata(name: str) -> str | None:
-    request = urllib.request.Request(_METADATA + name, headers={"Metadata-Flavor": "Google"})
-    for _ in range(3):
-        try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
-                return answer.read().decode()
-        except urllib.error.HTTPError:
-            return None
-        except OSError:
-            continue
-    return None
 
 
 def hostname() -> str:

@@ -16,6 +16,7 @@ from llmasos_jax.data.pipeline import Data
 from llmasos_jax.errors import DataError, PreemptedError, TrainingFailedError
 from llmasos_jax.parallel import distributed
 from llmasos_jax.train.hooks import Hook, RunInfo
+from llmasos_jax.train.maintenance import watched
 from llmasos_jax.train.metrics import Speed, heldout_values, mfu, step_values
 from llmasos_jax.train.preemption import StopRequest
 from llmasos_jax.train.pretrained import Pretrained, moved_weights, whole_weights
@@ -143,7 +144,8 @@ class _Run:
         """The loop."""
         first, last = self.good_step + 1, self.cfg.train.steps
         in_flight: tuple[int, StepMetrics] | None = None
-        with StopRequest(distributed.current()) as stop:
+        platform = self.trainer.runtime.platform
+        with StopRequest(distributed.current()) as stop, watched(platform):
             # A run that was stopped on a step due for evaluation has still to do it.
             if 1 < first <= last and _is_due(self.cfg.train.eval_every_steps, first - 1):
                 self.evaluate(first - 1, state, stop)
