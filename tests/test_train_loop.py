@@ -11,6 +11,7 @@ import pytest
 from small_run import Record, small_config
 from tolerances import SIMPLE
 
+from llmasos_jax.data.pipeline import HeldoutBatches
 from llmasos_jax.errors import ConfigError, DataError, TrainingFailedError
 from llmasos_jax.train import metrics
 from llmasos_jax.train.hooks import RunInfo, read_metrics
@@ -181,7 +182,7 @@ def test_evaluation_weighs_tokens_not_batches():
     )
     info = types.SimpleNamespace(speed=None, start_step=0)
     record = Record()
-    data = types.SimpleNamespace(heldout=[0, 1])
+    data = types.SimpleNamespace(heldout=HeldoutBatches(lambda index: index, 2))
     part = _Run(trainer, data, None, record, info, None, {})
     part.evaluate(5, types.SimpleNamespace(params=None), types.SimpleNamespace(name=None))
     values = record.heldout[5]

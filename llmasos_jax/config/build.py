@@ -21,9 +21,11 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from llmasos_jax.config.data import MixturePart
 from llmasos_jax.config.devices import HostsConfig
 from llmasos_jax.config.files import find_config, run_config
 from llmasos_jax.config.finetune import FinetuneConfig
+from llmasos_jax.config.kinds import hints, parts_of, type_name
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config
 from llmasos_jax.errors import ConfigError, did_you_mean
@@ -46,7 +48,9 @@ def default_config() -> config_dict.ConfigDict:
       >>> config.optim.learning_rate
       0.001
     """
-    return _defaults(Config).lock()
+    config: Any = _defaults(Config).lock()
+    config.data.mixture.unlock()  # its names are the config's own
+    return config
 
 
 def build(config: Mapping[str, Any] | config_dict.ConfigDict) -> Config:
@@ -91,7 +95,7 @@ def read_config(source: Source) -> config_dict.ConfigDict:
       >>> config.train.steps = 20
     """
     if isinstance(source, config_dict.ConfigDict):
-        return source
+        return _with_whole_parts(source)
     if isinstance(source, Config):
         return _filled(to_dict(source))
     path, variant = find_config(source)
@@ -103,7 +107,7 @@ def read_config(source: Source) -> config_dict.ConfigDict:
             f"{path}: get_config() returned a {type(config).__name__}; return a ConfigDict made by "
             "llmasos_jax.config.build.default_config()"
         )
-    return config.lock()
+    return _with_whole_parts(config.lock())
 
 
 def with_model(source: Source, parameters: ModelConfig) -> config_dict.ConfigDict:
@@ -172,10 +176,12 @@ def _copied(group: Any) -> Any:
 def differences(a: Config, b: Config) -> list[str]:
     """Every field in which two configs differ, as `"train.steps: 100 -> 200"`, in schema order."""
     left, right = dict(fields_of(a)), dict(fields_of(b))
+    # A part of a mixture may be in one alone.
+    shown = lambda fields, path: repr(fields[path]) if path in fields else "not there"
     return [
-        f"{path}: {value!r} -> {right[path]!r}"
-        for path, value in left.items()
-        if value != right[path]
+        f"{path}: {shown(left, path)} -> {shown(right, path)}"
+        for path in dict.fromkeys([*left, *right])
+        if path not in left or path not in right or left[path] != right[path]
     ]
 
 
@@ -185,6 +191,9 @@ def fields_of(config: object, path: str = "") -> Iterator[tuple[str, Any]]:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             yield from fields_of(value, f"{path}{field.name}.")
+        elif isinstance(value, dict):
+            for name, part in value.items():
+                yield from fields_of(part, f"{path}{field.name}.{name}.")
         else:
             yield path + field.name, value
 
@@ -199,35 +208,21 @@ def type_of(path: str) -> Any:
     parts = path.split(".")
     for depth, part in enumerate(parts):
         where = ".".join(parts[:depth])
+        if parts_of(kind):
+            kind = parts_of(kind)
+            continue
         if not dataclasses.is_dataclass(kind):
             raise ConfigError(f'config.{path}: "{where}" is one value; it has no field "{part}"')
-        if part not in _hints(kind):
+        if part not in hints(kind):
             raise _unknown_key(typing.cast(type, kind), part, where)
-        kind = _hints(kind)[part]
+        kind = hints(kind)[part]
     return kind
-
-
-def type_name(kind: Any) -> str:
-    """How an error message calls a field's type: `int or None`, `tuple of int`."""
-    if kind is type(None):
-        return "None"
-    if isinstance(kind, types.UnionType):
-        return " or ".join(type_name(k) for k in typing.get_args(kind))
-    if typing.get_origin(kind) is tuple:
-        inner = type_name(typing.get_args(kind)[0])
-        return f"tuple of ({inner})" if " " in inner else f"tuple of {inner}"
-    return "a group of fields" if dataclasses.is_dataclass(kind) else kind.__name__
-
-
-@functools.cache
-def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
 
 
 @functools.cache
 def _all_paths(cls: Any = Config, path: str = "") -> tuple[str, ...]:
     paths: list[str] = []
-    for name, kind in _hints(cls).items():
+    for name, kind in hints(cls).items():
         paths += (
             _all_paths(kind, f"{path}{name}.") if dataclasses.is_dataclass(kind) else [path + name]
         )
@@ -237,9 +232,11 @@ def _all_paths(cls: Any = Config, path: str = "") -> tuple[str, ...]:
 def _defaults(cls: Any) -> config_dict.ConfigDict:
     config = config_dict.ConfigDict()
     for field in dataclasses.fields(cls):
-        kind = _hints(cls)[field.name]
+        kind = hints(cls)[field.name]
         if dataclasses.is_dataclass(kind):
             config[field.name] = _defaults(kind)
+        elif parts_of(kind):
+            config[field.name] = config_dict.ConfigDict()
         elif field.default is dataclasses.MISSING:
             config[field.name] = config_dict.placeholder(kind)  # `build` asks for a value
         elif field.default is None:
@@ -247,6 +244,19 @@ def _defaults(cls: Any) -> config_dict.ConfigDict:
             config[field.name] = config_dict.placeholder(plain)
         else:
             config[field.name] = field.default
+    return config
+
+
+def _with_whole_parts(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """Gives each part of the mixture all its fields, so that an override finds them."""
+    data = config.get("data")
+    mixture = data.get("mixture") if isinstance(data, config_dict.ConfigDict) else None
+    if isinstance(mixture, config_dict.ConfigDict):
+        for name, part in mixture.items():
+            if isinstance(part, config_dict.ConfigDict):
+                whole = _defaults(MixturePart)
+                whole.update(part)
+                mixture[name] = whole
     return config
 
 
@@ -270,17 +280,17 @@ def _require_model(values: Any) -> None:
 def _construct(cls: Any, values: Any, path: str) -> Any:
     if not isinstance(values, Mapping | config_dict.ConfigDict):
         raise ConfigError(f"{path or 'config'}={values!r} must be a group of fields, not a value")
-    hints, arguments = _hints(cls), {}
+    kinds, arguments = hints(cls), {}
     for key in values.keys():
-        if key not in hints:
+        if key not in kinds:
             raise _unknown_key(cls, str(key), path)
     for field in dataclasses.fields(cls):
         where = f"{path}.{field.name}" if path else field.name
         required = field.default is field.default_factory is dataclasses.MISSING
         if required and (field.name not in values or values[field.name] is None):
-            raise ConfigError(f"{where} has no value; set it ({type_name(hints[field.name])})")
+            raise ConfigError(f"{where} has no value; set it ({type_name(kinds[field.name])})")
         if field.name in values:
-            arguments[field.name] = _checked(hints[field.name], values[field.name], where)
+            arguments[field.name] = _checked(kinds[field.name], values[field.name], where)
     return cls(**arguments)
 
 
@@ -294,6 +304,10 @@ def _checked(kind: Any, value: Any, path: str) -> Any:
         kinds = [k for k in typing.get_args(kind) if k is not type(None)]
         if len(kinds) == 1 and _fits(kinds[0], value):
             return _checked(kinds[0], value, path)
+    elif parts_of(kind):
+        if isinstance(value, Mapping | config_dict.ConfigDict):
+            part, items = parts_of(kind), value.items()
+            return {str(name): _construct(part, v, f"{path}.{name}") for name, v in items}
     elif typing.get_origin(kind) is tuple:
         if isinstance(value, tuple | list):
             inner = typing.get_args(kind)[0]
@@ -316,11 +330,11 @@ def _fits(kind: Any, value: Any) -> bool:
 
 def _unknown_key(cls: Any, key: str, path: str) -> ConfigError:
     prefix = f"{path}." if path else ""
-    names = [prefix + name for name in _hints(cls)]
+    names = [prefix + name for name in hints(cls)]
     if (path, key) in _MOVED:
         now = ".".join(_MOVED[path, key])
         return ConfigError(f'config has no field "{prefix}{key}"; it is "{now}" now')
-    if difflib.get_close_matches(key, _hints(cls), n=1):
+    if difflib.get_close_matches(key, hints(cls), n=1):
         hint = did_you_mean(prefix + key, names)
     else:
         hint = nearest_path(key) or did_you_mean("", names)

@@ -11,8 +11,9 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from llmasos_jax.config.build import type_name, type_of
-from llmasos_jax.errors import ConfigError
+from llmasos_jax.config.build import type_of
+from llmasos_jax.config.kinds import parts_of, type_name
+from llmasos_jax.errors import ConfigError, did_you_mean
 
 _BOOLS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -34,9 +35,10 @@ def apply_overrides(config: config_dict.ConfigDict, overrides: Mapping[str, str]
       >>> config.train.steps, config.mesh.fsdp
       (20, (2, 4))
     """
-    config.update_from_flattened_dict(
-        {path: parse_value(path, text) for path, text in overrides.items()}
-    )
+    values = {path: parse_value(path, text) for path, text in overrides.items()}
+    for path in values:
+        _require_part(config, path)
+    config.update_from_flattened_dict(values)
 
 
 def with_values(
@@ -55,6 +57,7 @@ def with_values(
     copy = config.copy_and_resolve_references()
     for path, value in values.items():
         kind = type_of(path)
+        _require_part(copy, path)
         try:
             copy.update_from_flattened_dict({path: value})
         except (TypeError, ValueError) as error:
@@ -63,6 +66,18 @@ def with_values(
                 f"{_article(type_name(kind))}"
             ) from error
     return copy
+
+
+def _require_part(config: Any, path: str) -> None:
+    """Refuses a path into a part of the mixture that the config does not have."""
+    names = config.data.mixture
+    _, _, rest = path.partition("data.mixture.")
+    name = rest.partition(".")[0]
+    if name and name not in names:
+        raise ConfigError(
+            f'config.data.mixture has no part "{name}"{did_you_mean(name, list(names.keys()))}; '
+            "a config file adds parts, an override changes their fields"
+        )
 
 
 def parse_value(path: str, text: str) -> Any:
@@ -75,6 +90,9 @@ def parse_value(path: str, text: str) -> Any:
     if dataclasses.is_dataclass(kind):
         fields = ", ".join(f"{path}.{f.name}" for f in dataclasses.fields(kind))
         raise ConfigError(f"config.{path} is a group of fields; set one of them: {fields}")
+    if parts_of(kind):
+        fields = ", ".join(f"{path}.NAME.{f.name}" for f in dataclasses.fields(parts_of(kind)))
+        raise ConfigError(f"config.{path} has parts by name; set a field of one: {fields}")
     try:
         return _parse(kind, text)
     except (ValueError, SyntaxError, TypeError) as error:

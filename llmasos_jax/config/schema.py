@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
+from llmasos_jax.config.data import DataConfig, check_data
 from llmasos_jax.config.devices import HostsConfig, KernelsConfig, MeshConfig
 from llmasos_jax.config.finetune import FinetuneConfig
 from llmasos_jax.config.model import ModelConfig
@@ -37,33 +39,6 @@ class TokenizerConfig:
     model_type: str = "bpe"
     lowercase: bool = True
     train_chars: int = 4_000_000
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where text comes from and how it is cut.
-
-    Attributes:
-      source: "stdlib" (the Python standard library's own source), "text", "jsonl", "parquet", or
-        "package.module:name".
-      path: file, folder or glob for "text", "jsonl", "parquet".
-      text_field: the field that holds the text in "jsonl" and "parquet".
-      sequence_length: tokens that the model reads in one sequence.
-      heldout_fraction: share of the documents kept for evaluation, never trained on.
-      heldout_path: file, folder or glob of records kept for evaluation, in the place of a share of
-        those of `path`; for objectives that learn from records.
-      max_documents: read at most so many; None reads all.
-      seed: fixes the order and the split.
-    """
-
-    source: str = "stdlib"
-    path: str | None = None
-    text_field: str = "text"
-    sequence_length: int = 256
-    heldout_fraction: float = 0.02
-    heldout_path: str | None = None
-    max_documents: int | None = None
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -259,8 +234,9 @@ class Config:
 
 def check_config(cfg: Config) -> None:
     """Raises ConfigError for the first field that breaks a rule."""
-    for name in ("objective", "data", "optim", "train", "sample"):
+    for name in ("objective", "optim", "train", "sample"):
         require_finite(name, getattr(cfg, name))
+    check_data(cfg.data)
     _check_signs(cfg)
     _check_remat(cfg.train)
     require_one_of("tokenizer.model_type", cfg.tokenizer.model_type, TOKENIZER_MODELS)
@@ -275,6 +251,12 @@ def check_config(cfg: Config) -> None:
             f"data.sequence_length={cfg.data.sequence_length} is longer than model.context_length="
             f"{cfg.model.context_length}; raise the context or shorten the sequence"
         )
+    if cfg.data.mixture and (cfg.train.eval_batches or math.inf) < len(cfg.data.mixture):
+        raise ConfigError(
+            f"train.eval_batches={cfg.train.eval_batches} is fewer than the "
+            f"{len(cfg.data.mixture)} parts of data.mixture, each of which has batches of its own; "
+            f"set {len(cfg.data.mixture)} or more"
+        )
     if cfg.train.expert_capacity is not None and not cfg.model.experts.count:
         raise ConfigError(
             f"train.expert_capacity={cfg.train.expert_capacity} goes with experts, the model has "
@@ -286,7 +268,6 @@ def check_config(cfg: Config) -> None:
             "its usual norm a gradient may have"
         )
     for path, value in (
-        ("data.heldout_fraction", cfg.data.heldout_fraction),
         ("objective.short_fraction", cfg.objective.short_fraction),
         ("objective.label_smoothing", cfg.objective.label_smoothing),
         ("train.dropout_rate", cfg.train.dropout_rate),
@@ -350,8 +331,6 @@ def _check_span_length(cfg: Config) -> None:
 
 def _check_signs(cfg: Config) -> None:
     positive = {
-        "data.sequence_length": cfg.data.sequence_length,
-        "data.max_documents": cfg.data.max_documents,
         "tokenizer.train_chars": cfg.tokenizer.train_chars,
         "train.steps": cfg.train.steps,
         "train.batch_size": cfg.train.batch_size,

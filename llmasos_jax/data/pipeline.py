@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, overload
@@ -17,6 +17,7 @@ from llmasos_jax.config.schema import Config
 from llmasos_jax.data.batch import Batch
 from llmasos_jax.data.corpus import Corpus, open_corpus
 from llmasos_jax.data.examples import ExampleRows, Examples
+from llmasos_jax.data.mixture import MixedCorpus, MixedRows, open_mixture
 from llmasos_jax.data.objectives import MakeRows, Prepare, ReadExamples, causal
 from llmasos_jax.data.packing import PackedRows
 from llmasos_jax.data.sources import documents
@@ -66,10 +67,22 @@ class TrainBatches(Iterator[Batch]):
 
 
 class HeldoutBatches(Sequence[Batch]):
-    """The held-out rows in batches of one shape; padding fills the last one."""
+    """The held-out rows in batches of one shape; padding fills the last one.
 
-    def __init__(self, rows: Callable[[int], Batch], count: int) -> None:
-        self._rows, self._count = rows, count
+    Of a mixture each batch is of one part, and the parts take turns.
+
+    Args:
+      rows: makes a batch.
+      count: how many there are.
+      parts: of each batch the name of its part; none where there is no mixture.
+    """
+
+    def __init__(self, rows: Callable[[int], Batch], count: int, parts: Sequence[str] = ()) -> None:
+        self._rows, self._count, self._parts = rows, count, parts
+
+    def part(self, index: int) -> str | None:
+        """The name of the part of a mixture that a batch is of."""
+        return self._parts[index] if self._parts else None
 
     def __len__(self) -> int:
         return self._count
@@ -94,14 +107,14 @@ class Data:
       train: this process's rows of every training batch.
       heldout: this process's rows of the held-out batches.
       corpus: the token ids; for an objective that learns from records, its examples.
-      num_train_rows: rows of one epoch.
+      num_train_rows: rows of one epoch; of a mixture, of one epoch of each part.
       batch_size: rows of a batch over all processes.
       sequence_length: tokens of a row.
     """
 
     train: TrainBatches
     heldout: HeldoutBatches
-    corpus: Corpus | Examples
+    corpus: Corpus | MixedCorpus | Examples
     num_train_rows: int
     batch_size: int
     sequence_length: int
@@ -109,8 +122,8 @@ class Data:
     @property
     def text(self) -> Corpus:
         """The corpus of a run that reads one."""
-        if isinstance(self.corpus, Examples):
-            raise TypeError("this run reads examples, not a corpus of text")
+        if not isinstance(self.corpus, Corpus):
+            raise TypeError("this run does not read one corpus of text")
         return self.corpus
 
     @property
@@ -168,8 +181,11 @@ def open_data(
     """Opens a run's data: documents, split, tokens, rows, batches.
 
     The batch of step n has rows n * batch_size to (n + 1) * batch_size - 1 of an endless sequence:
-    one shuffled epoch after the other, each row once in each. Process p of P takes the p-th of P
+    one shuffled epoch after the other, each row once in each; of a mixture such a sequence for each
+    part, mixed by the weights (`llmasos_jax.data.mixture`). Process p of P takes the p-th of P
     equal parts of it, or `own_rows`, so the whole batch is the same bytes for any P.
+
+    Held-out batches are of one part each.
 
     Args:
       cfg: `data`, `train.batch_size` and `model.vocab_size` are read.
@@ -194,33 +210,59 @@ def open_data(
         own_rows = range(process_index * count, (process_index + 1) * count)
     prepare = prepare or causal
     if examples is not None:
+        _require_no_mixture(cfg)
         corpus = examples(cfg, tokenizer, cache)
-        train, heldout = corpus.train, corpus.heldout
-        _require_batch_of_rows(cfg, train)
+        _require_batch_of_rows(cfg, corpus.train)
+        sides = {"": (corpus.train, corpus.heldout)}
     else:
         _require_one_path(cfg)
-        source = documents(cfg.data, cache)
-        corpus = open_corpus(source, tokenizer, cfg.data, cache, by_sentence=by_sentence)
+        corpus = _open_text(cfg, tokenizer, cache, by_sentence)
         _require_a_batch(cfg, corpus)
-        train = rows(corpus.train, cfg.data.sequence_length)
-        heldout = rows(corpus.heldout, cfg.data.sequence_length)
-    batches = _OwnBatches(
-        _train_rows(train, cfg.data.seed, prepare), cfg.train.batch_size, own_rows
-    )
-
-    def heldout_batch(index: int) -> Batch:
-        start = index * cfg.train.batch_size
-        numbers = [start + row for row in own_rows]
-        return fixed_batch(heldout, numbers, cfg.data.seed, prepare)
-
+        parts = corpus.parts if isinstance(corpus, MixedCorpus) else {"": corpus}
+        length = cfg.data.sequence_length
+        sides = {n: (rows(p.train, length), rows(p.heldout, length)) for n, p in parts.items()}
+    shares = list(corpus.shares.values()) if isinstance(corpus, MixedCorpus) else None
+    train = {name: side[0] for name, side in sides.items()}
+    every = _train_rows(train, shares, cfg.data.seed, prepare)
+    batches = _OwnBatches(every, cfg.train.batch_size, own_rows)
     return Data(
         train=TrainBatches(grain.MapDataset.source(cast(Any, batches))),
-        heldout=HeldoutBatches(heldout_batch, -(-len(heldout) // cfg.train.batch_size)),
+        heldout=_heldout({name: side[1] for name, side in sides.items()}, cfg, own_rows, prepare),
         corpus=corpus,
-        num_train_rows=len(train),
+        num_train_rows=sum(map(len, train.values())),
         batch_size=cfg.train.batch_size,
         sequence_length=cfg.data.sequence_length,
     )
+
+
+def _open_text(
+    cfg: Config, tokenizer: Tokenizer, cache: Path, by_sentence: bool
+) -> Corpus | MixedCorpus:
+    if cfg.data.mixture:
+        return open_mixture(cfg.data, tokenizer, cache, by_sentence=by_sentence)
+    source = documents(cfg.data, cache)
+    return open_corpus(source, tokenizer, cfg.data, cache, by_sentence=by_sentence)
+
+
+def _heldout(
+    rows: Mapping[str, Sequence[Any]], cfg: Config, own: Sequence[int], prepare: Prepare
+) -> HeldoutBatches:
+    """Batches of each part's held-out rows; the parts take turns while they have any."""
+    size, seed = cfg.train.batch_size, cfg.data.seed
+    counts = {name: -(-len(part) // size) for name, part in rows.items()}
+    turns = [
+        (name, turn)
+        for turn in range(max(counts.values()))
+        for name, count in counts.items()
+        if turn < count
+    ]
+
+    def batch(index: int) -> Batch:
+        name, turn = turns[index]
+        return fixed_batch(rows[name], [turn * size + row for row in own], seed, prepare)
+
+    names = [name for name, _ in turns] if cfg.data.mixture else []
+    return HeldoutBatches(batch, len(turns), names)
 
 
 def _rows_per_process(cfg: Config, process_count: int) -> int:
@@ -243,7 +285,15 @@ def _require_one_path(cfg: Config) -> None:
         )
 
 
-def _require_a_batch(cfg: Config, corpus: Corpus) -> None:
+def _require_no_mixture(cfg: Config) -> None:
+    if cfg.data.mixture:
+        raise ConfigError(
+            f'data.mixture is of texts, and objective.name="{cfg.objective.name}" learns from '
+            "records; put the files in one folder and name it in data.path"
+        )
+
+
+def _require_a_batch(cfg: Config, corpus: Corpus | MixedCorpus) -> None:
     needed = cfg.train.batch_size * cfg.data.sequence_length
     if corpus.train.num_tokens < needed:
         raise DataError(
@@ -277,16 +327,20 @@ class _OwnBatches:
         return stack(rows)
 
 
-def _train_rows(rows: Sequence[Any], seed: int, prepare: Prepare) -> grain.MapDataset:
-    """The rows of all epochs, prepared; without end."""
-    return (
-        grain.MapDataset.source(cast(Any, rows))
+def _train_rows(
+    rows: Mapping[str, Sequence[Any]], shares: Sequence[int] | None, seed: int, prepare: Prepare
+) -> grain.MapDataset:
+    """The rows of all epochs, prepared; without end. Of a mixture each part has its own epochs."""
+    parts = [
+        grain.MapDataset.source(cast(Any, part))
         # grain's epoch e uses seed + e, so runs with seeds 0 and 1 would share all epochs but one;
         # a hash of the seed sets them apart.
-        .shuffle(seed=_seed("order", seed))
+        .shuffle(seed=_seed(f"order {name}".rstrip(), seed))
         .repeat()
-        .random_map(prepare, seed=_seed("objective", seed))
-    )
+        for name, part in rows.items()
+    ]
+    mixed = parts[0] if shares is None else grain.MapDataset.source(MixedRows(parts, shares))
+    return mixed.random_map(prepare, seed=_seed("objective", seed))
 
 
 def fixed_batch(rows: Sequence[Any], indices: Sequence[int], seed: int, prepare: Prepare) -> Batch:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from llmasos_jax.errors import DataError, PreemptedError, TrainingFailedError
 from llmasos_jax.parallel import distributed
 from llmasos_jax.train.hooks import Hook, RunInfo
 from llmasos_jax.train.maintenance import watched
-from llmasos_jax.train.metrics import Speed, heldout_values, mfu, step_values
+from llmasos_jax.train.metrics import Speed, heldout_values, losses_by_part, mfu, step_values
 from llmasos_jax.train.preemption import StopRequest
 from llmasos_jax.train.pretrained import Pretrained, moved_weights, whole_weights
 from llmasos_jax.train.scaling import SMALLEST
@@ -214,20 +216,22 @@ class _Run:
         count = len(self.data.heldout)
         if not count:
             return
-        sums: Any = None
+        sums: dict[str | None, Any] = {}  # by part of a mixture
         for index in range(min(count, self.cfg.train.eval_batches or count)):
             batch = self.trainer.put(self.data.heldout[index])
-            part = self.trainer.evaluate(state.params, batch, self.frozen)
-            sums = part if sums is None else sums + part
+            found = self.trainer.evaluate(state.params, batch, self.frozen)
+            name = self.data.heldout.part(index)
+            sums[name] = sums[name] + found if name in sums else found
             if stop.name:
                 return
-        total = jax.device_get(sums)
+        parts = jax.device_get(sums)
+        total = functools.reduce(operator.add, parts.values())
         if total.weight_sum == 0:
             raise DataError(
                 "the held-out text has no token to score; give longer documents, or a larger "
                 "data.heldout_fraction"
             )
-        self.heldout = heldout_values(total, self.cfg.objective.name)
+        self.heldout = heldout_values(total, self.cfg.objective.name) | losses_by_part(parts)
         self.hooks.on_eval(step, self.heldout)
 
     def sample(self, step: int, state: TrainState) -> None:

@@ -31,6 +31,7 @@
 | data_wait | share | of the step time that the loop waited for the next batch |
 | heldout_loss, heldout_perplexity, heldout_tokens | nats per token, -, tokens | on held-out text;
 | | | with an objective of `UNITS` heldout_tokens counts what its loss is a mean over |
+| heldout_loss/NAME | nats per token | of the held-out text of one part of `data.mixture` |
 | heldout_accuracy, heldout_nsp_loss, ... | as above | the objective's own, on held-out text |
 """
 
@@ -208,6 +209,21 @@ def heldout_values(total: LossSum, objective: str) -> dict[str, float]:
         **_perplexity("heldout_perplexity", nll, objective),
         "heldout_tokens": float(total.weight_sum),
         **{f"heldout_{name}": value for name, value in means.items()},
+    }
+
+
+def losses_by_part(parts: Mapping[str | None, LossSum]) -> dict[str, float]:
+    """The held-out loss of each part of a mixture, under its name; nothing where there is none.
+
+    Example:
+      >>> total = LossSum(*(jnp.float32(x) for x in (8, 8, 4)))
+      >>> losses_by_part({"code": total}), losses_by_part({None: total})
+      ({'heldout_loss/code': 2.0}, {})
+    """
+    return {
+        f"heldout_loss/{name}": float(total.means()["loss"])
+        for name, total in parts.items()
+        if name is not None and total.weight_sum
     }
 
 

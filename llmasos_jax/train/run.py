@@ -18,6 +18,7 @@ from llmasos_jax.checkpoint.orbax import Checkpointer
 from llmasos_jax.config.files import cache_folder
 from llmasos_jax.config.schema import Config
 from llmasos_jax.data.baselines import Baselines, baselines
+from llmasos_jax.data.corpus import Corpus
 from llmasos_jax.data.examples import Examples
 from llmasos_jax.data.pipeline import Data, open_data
 from llmasos_jax.data.target_baselines import TargetBaselines, target_baselines
@@ -228,7 +229,7 @@ def counted(
     # An objective of the user's own may score anything.
     if name not in TABLE or not fitted.heldout or data.num_train_tokens > _COUNTED_TOKENS:
         return None
-    if isinstance(data.corpus, Examples):
+    if not isinstance(data.corpus, Corpus):
         return None
     if name == "causal":
         return baselines(data, vocabulary.size, batches)

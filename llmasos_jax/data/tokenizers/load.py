@@ -8,6 +8,7 @@ from typing import Any
 
 from llmasos_jax.config.named import resolve
 from llmasos_jax.config.schema import Config
+from llmasos_jax.data.mixture import TrainingDocuments
 from llmasos_jax.data.sources import documents
 from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer, Tokenizer
 from llmasos_jax.errors import ConfigError, TokenizerError
@@ -125,7 +126,8 @@ def tokenizer_of_run(cfg: Config, cache: Path, *, has_records: bool) -> Tokenize
       TokenizerError, DataError: as in `build_tokenizer` and `data.sources.documents`.
     """
     if not has_records:
-        return build_tokenizer(cfg, documents(cfg.data, cache), cache)
+        texts = TrainingDocuments if cfg.data.mixture else documents
+        return build_tokenizer(cfg, texts(cfg.data, cache), cache)
     if cfg.tokenizer.path is None and cfg.tokenizer.kind in ("sentencepiece", "tokenizers"):
         raise ConfigError(
             f'objective.name="{cfg.objective.name}" learns from records, of which no tokenizer is '

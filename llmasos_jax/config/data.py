@@ -1,0 +1,96 @@
+"""What a run reads: where text comes from, in which shares, and how it is cut."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from llmasos_jax.config.require import require_finite, require_positive
+from llmasos_jax.errors import ConfigError
+
+# A part's name stands in config paths and in names of metrics.
+_PART_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class MixturePart:
+    """One text of a mixture; its fields mean what those of `DataConfig` mean.
+
+    Attributes:
+      weight: its rows are so many for each `weight` rows of the other parts, in every stretch of
+        the run; 3 beside 1 is three quarters.
+      source, path, text_field, max_documents: of this part.
+    """
+
+    weight: float = 1.0
+    source: str = "text"
+    path: str | None = None
+    text_field: str = "text"
+    max_documents: int | None = None
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where text comes from and how it is cut.
+
+    Attributes:
+      source: "stdlib" (the Python standard library's own source), "text", "jsonl", "parquet", or
+        "package.module:name".
+      path: file, folder or glob for "text", "jsonl", "parquet".
+      text_field: the field that holds the text in "jsonl" and "parquet".
+      sequence_length: tokens that the model reads in one sequence.
+      heldout_fraction: share of the documents kept for evaluation, never trained on.
+      heldout_path: file, folder or glob of records kept for evaluation, in the place of a share of
+        those of `path`; for objectives that learn from records.
+      max_documents: read at most so many; None reads all.
+      seed: fixes the order and the split.
+      mixture: several texts in the place of one, each with a name and a weight:
+        `{"code": {"source": "stdlib", "weight": 3.0}, "prose": {"path": "texts", "weight": 1.0}}`.
+    """
+
+    source: str = "stdlib"
+    path: str | None = None
+    text_field: str = "text"
+    sequence_length: int = 256
+    heldout_fraction: float = 0.02
+    heldout_path: str | None = None
+    max_documents: int | None = None
+    seed: int = 0
+    # Not hashed, for a dict has no hash; it is compared.
+    mixture: dict[str, MixturePart] = field(default_factory=dict, hash=False)
+
+
+def check_data(data: DataConfig) -> None:
+    """Raises ConfigError for the first field of `data` alone that breaks a rule."""
+    require_finite("data", data)
+    for path, value in (
+        ("data.sequence_length", data.sequence_length),
+        ("data.max_documents", data.max_documents),
+    ):
+        if value is not None:
+            require_positive(path, value)
+    if not 0.0 <= data.heldout_fraction < 1.0:
+        raise ConfigError(
+            f"data.heldout_fraction={data.heldout_fraction} must be at least 0 and below 1"
+        )
+    _check_mixture(data)
+
+
+def _check_mixture(data: DataConfig) -> None:
+    for name, part in data.mixture.items():
+        path = f"data.mixture.{name}"
+        if not _PART_NAME.fullmatch(name):
+            raise ConfigError(
+                f'data.mixture has a part "{name}"; a name is letters, digits, "_" and "-", and '
+                "begins with a letter"
+            )
+        require_finite(path, part)
+        require_positive(f"{path}.weight", part.weight)
+        if part.max_documents is not None:
+            require_positive(f"{path}.max_documents", part.max_documents)
+    for name in ("path", "max_documents", "heldout_path"):
+        if data.mixture and getattr(data, name) is not None:
+            where = "leave it out" if name == "heldout_path" else "set it in the parts"
+            raise ConfigError(
+                f"data.{name}={getattr(data, name)} does not go with data.mixture; {where}"
+            )
