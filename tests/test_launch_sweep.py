@@ -101,6 +101,14 @@ def test_what_cannot_start_writes_nothing(sweep_file, tmp_path, on, lacking, ove
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["start.sh", "Sweep.json"])
+def test_a_point_may_not_take_the_place_of_a_file_of_the_sweep(sweep_file, tmp_path, name):
+    sweep_file.write_text(TEXT.replace("it's relu", name))
+    with pytest.raises(ConfigError, match=f'a point may not be named "{name}"'):
+        llmasos_jax.launch_sweep(sweep_file, "slurm", tmp_path / "out", **SLURM)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_says_what_comes_next(sweep_file, tmp_path, capsys):
     flags = [f"--{name}={value}" for name, value in SLURM.items()]
     words = ["launch", f"--sweep={sweep_file}", "--on=slurm", f"--out={tmp_path}/out", *flags]

@@ -109,6 +109,7 @@ def test_a_config_beside_the_file_and_a_function(tmp_path):
         ('add({}, name="A")\n    add({}, name="a")', 'two points are named "A"'),
         ('add({}, name="..")', "no name of a folder"),
         ("add({}, seeds=0)", "seeds=0 must be a whole number"),
+        ('add({"train.seed": 1.5}, seeds=2)', '"seed=1.5": train.seed=1.5 is a float; expected an'),
         ('add({}, name="a", baseline=True)\n    add({}, name="b", baseline=True)', "baselines"),
         ("pass", "added no point"),
         ("add(1)", r"sweep.py:\d+ `add\(1\)`"),
@@ -125,6 +126,7 @@ def test_what_is_wrong_is_said_with_the_points_name(tmp_path, body, message):
     ("head", "message"),
     [
         ("def sweep(add):\n    ", "has to say what it sweeps over"),
+        ('CONFIG = "tiny"\nMETRIC = ["loss"]\ndef sweep(add):\n    ', "METRIC=.* is not a text"),
         ('CONFIG = "tinny"\ndef sweep(add):\n    ', 'did you mean "tiny"'),
         ('CONFIG = "tiny"\ndef sweeps(add):\n    ', "no function sweep"),
         ("import nothing_like_it\ndef sweep(add):\n    ", "sweep.py:1"),

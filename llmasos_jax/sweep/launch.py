@@ -98,7 +98,7 @@ def write_sweep_launch(
     stem = object_name(path.stem if path.stem != "sweep" else path.resolve().parent.name)
     files, texts, starts, made = [], [], [], None
     for point in sweep.points:
-        if point.name in (_PLAN, _START):
+        if point.name.lower() in (_PLAN, _START):
             raise ConfigError(f'{path}: a point may not be named "{point.name}", a file beside it')
         own = dataclasses.replace(options, workdir=str(places.point(point.name)))
         short = hashlib.sha256(point.name.encode()).hexdigest()[:8]

@@ -122,7 +122,7 @@ class Add:
                 raise ConfigError(f"seeds={seeds!r} must be a whole number of 1 at least")
             if not setting.strip("."):
                 raise ConfigError(f"name={name!r} is no name of a folder; give letters or digits")
-            first = int(overrides.get(SEED, self._base.train.seed))
+            first = build(with_values(self._base, overrides)).train.seed
             for seed in range(first, first + seeds):
                 given = {**overrides, SEED: seed} if seeds > 1 else dict(overrides)
                 point = f"{setting},seed={seed}" if seeds > 1 else setting

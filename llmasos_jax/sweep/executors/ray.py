@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmasos_jax.errors import ConfigError, MissingExtraError, PreemptedError, did_you_mean
@@ -14,6 +15,8 @@ from llmasos_jax.sweep.places import Places
 
 _NAMES = ("address", "num_cpus", "num_gpus")
 _GIB = 2**30
+# Ray's names for what a task takes, and for what a machine has.
+_OF_MACHINE = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
 
 
 class RayExecutor:
@@ -22,7 +25,8 @@ class RayExecutor:
     Args:
       options: `address` of the cluster ("auto" for the one that this machine is part of; without it
         `RAY_ADDRESS`, or else a Ray of this machine alone is started, and ended with the sweep);
-        `num_cpus` and `num_gpus` that each job takes (all cores of the smallest machine, and none).
+        `num_cpus` and `num_gpus` that each job takes (all cores of the smallest machine that has
+        some, and no GPU).
       jobs: that wait or run at once.
       memory_gib: what a job may hold in memory, in GiB, which Ray sets aside for it; None for no
         limit.
@@ -48,10 +52,12 @@ class RayExecutor:
         self.at_once, self._memory_gib = jobs, memory_gib
         self._is_ours = not ray.is_initialized()
         if self._is_ours:
-            _check_address(options.get("address", ""))
+            # Without "local", Ray would take a cluster that it remembers, ended or not.
+            address = options.get("address") or os.environ.get("RAY_ADDRESS") or "local"
+            _check_address(address)
             try:
                 ray.init(
-                    address=options.get("address"),
+                    address=address,
                     log_to_driver=False,
                     include_dashboard=False,
                     logging_level=logging.ERROR,
@@ -60,27 +66,15 @@ class RayExecutor:
                 said = str(error).strip().splitlines()[0]
                 raise ConfigError(f"--executor=ray found no cluster: {said}") from error
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        resources = {"num_cpus": min(m.get("CPU", 0.0) for m in machines), "num_gpus": 0.0, **given}
-        if not any(
-            m.get("CPU", 0.0) >= resources["num_cpus"]
-            and m.get("GPU", 0.0) >= resources["num_gpus"]
-            for m in machines
-        ):
+        resources = _resources(given, memory_gib, machines)
+        if not any(_has(machine, resources) for machine in machines):
             self.close()
+            memory = "" if memory_gib is None else f" with {memory_gib:g} GiB of memory"
             raise ConfigError(
                 f"no machine of the Ray cluster has num_cpus={resources['num_cpus']:g} and "
-                f"num_gpus={resources['num_gpus']:g} for a job, which would wait for ever; ask for "
-                "less"
+                f"num_gpus={resources['num_gpus']:g}{memory} for a job, which would wait for ever; "
+                "ask for less"
             )
-        most_gib = max(m.get("memory", 0.0) for m in machines) / _GIB
-        if memory_gib is not None:
-            if memory_gib > most_gib:
-                self.close()
-                raise ConfigError(
-                    f"--memory={memory_gib:g} GiB is more than any machine of the Ray cluster has "
-                    f"({most_gib:.1f}), and a job would wait for ever; ask for less"
-                )
-            resources["memory"] = memory_gib * _GIB
         # A job that fails is reported, not tried again: it would fail in the same way.
         self._run = ray.remote(max_retries=0, **resources)(_run)
 
@@ -103,7 +97,7 @@ def _check_address(address: str) -> None:
     """Refuses a cluster that does not answer; Ray itself would try for five minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():
-        return  # "auto", or none
+        return  # "auto" or "local"
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
@@ -163,5 +157,26 @@ def _parsed(options: Mapping[str, str]) -> dict[str, float]:
                     f"--executor-option {name}={options[name]} is not a number"
                 ) from error
             if not 0.0 <= parsed[name] < 1e6:
-                raise ConfigError(f"--executor-option {name}={options[name]} must be at least 0")
+                raise ConfigError(
+                    f"--executor-option {name}={options[name]} must be a number from 0 on"
+                )
+            if name == "num_gpus" and parsed[name] > 1.0 and not parsed[name].is_integer():
+                raise ConfigError(
+                    f"--executor-option num_gpus={options[name]}: Ray shares out one GPU, not "
+                    "several; give a part of 1, or a whole number"
+                )
     return parsed
+
+
+def _resources(
+    given: Mapping[str, float], memory_gib: float | None, machines: Sequence[Mapping[str, float]]
+) -> dict[str, Any]:
+    """What each job takes, by Ray's names for a task."""
+    # The head of a cluster often has no cores to give.
+    cores = min((m["CPU"] for m in machines if m.get("CPU")), default=1.0)
+    memory = {} if memory_gib is None else {"memory": memory_gib * _GIB}
+    return {"num_cpus": cores, "num_gpus": 0.0, **given, **memory}
+
+
+def _has(machine: Mapping[str, float], resources: Mapping[str, float]) -> bool:
+    return all(machine.get(_OF_MACHINE[name], 0.0) >= most for name, most in resources.items())

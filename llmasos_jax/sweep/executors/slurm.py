@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import logging.config
 import signal
 import subprocess
@@ -76,6 +78,10 @@ class SlurmExecutor:
 
         folder = places.group(group) / "slurm"
         known = open_job(places, group)
+        if known is not None and not (folder / f"{known}_submitted.pkl").exists():
+            # A sweep was killed before it had told the job what to do: it would fail in a minute.
+            _answer(["scancel", known])
+            known = None
         if known is not None:
             if stop_file(places, group).exists():
                 raise ConfigError(
@@ -89,7 +95,8 @@ class SlurmExecutor:
         executor.update_parameters(**self._parameters, job_name=_name(places, group))
         try:
             job = _Requeued(str(places.root.absolute()), group, self._memory_gib)
-            submitted = executor.submit(job)
+            with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises too
+                submitted = executor.submit(job)
         except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
             said = " ".join(str(error).split())
             raise ConfigError(f"sbatch did not take the job: {said}") from error
@@ -173,6 +180,8 @@ def open_job(places: Places, group: str) -> str | None:
     Raises:
       ConfigError: there was one, and Slurm does not say what has become of it.
     """
+    if not (places.group(group) / "slurm").is_dir():
+        return None  # nobody submitted one, and Slurm may be slow to answer
     # By name first: a sweep may have been killed before it could note the number.
     words = ["squeue", "--noheader", f"--name={_name(places, group)}", "--format=%i"]
     # Slurm shows a job for a moment after it has given its result.
