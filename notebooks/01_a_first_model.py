@@ -117,5 +117,6 @@ shown = [{" ": "·", "\n": "↵"}.get(byte, byte) for byte in text]
 ax.set_xticks(range(len(text)), shown, family="monospace")
 ax.tick_params(axis="x", length=0)
 ax.set(xlim=(-0.6, len(text) - 0.4), ylabel="surprise (bits)", title="Where the model is surprised")
+ax.set_xlabel("byte that comes next (· is a space, ↵ the end of a line)")
 ax.spines[["top", "right"]].set_visible(False)
 plt.show()

@@ -130,7 +130,7 @@ for edge in (2.5, 5.5, 8.5):
 ax.set_xticks(range(len(sentences)), range(1, len(sentences) + 1))
 ax.set_yticks(range(len(sentences)), [f"{text}  {n}" for n, text in enumerate(sentences, start=1)])
 ax.set(title="Cosine of embeddings")
-fig.colorbar(image, shrink=0.9)
+fig.colorbar(image, shrink=0.9, extend="min", label="cosine")
 plt.show()
 
 # %% [markdown]

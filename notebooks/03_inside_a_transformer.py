@@ -103,7 +103,8 @@ for y, level in enumerate(shown):
                 color="white" if values[y, x] > 0.6 else "black")  # fmt: skip
 ax.set_xticks(range(len(lens.tokens)), lens.tokens, rotation=30, ha="right")
 ax.set_yticks(range(len(shown)), ["embedding" if n == 0 else f"after layer {n - 1}" for n in shown])
-ax.set(xlabel="token read (␣ is a space)", title="The likeliest next token after each layer")
+ax.set(xlabel="token read (␣ is a space, <n> the special token n)")
+ax.set_title("The likeliest next token after each layer")
 fig.colorbar(image, label="probability of that token")
 plt.show()
 
@@ -122,7 +123,7 @@ fig, ax = plt.subplots(figsize=(6, 5.5), layout="constrained")
 limit = max(1.0, float(abs(patched.effects).max()))
 image = ax.imshow(patched.effects, cmap="RdBu_r", aspect="auto", vmin=-limit, vmax=limit)
 pairs = zip(patched.clean_tokens, patched.tokens, strict=True)
-names = [a if a == b else f"{a} / {b}" for a, b in pairs]
+names = [a if a == b else f"{a} /{b}" for a, b in pairs]
 ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
 ax.set(ylabel="layer before which it is put in", title='Where " Paris" against " Rome" comes from')
 fig.colorbar(image, label="share of the preference brought back")

@@ -135,27 +135,38 @@ before, after = (llmasos.evaluate(model, task) for model in models.values())
 print(before, after, sep="\n")
 
 # %%
-num_bytes = np.array([len(record["completion"].encode()) for record in asked])
-cost = [
-    -np.array([record["logprobs"][0] for record in found.records]) / num_bytes / np.log(2)
+num_bytes = np.array([[len(option.encode()) for option in record["options"]] for record in asked])
+costs = [  # [24, 3], the right one first
+    -np.array([record["logprobs"] for record in found.records]) / num_bytes / np.log(2)
     for found in (before, after)
 ]
-rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-curve = np.array([(row["step"], row["loss"]) for row in rows if "loss" in row])
+leads = [cost[:, 1:].min(axis=1) - cost[:, 0] for cost in costs]
+shares = [(lead > 0).mean() for lead in leads]
+rights = [cost[:, 0] for cost in costs]
+cheaper = (rights[1] < rights[0]).mean()
 
-fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-left.plot(*curve.T, "o-", color="tab:blue")
-left.set(xlabel="step", ylabel="loss (nats per token)", title="Training (each step a few answers)")
-limit = max(map(max, cost)) * 1.05
-right.plot([0, limit], [0, limit], "--", color="gray", lw=1)
-right.plot(*cost, "o", color="tab:orange", alpha=0.7, mec="none")
-cheaper = (cost[1] < cost[0]).mean()
-right.set(xlim=(0, limit), ylim=(0, limit), aspect="equal", xlabel="before (bits per byte)")
-right.set(ylabel="after (bits per byte)", title=f"{cheaper:.0%} of held-out answers cost less")
-right.annotate("cheaper after", (0.97, 0.05), xycoords="axes fraction", ha="right", color="gray")
-for ax in (left, right):
+fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
+for ax, values, colour, what in (
+    (left, leads, "tab:blue", "lead of the right one"),
+    (right, rights, "tab:orange", "cost of the right one"),
+):
+    low, high = min(0.0, np.min(values) - 0.1), np.max(values) + 0.1
+    ax.plot([low, high], [low, high], "--", color="gray", lw=1)
+    ax.plot(*values, "o", color=colour, alpha=0.7, mec="none")
+    ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+    ax.set(xlabel=f"{what} before (bits per byte)", ylabel=f"{what} after (bits per byte)")
     ax.spines[["top", "right"]].set_visible(False)
+left.axhspan(left.get_ylim()[0], 0, color="gray", alpha=0.15, lw=0)
+left.axvspan(left.get_xlim()[0], 0, color="gray", alpha=0.15, lw=0)
+left.set_title(f"Right one of three: {shares[0]:.0%} before, {shares[1]:.0%} after")
+left.annotate("a wrong one is likelier", (0.97, 0.03), xycoords="axes fraction", ha="right")
+right.set_title(f"{cheaper:.0%} of held-out answers cost less")
+right.annotate("cheaper after", (0.97, 0.05), xycoords="axes fraction", ha="right", color="gray")
 plt.show()
+
+# %% [markdown]
+# Each dot is a function. The lead is what the cheaper of the two wrong summaries costs more than
+# the right one; in the gray, a wrong one is likelier.
 
 # %% [markdown]
 # ## Side by side
