@@ -19,12 +19,14 @@ class MixturePart:
     Attributes:
       weight: its rows are so many for each `weight` rows of the other parts, in every stretch of
         the run; 3 beside 1 is three quarters.
-      source, path, text_field, max_documents: of this part.
+      source, path, subset, split, text_field, max_documents: of this part.
     """
 
     weight: float = 1.0
     source: str = "text"
     path: str | None = None
+    subset: str | None = None
+    split: str = "train"
     text_field: str = "text"
     max_documents: int | None = None
 
@@ -34,10 +36,13 @@ class DataConfig:
     """Where text comes from and how it is cut.
 
     Attributes:
-      source: "stdlib" (the Python standard library's own source), "text", "jsonl", "parquet", or
-        "package.module:name".
-      path: file, folder or glob for "text", "jsonl", "parquet".
-      text_field: the field that holds the text in "jsonl" and "parquet".
+      source: "stdlib" (the Python standard library's own source), "text", "jsonl", "parquet",
+        "arrow", "huggingface", "arrayrecord" (records are JSON objects), "arrayrecord_text"
+        (records are the texts), or "package.module:name".
+      path: file, folder or glob; for "huggingface" a name on the hub, or a folder.
+      subset: of a dataset of "huggingface" that has several; None takes its only one.
+      split: of a dataset of "huggingface": "train", "validation", "train[:1000]", ...
+      text_field: the field that holds the text in all but "stdlib", "text", "arrayrecord_text".
       sequence_length: tokens that the model reads in one sequence.
       heldout_fraction: share of the documents kept for evaluation, never trained on.
       heldout_path: file, folder or glob of records kept for evaluation, in the place of a share of
@@ -50,6 +55,8 @@ class DataConfig:
 
     source: str = "stdlib"
     path: str | None = None
+    subset: str | None = None
+    split: str = "train"
     text_field: str = "text"
     sequence_length: int = 256
     heldout_fraction: float = 0.02

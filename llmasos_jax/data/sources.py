@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import overload
+from typing import Protocol, overload, runtime_checkable
 
 from llmasos_jax.config.named import resolve
 from llmasos_jax.config.schema import DataConfig
@@ -26,8 +26,23 @@ _NOT_SOURCE = frozenset(
 )
 
 
+@runtime_checkable
+class Source(Protocol):
+    """What a corpus is read from: documents by number, always in the same order.
+
+    Attributes:
+      key: a hash that changes when the data does; what was made of the data is kept under it.
+    """
+
+    key: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> str: ...
+
+
 class Documents(Sequence[str]):
-    """Documents, read when they are asked for.
+    """Documents, read when they are asked for: a `Source`.
 
     Args:
       read: returns document i.
@@ -58,8 +73,8 @@ def documents(data: DataConfig, cache: Path | None = None) -> Documents:
     """Opens the source that a config names.
 
     Args:
-      data: `source` is "stdlib", "text", "jsonl", "parquet", or `"package.module:name"` of a
-        callable from a DataConfig to a sequence of strings.
+      data: `source` is a key of `SOURCES`, or `"package.module:name"` of a callable from a
+        DataConfig to a `Source`, or to any sequence of strings.
       cache: folder where "jsonl" and "parquet" keep their tables; None takes a temporary one.
 
     Returns:
@@ -67,8 +82,8 @@ def documents(data: DataConfig, cache: Path | None = None) -> Documents:
 
     Raises:
       ConfigError: no such source.
-      DataError: nothing at the path, an empty file, not JSON, no such field; a text file that is
-        not UTF-8 shows when its document is read.
+      DataError: nothing at the path, an empty file, not JSON, no such field; a text file or record
+        that is not UTF-8 shows when its document is read.
 
     Example:
       >>> documents(DataConfig(source="stdlib", max_documents=3))[0].startswith('\"\"\"')
@@ -87,6 +102,8 @@ def documents(data: DataConfig, cache: Path | None = None) -> Documents:
 
 
 def _from_sequence(texts: object, name: str) -> Documents:
+    if isinstance(texts, Source):
+        return Documents(texts.__getitem__, len(texts), texts.key)
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise DataError(
             f'data.source="{name}" gave a {type(texts).__name__}; expected a sequence of strings '
@@ -149,11 +166,40 @@ def _parquet(data: DataConfig, cache: Path) -> Documents:
     return Documents(partial(_cell, column), len(column), key)
 
 
+def _arrow(data: DataConfig, cache: Path) -> Documents:
+    from llmasos_jax.data.arrow import read_arrow
+
+    files, root = matching_files(data, "*.arrow")
+    column = read_arrow(files, data.text_field)
+    read = lambda i: _not_null(column[i].as_py(), i)
+    return Documents(read, len(column), f"{_stat_key(files, root)}-{data.text_field}")
+
+
+def _huggingface(data: DataConfig, cache: Path) -> Documents:
+    from llmasos_jax.data.named_tables import read_named
+
+    column, key = read_named(data)
+    return Documents(partial(_cell, column), len(column), key)
+
+
+def _array_record(data: DataConfig, cache: Path, *, is_json: bool = True) -> Documents:
+    from llmasos_jax.data.array_records import RecordTexts
+
+    files, root = matching_files(data, "*.array*record*")
+    field = data.text_field if is_json else None
+    texts = RecordTexts(files, field)
+    return Documents(texts.__getitem__, len(texts), f"{_stat_key(files, root)}-{field}")
+
+
 def _cell(column: Sequence[str | None], index: int) -> str:
     try:
         text = column[index]
     except UnicodeDecodeError as error:
         raise DataError(f"row {index} is not UTF-8 ({error}); write the file again") from error
+    return _not_null(text, index)
+
+
+def _not_null(text: str | None, index: int) -> str:
     if text is None:
         raise DataError(
             f"row {index} has no text (null); take the row out, or write an empty string"
@@ -161,11 +207,21 @@ def _cell(column: Sequence[str | None], index: int) -> str:
     return text
 
 
+def _prepared(data: DataConfig, cache: Path) -> Documents:
+    from llmasos_jax.data.prepared.read import prepared_documents  # which imports this module
+
+    return prepared_documents(data, cache)
+
+
 SOURCES: dict[str, Callable[[DataConfig, Path], Documents]] = {
     "stdlib": _stdlib,
     "text": _text,
     "jsonl": _jsonl,
     "parquet": _parquet,
+    "arrow": _arrow,
+    "huggingface": _huggingface,
+    "arrayrecord": _array_record,
+    "arrayrecord_text": partial(_array_record, is_json=False),
 }
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import datasets
 from datasets.exceptions import DatasetGenerationError
 
-from llmasos_jax.errors import DataError, did_you_mean
+from llmasos_jax.data.arrow import require_text
+from llmasos_jax.data.json_lines import text_of
+from llmasos_jax.data.quiet import quiet
+from llmasos_jax.errors import DataError
 
 
 def read_jsonl(files: Sequence[Path], field: str, cache: Path, key: str) -> Sequence[str]:
@@ -31,7 +30,7 @@ def read_jsonl(files: Sequence[Path], field: str, cache: Path, key: str) -> Sequ
       DataError: a line is not UTF-8 or no JSON object, or its field is absent or no string.
     """
     features = datasets.Features({field: datasets.Value("large_string")})
-    with _quiet():
+    with quiet():
         try:
             table = datasets.Dataset.from_generator(
                 _rows,
@@ -60,37 +59,8 @@ def _rows(files: Sequence[str], field: str, key: str) -> Iterator[dict[str, str]
         with open(name, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield {field: _text_of(line, field, f"{name}, line {number}", offset)}
+                    yield {field: text_of(line, field, f"{name}, line {number}", offset)}
                 offset += len(line)
-
-
-def _text_of(line: bytes, field: str, where: str, offset: int) -> str:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{where}: not UTF-8: byte 0x{line[error.start]:02x} at offset {offset + error.start} "
-            "of the file; convert the file (iconv -f ENCODING -t utf-8)"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({error}); expected one object per line") from error
-    if not isinstance(row, dict):
-        raise DataError(
-            f'{where}: a JSON {type(row).__name__}; expected an object with a field "{field}"'
-        )
-    if field not in row:
-        raise DataError(f'{where}: no field "{field}"{_fields(row, field)}')
-    text = row[field]
-    if not isinstance(text, str):
-        raise DataError(f'{where}: field "{field}" is a {type(text).__name__}; expected a string')
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f'{where}: field "{field}" holds half of a surrogate pair at character {error.start}; '
-            "take it out"
-        ) from error
-    return text
 
 
 def read_parquet(files: Sequence[Path], field: str, cache: Path) -> Sequence[str | None]:
@@ -107,16 +77,8 @@ def read_parquet(files: Sequence[Path], field: str, cache: Path) -> Sequence[str
             schema = parquet.read_schema(path)
         except (pyarrow.ArrowInvalid, OSError) as error:
             raise DataError(f"{path} is not a Parquet file ({error}); check data.path") from error
-        if field not in schema.names:
-            raise DataError(
-                f'{path}: no column "{field}"{_fields(dict.fromkeys(schema.names), field)}'
-            )
-        kind = schema.field(field).type
-        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-            raise DataError(
-                f'{path}: column "{field}" holds {kind}; expected strings: name another one'
-            )
-    with _quiet():
+        require_text(schema, field, str(path))
+    with quiet():
         try:
             table = datasets.Dataset.from_parquet(
                 [str(p) for p in files], columns=[field], cache_dir=str(cache)
@@ -127,25 +89,3 @@ def read_parquet(files: Sequence[Path], field: str, cache: Path) -> Sequence[str
                 "write them again"
             ) from error
     return table[field]  # pyright: ignore[reportReturnType]
-
-
-def _fields(row: dict[str, Any], field: str) -> str:
-    names = ", ".join(sorted(row)) or "none"
-    near = did_you_mean(field, row)
-    hint = near if near.startswith("; did") else ""
-    return f" (there are: {names}){hint or '; set data.text_field'}"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars and no second copy of an error while `datasets` works; both as before afterwards."""
-    logger = logging.getLogger("datasets")
-    level, had_bars = logger.level, datasets.are_progress_bars_disabled()
-    logger.setLevel(logging.CRITICAL)
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if not had_bars:
-            datasets.enable_progress_bars()

@@ -134,7 +134,8 @@ def _config_section(config: Config) -> str:
         line for line in differences(build_config(usual), config) if not line.startswith("name")
     ]
     # A card is for others: what a file is called, not where it lies on this disk.
-    for path in filter(None, (config.data.path, config.tokenizer.path)):
+    mixed = [part.path for part in config.data.mixture.values()]
+    for path in filter(None, (config.data.path, config.tokenizer.path, *mixed)):
         changed = [line.replace(path, Path(path).name) for line in changed]
     listed = "\n".join(f"- `{line}`" for line in changed) or "- none"
     return (

@@ -134,8 +134,12 @@ def launch_of(
 
 def _check_paths(config: Config) -> None:
     """Refuses paths that mean something only where this command runs."""
+    data = {"data": config.data}
+    data |= {f"data.mixture.{name}": part for name, part in config.data.mixture.items()}
+    # A dataset of "huggingface" may be a name.
+    data_paths = {f"{k}.path": v.path for k, v in data.items() if v.source != "huggingface"}
     paths = {
-        "data.path": config.data.path,
+        **data_paths,
         "tokenizer.path": config.tokenizer.path,
         "train.start_from": config.train.start_from,
     }
