@@ -18,15 +18,25 @@ class Progress:
       label: what is being done.
       total: units of work in all.
       is_bytes: whether the units are bytes, shown as such with their speed.
+      say_every_s: where there is no terminal, says in a line how far it is so often; None is
+        silent there.
 
     Example:
       >>> with Progress("Tokenising", total=10) as progress:
       ...     progress.advance(10)
     """
 
-    def __init__(self, label: str, total: float, *, is_bytes: bool = False) -> None:
+    def __init__(
+        self,
+        label: str,
+        total: float,
+        *,
+        is_bytes: bool = False,
+        say_every_s: float | None = None,
+    ) -> None:
         self._label, self._total, self._is_bytes = label, total, is_bytes
-        self._start_s = time.monotonic()
+        self._start_s = self._said_s = time.monotonic()
+        self._say_every_s = say_every_s
         self._done = 0.0
         self._bar: Any = None
 
@@ -37,13 +47,27 @@ class Progress:
         """Says that `amount` more units are done, the last of them `what`."""
         self._done += amount
         if self._bar is None:
-            if time.monotonic() - self._start_s < QUIET_S or not sys.stderr.isatty():
+            if not sys.stderr.isatty():
+                self._say()
+                return
+            if time.monotonic() - self._start_s < QUIET_S:
                 return
             self._bar = _bar(self._is_bytes)
             self._bar.start()
             self._task = self._bar.add_task(self._label, total=self._total)
         label = f"{self._label} {what}".rstrip()
         self._bar.update(self._task, completed=self._done, description=label)
+
+    def _say(self) -> None:
+        now_s = time.monotonic()
+        if self._say_every_s is None or now_s - self._said_s < self._say_every_s:
+            return
+        self._said_s = now_s
+        share = min(1.0, self._done / max(self._total, 1))
+        left_s = (now_s - self._start_s) * (1 - share) / max(share, 1e-9)
+        minutes, seconds = divmod(round(left_s), 60)
+        text = f"{self._label}: {share:.0%}, about {minutes} min {seconds} s left"
+        print(text, file=sys.stderr, flush=True)
 
     def __exit__(
         self,

@@ -11,12 +11,12 @@ import pytest
 
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config, DataConfig, TrainConfig
-from llmasos_jax.data import corpus as corpus_module
 from llmasos_jax.data.baselines import baselines
 from llmasos_jax.data.batch import Batch
 from llmasos_jax.data.objectives import causal
 from llmasos_jax.data.packing import PackedRow
 from llmasos_jax.data.pipeline import Data, open_data
+from llmasos_jax.data.prepared import encode as encode_module
 from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer
 from llmasos_jax.errors import ConfigError, DataError, TokenizerError
 
@@ -174,7 +174,7 @@ def test_the_second_run_does_not_tokenise_again(
     def refuse(*_: object) -> None:
         raise AssertionError("tokenised again")
 
-    monkeypatch.setattr(corpus_module, "encode_batch", refuse)
+    monkeypatch.setattr(encode_module, "encode_batch", refuse)
     assert _same(_open(folder).train[3], first.train[3])
     assert sorted(p.name for p in (folder / "cache").iterdir()) == before
     with pytest.raises(AssertionError, match="tokenised again"):
@@ -185,7 +185,7 @@ def test_the_second_run_does_not_tokenise_again(
 
 def test_a_damaged_cache_is_named(folder: Path) -> None:
     _open(folder).close()
-    (path,) = (folder / "cache").glob("*/train_ids.npy")
+    (path,) = (folder / "cache").glob("*/train-00000_ids.npy")
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match="corpus-.* are damaged .*delete it"):
         _open(folder)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from llmasos_jax.config.require import require_finite, require_positive
+from llmasos_jax.config.filters import FiltersConfig, check_filters
+from llmasos_jax.config.require import require_finite, require_one_of, require_positive
 from llmasos_jax.errors import ConfigError
 
+DEDUPLICATE = ("none", "exact", "minhash")
 # A part's name stands in config paths and in names of metrics.
 _PART_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -38,7 +40,8 @@ class DataConfig:
     Attributes:
       source: "stdlib" (the Python standard library's own source), "text", "jsonl", "parquet",
         "arrow", "huggingface", "arrayrecord" (records are JSON objects), "arrayrecord_text"
-        (records are the texts), or "package.module:name".
+        (records are the texts),
+        "prepared" (a folder of `llmasos data prepare`), or "package.module:name".
       path: file, folder or glob; for "huggingface" a name on the hub, or a folder.
       subset: of a dataset of "huggingface" that has several; None takes its only one.
       split: of a dataset of "huggingface": "train", "validation", "train[:1000]", ...
@@ -49,6 +52,13 @@ class DataConfig:
         those of `path`; for objectives that learn from records.
       max_documents: read at most so many; None reads all.
       seed: fixes the order and the split.
+      deduplicate: "none"; "exact" leaves out a document whose text, but for case and blanks, an
+        earlier one has; "minhash" one that is similar to an earlier one (Broder, 1997; needs the
+        extra `data`). Of a mixture each part is looked at alone.
+      minhash_threshold: Jaccard similarity of runs of five words from which two are similar.
+      minhash_permutations: numbers that estimate it; its standard error is at most
+        0.5 / sqrt(permutations).
+      filters: documents to leave out for what they look like.
       mixture: several texts in the place of one, each with a name and a weight:
         `{"code": {"source": "stdlib", "weight": 3.0}, "prose": {"path": "texts", "weight": 1.0}}`.
     """
@@ -63,6 +73,12 @@ class DataConfig:
     heldout_path: str | None = None
     max_documents: int | None = None
     seed: int = 0
+    streaming: bool = False
+    heldout_documents: int = 256
+    deduplicate: str = "none"
+    minhash_threshold: float = 0.8
+    minhash_permutations: int = 128
+    filters: FiltersConfig = field(default_factory=FiltersConfig)
     # Not hashed, for a dict has no hash; it is compared.
     mixture: dict[str, MixturePart] = field(default_factory=dict, hash=False)
 
@@ -80,7 +96,26 @@ def check_data(data: DataConfig) -> None:
         raise ConfigError(
             f"data.heldout_fraction={data.heldout_fraction} must be at least 0 and below 1"
         )
+    require_one_of("data.deduplicate", data.deduplicate, DEDUPLICATE)
+    require_positive("data.minhash_permutations", data.minhash_permutations)
+    if not 0.0 < data.minhash_threshold <= 1.0:
+        raise ConfigError(
+            f"data.minhash_threshold={data.minhash_threshold} must be above 0 and at most 1"
+        )
+    check_filters(data.filters)
+    if data.heldout_documents < 0:
+        raise ConfigError(f"data.heldout_documents={data.heldout_documents} must be at least 0")
     _check_mixture(data)
+    _check_streaming(data)
+
+
+def _check_streaming(data: DataConfig) -> None:
+    for name in ("mixture", "max_documents", "heldout_path"):
+        if data.streaming and getattr(data, name):
+            raise ConfigError(
+                f"data.{name} does not go with data.streaming, which reads one text to its end; "
+                "leave one of them out"
+            )
 
 
 def _check_mixture(data: DataConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
@@ -47,7 +48,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-def build_folder(path: Path, write: Callable[[Path], None]) -> None:
+def build_folder(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary folder, then gives it its name.
 
     If another process was faster, its folder is kept and this one dropped: both hold the same.
@@ -57,7 +58,7 @@ def build_folder(path: Path, write: Callable[[Path], None]) -> None:
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=path.name, suffix=".tmp"))
     try:
         write(temporary)
-        for file in temporary.iterdir():
+        for file in [path for path in temporary.rglob("*") if path.is_file()]:
             with open(file, "rb") as written:
                 os.fsync(written.fileno())
         try:
@@ -67,3 +68,23 @@ def build_folder(path: Path, write: Callable[[Path], None]) -> None:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a folder; the lock goes with the process, also by SIGKILL.
+
+    Raises:
+      DataError: another process has it.
+    """
+    handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"another process is at work in {folder}; wait for it, or give another folder"
+            ) from error
+        yield
+    finally:
+        os.close(handle)

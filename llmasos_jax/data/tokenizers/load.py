@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from llmasos_jax.config.named import resolve
-from llmasos_jax.config.schema import Config
+from llmasos_jax.config.schema import Config, TokenizerConfig
 from llmasos_jax.data.mixture import TrainingDocuments
 from llmasos_jax.data.sources import documents
+from llmasos_jax.data.streaming.sample import sample_texts
 from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer, Tokenizer
 from llmasos_jax.errors import ConfigError, TokenizerError
 
@@ -46,6 +47,10 @@ TABLE: dict[str, Callable[[Mapping[str, Any], Path], Tokenizer]] = {
     "sentencepiece": _load_sentencepiece,
     "tokenizers": _load_tokenizers,
 }
+
+
+# Kinds that are trained where there is no path.
+_TRAINED = ("sentencepiece", "tokenizers")
 
 
 def load_tokenizer(
@@ -116,6 +121,8 @@ def entry_file(entry: Mapping[str, Any], folder: Path) -> Path:
 def tokenizer_of_run(cfg: Config, cache: Path, *, has_records: bool) -> Tokenizer:
     """The tokenizer of a run that takes over none: loaded, or trained on its text.
 
+    Of prepared data it is the one they were prepared with, unless `tokenizer.path` names another.
+
     Args:
       cfg: as in `build_tokenizer`.
       cache: folder for the trained tokenizer.
@@ -126,14 +133,23 @@ def tokenizer_of_run(cfg: Config, cache: Path, *, has_records: bool) -> Tokenize
       TokenizerError, DataError: as in `build_tokenizer` and `data.sources.documents`.
     """
     if not has_records:
-        texts = TrainingDocuments if cfg.data.mixture else documents
-        return build_tokenizer(cfg, texts(cfg.data, cache), cache)
-    if cfg.tokenizer.path is None and cfg.tokenizer.kind in ("sentencepiece", "tokenizers"):
+        if (kept := _of_prepared(cfg)) is not None:
+            return kept
+        return build_tokenizer(cfg, _texts(cfg, cache), cache)
+    if cfg.tokenizer.path is None and cfg.tokenizer.kind in _TRAINED:
         raise ConfigError(
             f'objective.name="{cfg.objective.name}" learns from records, of which no tokenizer is '
             "trained; set finetune.base, whose tokenizer is taken, or tokenizer.path"
         )
     return build_tokenizer(cfg, (), cache)
+
+
+def _texts(cfg: Config, cache: Path) -> Sequence[str]:
+    """What a tokenizer of this run would be trained on."""
+    if cfg.data.streaming:
+        is_trained = cfg.tokenizer.path is None and cfg.tokenizer.kind in _TRAINED
+        return sample_texts(cfg) if is_trained else ()
+    return (TrainingDocuments if cfg.data.mixture else documents)(cfg.data, cache)
 
 
 def build_tokenizer(cfg: Config, documents: Sequence[str], cache: Path) -> Tokenizer:
@@ -167,13 +183,36 @@ def build_tokenizer(cfg: Config, documents: Sequence[str], cache: Path) -> Token
             tokenizer = _from_path(entry_file(entry, folder), cfg.tokenizer.lowercase)
         else:
             tokenizer = load_tokenizer(entry, folder, allow_code=True)
+    return _fitting(tokenizer, cfg, str(path or kind))
+
+
+def _fitting(tokenizer: Tokenizer, cfg: Config, name: str) -> Tokenizer:
     if tokenizer.vocab_size > cfg.model.vocab_size:
         raise TokenizerError(
-            f'tokenizer "{path or kind}" has {tokenizer.vocab_size} ids, '
+            f'tokenizer "{name}" has {tokenizer.vocab_size} ids, '
             f"model.vocab_size={cfg.model.vocab_size} is "
             f"fewer; set model.vocab_size={tokenizer.vocab_size} or more"
         )
     return tokenizer
+
+
+def _of_prepared(cfg: Config) -> Tokenizer | None:
+    """The tokenizer that prepared data keep; of a mixture, the first prepared part's."""
+    from llmasos_jax.data.mixture import part_config
+    from llmasos_jax.data.prepared.manifest import read_manifest
+    from llmasos_jax.data.prepared.read import folder_of, prepared_tokenizer
+
+    texts = [part_config(cfg.data, part) for part in cfg.data.mixture.values()] or [cfg.data]
+    found = [data for data in texts if data.source == "prepared"]
+    if not found or cfg.tokenizer.path is not None:
+        return None
+    kind, there = cfg.tokenizer.kind, read_manifest(folder_of(found[0])).tokenizer["kind"]
+    if kind not in (TokenizerConfig().kind, there):
+        raise TokenizerError(
+            f'tokenizer.kind="{kind}", and {found[0].path} was prepared with one of kind '
+            f'"{there}"; leave tokenizer.kind out, or prepare the text with this one'
+        )
+    return _fitting(prepared_tokenizer(found[0]), cfg, f"of {found[0].path}")
 
 
 def _file_in(folder: Path, kind: str) -> Path:

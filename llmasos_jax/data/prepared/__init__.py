@@ -1,0 +1,1 @@
+"""Corpora as token ids on disk: how they are made, by many processes, and read."""

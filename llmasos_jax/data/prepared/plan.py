@@ -1,0 +1,100 @@
+"""Which documents stand in which shard: a function of the documents alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmasos_jax.data.prepared.arrays import MAX_OPEN
+from llmasos_jax.data.prepared.manifest import PLAN, dropped_from
+from llmasos_jax.data.prepared.work import EncodeTask, ScanTask, renamed
+from llmasos_jax.data.scan import Dropped
+from llmasos_jax.data.split import Sides
+
+# Bytes of text in a shard: some ten seconds of work, which is what a kill may cost.
+SHARD_BYTES = 64 << 20
+_SCAN_DOCUMENTS = 8192
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Both sides, cut into shards.
+
+    Attributes:
+      indices: of each side the documents, int64, rising.
+      borders: of each side where shards begin and the last one ends, in `indices`.
+      sizes: of each side bytes of text of each shard.
+      dropped: documents on neither side, by reason.
+    """
+
+    indices: dict[str, np.ndarray]
+    borders: dict[str, np.ndarray]
+    sizes: dict[str, np.ndarray]
+    dropped: dict[str, Dropped]
+
+    def tasks(self, side: str) -> list[EncodeTask]:
+        """The shards of a side, in order."""
+        indices, borders = self.indices[side], self.borders[side].tolist()
+        return [
+            EncodeTask(f"{side}-{number:05d}", indices[first:last], int(self.sizes[side][number]))
+            for number, (first, last) in enumerate(zip(borders, borders[1:], strict=False))
+        ]
+
+    def write(self, folder: Path) -> None:
+        """Keeps the plan in a folder."""
+        arrays: dict[str, Any] = {
+            f"{side}_{name}": getattr(self, name)[side]
+            for side in self.indices
+            for name in ("indices", "borders", "sizes")
+        }
+        text = json.dumps({n: dataclasses.asdict(d) for n, d in self.dropped.items()})
+        dropped = np.frombuffer(text.encode(), np.uint8)
+        with renamed(folder / PLAN) as path, open(path, "wb") as file:
+            np.savez(file, dropped=dropped, **arrays)
+
+
+def read_plan(folder: Path) -> Plan:
+    """Reads what `Plan.write` wrote."""
+    with np.load(folder / PLAN, allow_pickle=False) as arrays:
+        dropped = dropped_from(json.loads(arrays["dropped"].tobytes().decode()))
+        of = lambda name: {side: arrays[f"{side}_{name}"] for side in ("train", "heldout")}
+        return Plan(of("indices"), of("borders"), of("sizes"), dropped)
+
+
+def cut(sides: Sides, sizes: np.ndarray, shard_bytes: int = SHARD_BYTES) -> Plan:
+    """Cuts both sides into shards of about `shard_bytes` of text; each has one at least.
+
+    Shards are larger where there would be more than a process can hold open.
+
+    Args:
+      sides: what is kept.
+      sizes: int64, bytes of each document of the source.
+      shard_bytes: of one shard.
+    """
+    indices = {"train": sides.train, "heldout": sides.heldout}
+    borders, totals = {}, {}
+    for side, documents in indices.items():
+        ends = np.cumsum(sizes[documents])
+        total = int(ends[-1]) if ends.size else 0
+        size = max(shard_bytes, -(-total // (MAX_OPEN - 1)))
+        # A document belongs to the shard that its last byte falls into.
+        shard = np.maximum(ends - 1, 0) // size
+        first = np.flatnonzero(np.diff(shard)) + 1
+        borders[side] = np.concatenate([[0], first, [len(documents)]]).astype(np.int64)
+        sums = np.concatenate([[0], ends])
+        totals[side] = np.diff(sums[borders[side]])
+    return Plan(indices, borders, totals, dict(sides.dropped))
+
+
+def scan_tasks(count: int) -> list[ScanTask]:
+    """The first look at `count` documents, cut."""
+    step = _SCAN_DOCUMENTS
+    return [
+        ScanTask(number, first, min(first + step, count))
+        for number, first in enumerate(range(0, count, step))
+    ]

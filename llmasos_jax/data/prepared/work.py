@@ -1,0 +1,177 @@
+"""The two kinds of work that preparing is made of, each on a fixed range of documents."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llmasos_jax.config.data import DataConfig
+from llmasos_jax.data.files import write_atomically
+from llmasos_jax.data.prepared.arrays import GrowingArray
+from llmasos_jax.data.prepared.encode import encode_documents
+from llmasos_jax.data.prepared.manifest import Shard, StoredFile, shard_from
+from llmasos_jax.data.scan import Scan, scan
+from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
+
+TEMPORARY = ".tmp-"  # begins the name of what is not whole
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What work is done with.
+
+    Attributes:
+      documents: the source.
+      tokenizer: makes ids.
+      data: the config's.
+      by_sentence: whether sentences are kept.
+      folder: where the results go.
+    """
+
+    documents: Sequence[str]
+    tokenizer: Tokenizer
+    data: DataConfig
+    by_sentence: bool
+    folder: Path
+
+
+@dataclass(frozen=True)
+class ScanTask:
+    """Looks at documents `first` to `last - 1`; one unit of progress is a document."""
+
+    number: int
+    first: int
+    last: int
+
+    def path(self, folder: Path) -> Path:
+        """Where the result is."""
+        return folder / f"scan-{self.number:05d}.npz"
+
+    def is_done(self, folder: Path) -> bool:
+        """Whether it is there."""
+        return self.path(folder).is_file()
+
+    def run(self, bench: Bench, advance: Callable[[int], None]) -> None:
+        """Writes the scan."""
+        found = scan(bench.documents, range(self.first, self.last), bench.data, advance)
+        with renamed(self.path(bench.folder)) as path, open(path, "wb") as file:
+            np.savez(file, **found.arrays())  # pyright: ignore[reportArgumentType]
+
+    def result(self, folder: Path) -> Scan:
+        """Reads the scan."""
+        with np.load(self.path(folder), allow_pickle=False) as arrays:
+            return Scan(**arrays)
+
+    @property
+    def size(self) -> int:
+        """Units of progress."""
+        return self.last - self.first
+
+
+@dataclass(frozen=True)
+class EncodeTask:
+    """Writes one shard; a unit of progress is a character.
+
+    Attributes:
+      name: of the shard, `train-00000`.
+      indices: int64, its documents.
+      size: units of progress, about.
+    """
+
+    name: str
+    indices: np.ndarray
+    size: int
+
+    def record(self, folder: Path) -> Path:
+        """The file that says that the shard is whole; it is written last."""
+        return folder / f"{self.name}.json"
+
+    def is_done(self, folder: Path) -> bool:
+        """Whether the shard is there with the hashes that it was written with."""
+        try:
+            shard = self.result(folder)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return all(file.is_in(folder) for file in shard.files)
+
+    def result(self, folder: Path) -> Shard:
+        """Reads what the shard is."""
+        return shard_from(json.loads(self.record(folder).read_text(encoding="utf-8")))
+
+    def run(self, bench: Bench, advance: Callable[[int], None]) -> None:
+        """Writes the shard's files, then its record."""
+        at = lambda kind: bench.folder / f"{self.name}_{kind}.npy"
+        kinds = {"ids": ids_dtype(bench.tokenizer), "lengths": np.dtype("<u4")}
+        if bench.by_sentence:
+            kinds["sentences"] = np.dtype("<i8")
+        tokens = documents = 0
+        with contextlib.ExitStack() as stack:
+            arrays = {
+                kind: stack.enter_context(
+                    GrowingArray(stack.enter_context(renamed(at(kind))), dtype)
+                )
+                for kind, dtype in kinds.items()
+            }
+            encoded = encode_documents(
+                bench.documents,
+                self.indices.tolist(),
+                bench.tokenizer,
+                by_sentence=bench.by_sentence,
+            )
+            for part in encoded:
+                arrays["ids"].append(part.ids)
+                arrays["lengths"].append(part.lengths)
+                if bench.by_sentence:
+                    arrays["sentences"].append(tokens + part.sentences)
+                tokens += len(part.ids)
+                documents += len(part.lengths)
+                advance(part.size)
+        files = {kind: StoredFile.of(at(kind)) for kind in kinds}
+        shard = Shard(documents, tokens, **files)
+        text = json.dumps(dataclasses.asdict(shard), indent=1)
+        write_atomically(self.record(bench.folder), text.encode())
+
+
+Task = ScanTask | EncodeTask
+
+
+def ids_dtype(tokenizer: Tokenizer) -> np.dtype:
+    """Two bytes where they are enough, else four."""
+    return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+
+
+class renamed(contextlib.AbstractContextManager[Path]):  # noqa: N801 (reads as a verb)
+    """A temporary path beside `path`, which takes its name when all went well.
+
+    Args:
+      path: the name in the end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> Path:
+        handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=TEMPORARY)
+        os.close(handle)
+        self._temporary = Path(name)
+        return self._temporary
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            with open(self._temporary, "rb") as written:
+                os.fsync(written.fileno())
+            # mkstemp makes files that nobody else reads; these are like others.
+            mask = os.umask(0)
+            os.umask(mask)
+            self._temporary.chmod(0o666 & ~mask)
+            os.replace(self._temporary, self._path)
+        else:
+            self._temporary.unlink(missing_ok=True)
