@@ -39,6 +39,26 @@ class CheckpointError(LLMasOSError):
     """A checkpoint is absent, damaged or belongs to another config."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is there, and is not what was written.
+
+    Attributes:
+      folder: of the step.
+      what: is wrong with it.
+    """
+
+    def __init__(self, folder: str, what: str) -> None:
+        super().__init__(
+            f'checkpoint "{folder}" is damaged ({what}); `llmasos doctor` lists all that is wrong, '
+            "and without that folder a run goes on from the one before"
+        )
+        self.folder, self.what = folder, what
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        """Pickled by what it was made of."""
+        return type(self), (self.folder, self.what)
+
+
 class GenerationError(LLMasOSError):
     """A sampling argument is out of range or a prompt does not fit the model."""
 

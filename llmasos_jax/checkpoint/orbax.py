@@ -1,8 +1,8 @@
 """Saves and restores a training run. The only file that imports Orbax.
 
-One step folder holds the state, the data position, the resolved config and a list of the leaves.
-It is written in the background under another name and renamed when whole, so a run killed at any
-moment leaves whole checkpoints only.
+One step folder holds the state, the data position, the resolved config, a list of the leaves, and
+the hashes of all that. It is written in the background under another name and renamed when whole,
+so a run killed at any moment leaves whole checkpoints only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from llmasos_jax.checkpoint import steps
+from llmasos_jax.checkpoint import manifest, steps
+from llmasos_jax.checkpoint.hashes import HashesHandler, SaveHashes
 from llmasos_jax.checkpoint.leaves import check_same, describe, flatten, is_stacked, nest
 from llmasos_jax.checkpoint.stored import read_leaves
-from llmasos_jax.errors import CheckpointError
+from llmasos_jax.checkpoint.sums import added, own_pieces, sums_of_pieces
+from llmasos_jax.errors import CheckpointError, DamagedCheckpointError
+
+# Takes a value of this process, gives those of all, in order (`parallel.roll.Roll.gather`).
+Gather = Callable[[Any], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Checkpointer:
       folder: the `checkpoints` folder of the run; made if absent.
       every_steps: how often `is_due` says yes; None never.
       keep: newest checkpoints kept.
+      gather: what the processes of the run agree through; None for one process.
 
     Raises:
       CheckpointError: the folder cannot be made or written.
@@ -68,21 +74,36 @@ class Checkpointer:
       (10, [0.0, 1.0, 2.0], {'next': 10})
     """
 
-    def __init__(self, folder: str | Path, every_steps: int | None = None, keep: int = 3) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        every_steps: int | None = None,
+        keep: int = 3,
+        gather: Gather | None = None,
+    ) -> None:
         _quieten()
+        self._gather = gather or (lambda value: [value])
+        # Without a way to agree each process looks at all files, which is the same verdict.
+        self._share = (jax.process_index(), jax.process_count()) if gather else (0, 1)
+        hashes = HashesHandler()
         # Orbax wants an absolute path.
         self.folder = Path(os.path.abspath(folder))
         self.every_steps = every_steps
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+            max_to_keep=keep,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+            # Called when all is on disk, before the folder gets its name.
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=hashes.write),
         )
         # Weights hardly compress, and compressing would take CPU time from the training step.
         state_handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-        handlers = {steps.STATE: state_handler} | {
+        handlers = {steps.STATE: state_handler, steps.MANIFEST: hashes} | {
             item: ocp.JsonCheckpointHandler() for item in (steps.DATA, steps.CONFIG, steps.LEAVES)
         }
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._set_aside_broken()
             self._manager = ocp.CheckpointManager(
                 self.folder, options=options, item_handlers=handlers
             )
@@ -112,7 +133,8 @@ class Checkpointer:
         if step in self._manager.all_steps():
             return
         named = flatten(state)
-        leaves = {name: [list(leaf.shape), leaf.dtype] for name, leaf in _described(named).items()}
+        described = _described(named)
+        leaves = {name: [list(leaf.shape), leaf.dtype] for name, leaf in described.items()}
         arrays = {name: _stored(leaf) for name, leaf in named.items() if 0 not in np.shape(leaf)}
         # One layer of a stacked leaf is one chunk, so that conversion can read one at a time.
         save_args = {
@@ -128,6 +150,7 @@ class Checkpointer:
                         steps.DATA: ocp.args.JsonSave(data_state),
                         steps.CONFIG: ocp.args.JsonSave(dict(config_dict)),
                         steps.LEAVES: ocp.args.JsonSave(leaves),
+                        steps.MANIFEST: SaveHashes(step, arrays, described),
                     }
                 ),
             )
@@ -142,18 +165,45 @@ class Checkpointer:
     def restore(self, abstract_state: Any, step: int | None = None) -> Restored:
         """Restores a step into arrays laid out as the target says.
 
+        The hashes of its files are compared before, the sums of its leaves after they are read.
+
         Args:
           abstract_state: a pytree of `jax.ShapeDtypeStruct`, each with the sharding it is to have
             (None: the first device). The mesh need not be the one that wrote the checkpoint.
-          step: which one; None takes the newest.
+          step: which one; None takes the newest that is not damaged, says which ones are, and puts
+            those aside.
 
         Raises:
           CheckpointError: there is none, it is damaged, or its leaves are not the target's; then
             the message lists every leaf that differs and nothing has been read.
         """
         self.wait()
-        folder = steps.find_step(self.folder, step)
         wanted = flatten(abstract_state)
+        if step is not None:
+            return self._restore(steps.find_step(self.folder, step), wanted, abstract_state)
+        steps.find_step(self.folder)
+        bad: list[DamagedCheckpointError] = []
+        for number in reversed(steps.all_steps(self.folder)):
+            folder = steps.find_step(self.folder, number)
+            try:
+                found = self._restore(folder, wanted, abstract_state)
+            except DamagedCheckpointError as error:
+                bad.append(error)
+                continue
+            if bad:
+                self._set_aside(bad, f"; going on from step {number}")
+                self._manager.reload()
+            return found
+        if len(bad) == 1:
+            raise bad[0]
+        listed = "".join(f"\n  {error.folder}: {error.what}" for error in bad)
+        raise CheckpointError(
+            f'all {len(bad)} checkpoints in "{self.folder}" are damaged; put a copy in their '
+            f"place, or take another --workdir:{listed}"
+        )
+
+    def _restore(self, folder: Path, wanted: Mapping[str, Any], abstract: Any) -> Restored:
+        written = self._checked(folder)
         check_same(read_leaves(folder), _described(wanted), str(folder))
         data_state, config = (
             steps.read_json(folder, steps.DATA),
@@ -164,9 +214,61 @@ class Checkpointer:
             with _no_stragglers():
                 found = self._manager.restore(int(folder.name), args=arguments)
         except Exception as error:
-            raise steps.damaged(folder, error) from error
-        state = _as_target(found[steps.STATE], wanted, abstract_state)
+            damage = steps.damaged(folder, error)
+            if jax.process_count() > 1:
+                # The others may have read it: this one cannot take another step on its own.
+                raise CheckpointError(str(damage)) from error
+            raise damage from error
+        arrays = flatten(found[steps.STATE])
+        if written is not None:
+            _check_read(folder, written, arrays, self._gather)
+        state = _as_target(arrays, wanted, abstract)
         return Restored(int(folder.name), state, data_state, config)
+
+    def _checked(self, folder: Path) -> manifest.Manifest | None:
+        """The manifest of a step folder whose files are those that it lists.
+
+        Each process looks at some of the files, and all come to the same verdict.
+        """
+        written, lines = None, []
+        try:
+            written = manifest.read(folder)
+            if written is not None:
+                lines = manifest.check_files(folder, written, self._share)
+            elif self._is_first:
+                note = "was written before there were hashes, so it is not checked for damage"
+                print(f"note: checkpoint {folder} {note}", file=sys.stderr)
+        except DamagedCheckpointError as error:
+            lines = [error.what]
+        lines = [line for each in self._gather(lines) for line in each]
+        if lines:
+            raise steps.damaged(folder, _first_of(lines))
+        return written
+
+    def _set_aside_broken(self) -> None:
+        """Puts aside folders after the newest step that lack what every step has.
+
+        One that is older is a step whose removal was cut short, and is removed as the others are.
+        """
+        newest = self.latest_step() or -1
+        found = [f for f in steps.broken_folders(self.folder) if int(f.name) > newest]
+        self._set_aside([steps.damaged(f, "it lacks files that every step has") for f in found], "")
+
+    def _set_aside(self, bad: list[DamagedCheckpointError], then: str) -> None:
+        """Renames damaged step folders, and says so; all processes call it."""
+        if self._is_first:
+            for error in bad:
+                place = steps.set_aside(Path(error.folder))
+                print(
+                    f'warning: checkpoint "{error.folder}" is damaged ({error.what}); it is now '
+                    f"called {place.name}{then}",
+                    file=sys.stderr,
+                )
+        self._gather(None)
+
+    @property
+    def _is_first(self) -> bool:
+        return jax.process_index() == 0
 
     def wait(self) -> None:
         """Waits until everything that was saved is on disk.
@@ -216,6 +318,10 @@ def restore_part(folder: Path, name: str, abstract: Any) -> Any:
     wanted = flatten(target)
     found = {n: leaf for n, leaf in read_leaves(folder).items() if n.startswith(f"{name}/")}
     check_same(found, _described(wanted), str(folder))
+    written = manifest.read(folder)
+    lines = [] if written is None else manifest.check_files(folder, written)
+    if lines:
+        raise steps.damaged(folder, _first_of(lines))
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     try:
         with _no_stragglers(), contextlib.closing(reader):
@@ -224,7 +330,28 @@ def restore_part(folder: Path, name: str, abstract: Any) -> Any:
             )
     except Exception as error:
         raise steps.damaged(folder, error) from error
-    return _as_target(stored, wanted, abstract)
+    return _as_target(flatten(stored), wanted, abstract)
+
+
+def _check_read(
+    folder: Path, written: manifest.Manifest, arrays: Mapping[str, Any], gather: Gather
+) -> None:
+    """Compares the sums of arrays that were read with those of the arrays that were saved."""
+    found = sums_of_pieces(own_pieces(arrays))
+    sums = added(
+        [
+            {name: int(value) for name, value in part.items()}
+            # As text: a message between processes is JSON, whose numbers are floats elsewhere.
+            for part in gather({name: str(value) for name, value in found.items()})
+        ]
+    )
+    lines = manifest.check_sums(sums, written, list(arrays))
+    if lines:
+        raise steps.damaged(folder, _first_of(lines))
+
+
+def _first_of(lines: list[str]) -> str:
+    return lines[0] + (f", and {len(lines) - 1} more" if len(lines) > 1 else "")
 
 
 def _arguments(wanted: Mapping[str, Any], *, partial_restore: bool = False) -> Any:
@@ -239,9 +366,8 @@ def _arguments(wanted: Mapping[str, Any], *, partial_restore: bool = False) -> A
     )
 
 
-def _as_target(stored: Any, wanted: Mapping[str, Any], abstract: Any) -> Any:
+def _as_target(arrays: Mapping[str, Any], wanted: Mapping[str, Any], abstract: Any) -> Any:
     """The pytree that the caller asked for, from what Orbax read."""
-    arrays = flatten(stored)
     values = [_as_wanted(arrays.get(name), leaf) for name, leaf in wanted.items()]
     return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(abstract), values)
 

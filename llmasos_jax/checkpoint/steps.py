@@ -1,7 +1,8 @@
 """Where the checkpoints of a run are, found without Orbax.
 
 A training folder has `checkpoints/`, which has one folder per step, named by its number. A step
-folder has `state/` (arrays), `data/`, `config/` and `leaves/` (each one JSON file `metadata`).
+folder has `state/` (arrays), `data/`, `config/` and `leaves/` (each one JSON file `metadata`), and
+`manifest/` (hashes of all these, see `manifest.py`; checkpoints of early versions have none).
 Orbax writes to another name and renames at the end, so a folder named by a number is whole.
 """
 
@@ -11,10 +12,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llmasos_jax.errors import CheckpointError
+from llmasos_jax.errors import CheckpointError, DamagedCheckpointError
 
 FOLDER = "checkpoints"
 STATE, DATA, CONFIG, LEAVES = "state", "data", "config", "leaves"
+MANIFEST, MANIFEST_FILE = "manifest", "manifest/manifest.json"
 _JSON = "metadata"
 _DONE = "_CHECKPOINT_METADATA"
 
@@ -76,11 +78,39 @@ def read_json(step_folder: Path, item: str) -> Any:
         raise damaged(step_folder, error) from error
 
 
-def damaged(step_folder: Path, error: BaseException) -> CheckpointError:
+def broken_folders(folder: Path) -> list[Path]:
+    """Folders named as a step that lack what makes a step whole, newest first."""
+    if not folder.is_dir():
+        return []
+    found = (child for child in folder.iterdir() if child.name.isdecimal() and child.is_dir())
+    return sorted(
+        (child for child in found if not is_step_folder(child)), key=lambda child: -int(child.name)
+    )
+
+
+def set_aside(step_folder: Path) -> Path:
+    """Renames a damaged step folder, so that nothing takes it for a step; returns the new path.
+
+    Raises:
+      CheckpointError: it cannot be renamed.
+    """
+    number = 1
+    while (place := step_folder.with_name(_aside(step_folder.name, number))).exists():
+        number += 1
+    try:
+        return step_folder.rename(place)
+    except OSError as error:
+        raise CheckpointError(
+            f'checkpoint "{step_folder}" is damaged and cannot be renamed ({error.strerror}); '
+            "check the folder's permissions"
+        ) from error
+
+
+def _aside(name: str, number: int) -> str:
+    return f"{name}.damaged" if number == 1 else f"{name}.damaged-{number}"
+
+
+def damaged(step_folder: Path, error: BaseException | str) -> DamagedCheckpointError:
     """The one line that a checkpoint which cannot be read gets."""
     text = str(error).strip() or type(error).__name__
-    first = text.splitlines()[0][:200]
-    return CheckpointError(
-        f'checkpoint "{step_folder}" is damaged ({first}); delete that folder to go on from the '
-        "one before"
-    )
+    return DamagedCheckpointError(str(step_folder), text.splitlines()[0][:300])

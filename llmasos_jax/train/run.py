@@ -115,7 +115,9 @@ def run(
     with contextlib.closing(data), claimed(workdir, config, tokenizer, is_new=step is None):
         check_shared(distributed.current(), workdir)
         policy = config.checkpoint
-        keeper = Checkpointer(workdir / steps.FOLDER, policy.every_steps, policy.keep)
+        roll = distributed.current()
+        gather = None if roll is None else roll.gather
+        keeper = Checkpointer(workdir / steps.FOLDER, policy.every_steps, policy.keep, gather)
         with contextlib.closing(keeper):
             state = restore_or_start(trainer, data, keeper, base, frozen)
             speed, parameters = speed_of(trainer), count_parameters(config.model)
@@ -227,9 +229,9 @@ def counted(
     """What counting alone reaches on the tokens of the last evaluation."""
     name, batches = config.objective.name, config.train.eval_batches
     # An objective of the user's own may score anything.
-    if name not in TABLE or not fitted.heldout or data.num_train_tokens > _COUNTED_TOKENS:
+    if name not in TABLE or not fitted.heldout or not isinstance(data.corpus, Corpus):
         return None
-    if not isinstance(data.corpus, Corpus):
+    if data.num_train_tokens > _COUNTED_TOKENS:
         return None
     if name == "causal":
         return baselines(data, vocabulary.size, batches)

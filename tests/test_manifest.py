@@ -1,0 +1,244 @@
+"""Manifests: sums that do not hang on the sharding, damage that is named, the step before taken."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from llmasos_jax.checkpoint import manifest, steps
+from llmasos_jax.checkpoint.orbax import Checkpointer
+from llmasos_jax.checkpoint.sums import (
+    added,
+    own_pieces,
+    sum_of_array,
+    sum_of_piece,
+    sums_of_pieces,
+)
+from llmasos_jax.errors import CheckpointError, DamagedCheckpointError
+
+TARGET = {"w": jax.ShapeDtypeStruct((4, 6), jnp.float32), "n": jax.ShapeDtypeStruct((), jnp.int32)}
+
+
+def state(step: int) -> dict:
+    return {"w": jnp.arange(24.0).reshape(4, 6) + step, "n": jnp.int32(step)}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("written")
+    keeper = Checkpointer(folder)
+    for step in (3, 5, 7):
+        keeper.save(step, state(step), {"next": step}, {"name": "tiny"})
+    keeper.close()
+    return folder
+
+
+@pytest.fixture
+def folder(written: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(written, tmp_path / "checkpoints")
+
+
+def flip(path: Path, at: int = -1) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 4
+    path.write_bytes(content)
+
+
+def largest(step_folder: Path) -> Path:
+    entries = manifest.read(step_folder).files
+    return step_folder / max(entries, key=lambda name: entries[name].num_bytes)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool", "int8", "uint32"])
+@pytest.mark.parametrize(
+    "spec",
+    [(), ("a",), (None, "b"), ("a", None, "b"), (None, None, "b"), (("a", "b"),), (None, ("b",))],
+)
+def test_a_sum_does_not_hang_on_the_sharding(dtype: str, spec: tuple) -> None:
+    mesh = jax.make_mesh((2, 4), ("a", "b"))
+    whole = np.random.default_rng(0).integers(0, 99, (8, 4, 8)).astype(jnp.dtype(dtype))
+    lies = jax.device_put(whole, NamedSharding(mesh, PartitionSpec(*spec)))
+    assert sums_of_pieces(own_pieces({"w": lies})) == {"w": sum_of_array(whole)}
+
+
+def test_a_sum_tells_a_bit_and_a_place() -> None:
+    whole = np.arange(70_000, dtype=np.float32).reshape(7, 10_000)
+    of_rows = [sum_of_piece(whole.shape, (row, 0), whole[row : row + 1]) for row in range(7)]
+    assert added([{"w": value} for value in of_rows]) == {"w": sum_of_array(whole)}
+    swapped = whole.copy()
+    swapped[0, 1], swapped[6, 9_999] = whole[6, 9_999], whole[0, 1]
+    changed = whole.copy()
+    changed.view(np.uint32)[3, 5_000] ^= 1
+    assert len({sum_of_array(each) for each in (whole, swapped, changed)}) == 3
+    assert sum_of_array(np.float32(0.0)) != sum_of_array(np.float32(-0.0))
+
+
+def test_a_step_has_the_hash_of_each_file_and_the_sum_of_each_leaf(folder: Path) -> None:
+    found = manifest.read(folder / "7")
+    assert found.step == 7 and set(found.versions) >= {"llmasos", "jax", "orbax-checkpoint"}
+    assert {*found.files, "manifest/manifest.json"} == {*manifest.list_files(folder / "7")}
+    assert {"data/metadata", "config/metadata", "leaves/metadata"} < set(found.files)
+    assert found.sums == {name: sum_of_array(np.asarray(leaf)) for name, leaf in state(7).items()}
+    assert str(found.leaves["w"]) == "float32[4,6]"
+    assert not [*(folder / "7" / "manifest").glob("sums*")]
+
+
+def bit(step_folder: Path) -> str:
+    flip(largest(step_folder))
+    return "has changed since it was written"
+
+
+def cut(step_folder: Path) -> str:
+    path = largest(step_folder)
+    path.write_bytes(path.read_bytes()[:-1])
+    return "were written"
+
+
+def gone(step_folder: Path) -> str:
+    largest(step_folder).unlink()
+    return "is missing"
+
+
+def config(step_folder: Path) -> str:
+    path = step_folder / "config" / "metadata"
+    path.write_text(path.read_text().replace("tiny", "tinz"))
+    return "config/metadata has changed"
+
+
+def list_(step_folder: Path) -> str:
+    flip(step_folder / "manifest" / "manifest.json", 40)
+    return "manifest/manifest.json"
+
+
+def no_list(step_folder: Path) -> str:
+    (step_folder / "manifest" / "manifest.json").unlink()
+    return "manifest/manifest.json: No such file"
+
+
+def not_whole(step_folder: Path) -> str:
+    (step_folder / "_CHECKPOINT_METADATA").unlink()
+    return "it lacks files that every step has"
+
+
+@pytest.mark.parametrize("damage", [bit, cut, gone, config, list_, no_list, not_whole])
+def test_a_damaged_newest_step_is_named_and_the_one_before_taken(
+    folder: Path, capsys: pytest.CaptureFixture[str], damage
+) -> None:
+    what = damage(folder / "7")
+    keeper = Checkpointer(folder)
+    restored = keeper.restore(TARGET)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f'warning: checkpoint "{folder / "7"}" is damaged (') and what in line
+    assert "it is now called 7.damaged" in line
+    assert (restored.step, restored.data_state) == (5, {"next": 5})
+    np.testing.assert_array_equal(restored.state["w"], state(5)["w"])
+    # Nothing takes it for a step, and the step is written again when the run comes there.
+    assert keeper.latest_step() == 5
+    keeper.save(7, state(70), None, {})
+    keeper.close()
+    assert (folder / "7.damaged").is_dir()
+    keeper = Checkpointer(folder)
+    assert int(keeper.restore(TARGET).state["n"]) == 70
+    keeper.close()
+    assert capsys.readouterr().err == ""
+
+
+def test_the_newest_sound_step_is_taken(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bit(folder / "7"), cut(folder / "5")
+    (folder / "5.damaged").mkdir()
+    keeper = Checkpointer(folder)
+    assert keeper.restore(TARGET).step == 3
+    keeper.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("it is now called ")[1] for line in lines] == [
+        "7.damaged; going on from step 3",
+        "5.damaged-2; going on from step 3",
+    ]
+
+
+def test_all_damaged_is_one_error(folder: Path) -> None:
+    for step in (3, 5, 7):
+        bit(folder / str(step))
+    keeper = Checkpointer(folder)
+    with pytest.raises(CheckpointError, match=r"all 3 checkpoints in .* are damaged; put a copy"):
+        keeper.restore(TARGET)
+    keeper.close()
+    assert steps.all_steps(folder) == [3, 5, 7]
+
+
+def test_a_step_that_was_asked_for_is_never_replaced(folder: Path) -> None:
+    bit(folder / "7")
+    keeper = Checkpointer(folder)
+    with pytest.raises(DamagedCheckpointError, match="has changed since it was written"):
+        keeper.restore(TARGET, step=7)
+    assert keeper.restore(TARGET, step=5).step == 5
+    keeper.close()
+    assert steps.all_steps(folder) == [3, 5, 7]
+
+
+def test_another_model_is_no_damage(folder: Path) -> None:
+    keeper = Checkpointer(folder)
+    with pytest.raises(CheckpointError, match="does not fit this run") as caught:
+        keeper.restore({"w": TARGET["w"]})
+    keeper.close()
+    assert not isinstance(caught.value, DamagedCheckpointError)
+    assert steps.all_steps(folder) == [3, 5, 7]
+
+
+def test_numbers_that_are_read_wrong_are_noticed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = Checkpointer(folder)
+    read = keeper._manager.restore
+
+    def wrong(step, args):
+        found = read(step, args=args)
+        found["state"]["w"] = found["state"]["w"].at[2, 3].add(1)
+        return found
+
+    monkeypatch.setattr(keeper._manager, "restore", wrong)
+    with pytest.raises(DamagedCheckpointError, match=r"leaf w has the sum \w{16}, and \w{16} was"):
+        keeper.restore(TARGET, step=7)
+    keeper.close()
+
+
+def test_a_checkpoint_of_before_there_were_hashes_is_read(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(folder / "7" / "manifest")
+    keeper = Checkpointer(folder)
+    assert keeper.restore(TARGET).step == 7
+    keeper.close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: checkpoint") and "before there were hashes" in line
+
+
+def test_a_manifest_of_a_later_format_is_refused_by_name(folder: Path) -> None:
+    path = folder / "7" / "manifest" / "manifest.json"
+    body = json.loads(path.read_text()) | {"format": 2}
+    body.pop("sha256")
+    path.write_text(json.dumps(body | {"sha256": manifest._digest(body)}))
+    with pytest.raises(CheckpointError, match="has a manifest of format 2"):
+        manifest.read(folder / "7")
+
+
+def test_a_kill_before_the_manifest_leaves_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    keeper = Checkpointer(tmp_path)
+    keeper.save(3, state(3), None, {})
+    keeper.wait()
+    monkeypatch.setattr(manifest, "write", killed)
+    keeper.save(5, state(5), None, {})
+    with pytest.raises(BaseException):  # noqa: B017
+        keeper.close()
+    assert steps.all_steps(tmp_path) == [3]
+    assert not (tmp_path / "5").exists()
