@@ -13,6 +13,7 @@ from llmasos_jax.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:
     from llmasos_jax.config.schema import Config
+    from llmasos_jax.data.prepared.result import Prepared
     from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
     from llmasos_jax.evals.export.run import ExportResult
     from llmasos_jax.evals.parity.report import Parity
@@ -99,6 +100,52 @@ def finetune(
     except BaseException as error:
         distributed.failed(error)
         raise
+
+
+def prepare_data(
+    config: Source, out: str | os.PathLike[str], workers: int | None = None
+) -> Prepared:
+    """Tokenises a config's text into a folder, or goes on where that was stopped.
+
+    A run reads it with `data.source="prepared"` and `data.path=out`; its batches are those of a run
+    that reads the text itself. The files do not depend on `workers`.
+
+    Args:
+      config: as in `train`; `data`, the tokenizer and the objective are read.
+      out: a new folder, or one that the same config began.
+      workers: processes; None takes one for each core.
+
+    Returns:
+      What is in the folder, and what was dropped and why.
+
+    Raises:
+      ConfigError: the config has a mixture, or learns from records.
+      DataError: `out` was begun with other settings (the message lists them), holds something else
+        or cannot be written; or the text cannot be read.
+      TokenizerError: the tokenizer cannot be made.
+    """
+    from llmasos_jax.config.files import cache_folder
+    from llmasos_jax.data.prepared.run import run
+    from llmasos_jax.data.tokenizers.vocabulary import vocabulary_of
+    from llmasos_jax.finetune.reading import reading_of
+    from llmasos_jax.train.objective import build_objective
+
+    cache = cache_folder() / "data"
+    resolved, tokenizer = reading_of(config, cache)
+    objective = build_objective(resolved, vocabulary_of(tokenizer, resolved.model.vocab_size))
+    if objective.examples is not None:
+        raise ConfigError(
+            f'objective.name="{resolved.objective.name}" learns from records, which a run reads as '
+            "they are; prepare texts"
+        )
+    return run(
+        resolved.data,
+        tokenizer,
+        Path(out),
+        cache,
+        workers=workers,
+        by_sentence=objective.by_sentence,
+    )
 
 
 def _workdir(workdir: str | os.PathLike[str] | None, config: Config) -> Path:

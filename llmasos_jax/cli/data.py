@@ -1,4 +1,9 @@
-"""Shows what a config reads: documents, tokens, and the first rows of the first training batch."""
+"""Shows what a config reads, prepares it for training, or checks what was prepared.
+
+show: documents, tokens, what was dropped, and the first rows of the first training batch.
+prepare: tokenises the text into the folder --out, by many processes; goes on where it was stopped.
+check: hashes the files of a prepared folder; exit status 1 says that one is damaged.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +19,7 @@ from llmasos_jax.cli.main import UsageError
 from llmasos_jax.cli.options import add_config, add_json, overridden, print_fields, print_json
 
 if TYPE_CHECKING:
-    from llmasos_jax.config.schema import Config
-    from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
+    from llmasos_jax.data.scan import Dropped
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class DataSummary:
       tokens_per_step: tokens that the model reads in one step.
       epochs: how often `train.steps` steps read the text.
       counts: of records that were not taken as they are, by what was done with them.
+      dropped: documents that were left out, by reason.
     """
 
     source: str
@@ -47,34 +52,93 @@ class DataSummary:
     tokens_per_step: int
     epochs: float
     counts: dict[str, int] | None = None
+    dropped: dict[str, Dropped] | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `llmasos data`."""
-    parser.add_argument("action", choices=["show"], help="what to do with the data")
-    add_config(parser)
+    parser.add_argument("action", choices=["show", "prepare", "check"], help="what to do")
+    parser.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="to check")
+    add_config(parser, required=False)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder to prepare")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that prepare (one for each core)"
+    )
     parser.add_argument(
         "--rows", type=int, default=2, metavar="N", help="rows of text to print (%(default)s)"
     )
     add_json(parser)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Reads the data as a run would, and prints what it is."""
+def run(args: argparse.Namespace) -> int:
+    """Does what the action says."""
+    _require_fitting(args)
+    if args.action == "check":
+        return _check(args)
+    if args.action == "prepare":
+        return _prepare(args)
+    return _show(args)
+
+
+# What each action takes beside --json; the first is required.
+_TAKEN = {
+    "show": ("config", "rows"),
+    "prepare": ("config", "out", "workers"),
+    "check": ("folder",),
+}
+
+
+def _require_fitting(args: argparse.Namespace) -> None:
+    """Raises UsageError for what is missing or too much."""
+    given = {n for n in ("folder", "config", "out", "workers") if getattr(args, n) is not None}
+    shown = lambda name: "a folder" if name == "folder" else f"--{name}"
+    required = _TAKEN[args.action][:2] if args.action == "prepare" else _TAKEN[args.action][:1]
+    for name in required:
+        if name not in given:
+            raise UsageError(f"data {args.action} needs {shown(name)}")
+    for name in sorted(given - set(_TAKEN[args.action])):
+        raise UsageError(f"data {args.action} takes no {shown(name).removeprefix('a ')}")
+    if args.workers is not None and args.workers < 1:
+        raise UsageError(f"--workers={args.workers} must be at least 1")
     if args.rows < 0:
         raise UsageError(f"--rows={args.rows} must be at least 0")
+
+
+def _check(args: argparse.Namespace) -> int:
+    from llmasos_jax.data.prepared.read import check_folder
+
+    found = check_folder(args.folder)
+    print_json(found.to_dict()) if args.json else print(found)
+    return 0 if found.is_whole else 1
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from llmasos_jax import api
+
+    found = api.prepare_data(overridden(args), args.out, args.workers)
+    print_json(found.to_dict()) if args.json else print(found)
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    """Reads the data as a run would, and prints what it is."""
     summary, rows, marks = summarise(overridden(args), args.rows)
     if args.json:
         print_json(asdict(summary) | {"rows": [_plain_row(row) for row in rows]})
-        return
-    print_fields(summary)
+        return 0
+    from llmasos_jax.data.prepared.result import dropped_rows
+
+    print_fields(replace(summary, dropped=None))
+    for name, value in dropped_rows(summary.dropped or {}):
+        print(f"{name:<16} {value}")
     if rows and "parts" in rows[0] and sys.stdout.isatty():
         _print_in_colour(rows)
-        return
+        return 0
     if marks and rows:
         print(f"\n{marks}")
     for number, row in enumerate(rows):
         _print_row(number, row)
+    return 0
 
 
 def _plain_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -140,10 +204,11 @@ def summarise(source: Any, num_rows: int) -> tuple[DataSummary, list[dict], str 
     from llmasos_jax.data.packing import PackedRows
     from llmasos_jax.data.pipeline import open_data
     from llmasos_jax.data.tokenizers.vocabulary import vocabulary_of
+    from llmasos_jax.finetune.reading import reading_of
     from llmasos_jax.train.objective import build_objective
 
     cache = cache_folder() / "data"
-    config, tokenizer = _opened(source, cache)
+    config, tokenizer = reading_of(source, cache)
     vocabulary = vocabulary_of(tokenizer, config.model.vocab_size)
     objective = build_objective(config, vocabulary)
     data = open_data(
@@ -180,23 +245,21 @@ def summarise(source: Any, num_rows: int) -> tuple[DataSummary, list[dict], str 
             if objective.rows is PackedRows
             else config.train.steps * data.batch_size / data.num_train_rows,
             counts=dict(data.corpus.counts) or None if isinstance(data.corpus, Examples) else None,
+            dropped=_dropped(data.corpus) or None,
         ),
         rows,
         legend(batch, name),
     )
 
 
-def _opened(source: Any, cache: Path) -> tuple[Config, Tokenizer]:
-    """The whole config, and the tokenizer that a run of it would read with."""
-    from llmasos_jax.config.build import build, finetune_of
-    from llmasos_jax.data.tokenizers.load import tokenizer_of_run
-    from llmasos_jax.train.objective import build_objective
+def _dropped(corpus: Any) -> dict[str, Dropped]:
+    """What was left out, by reason; of a mixture, by part and reason."""
+    from llmasos_jax.data.corpus import Corpus
+    from llmasos_jax.data.mixture import MixedCorpus
 
-    if finetune_of(source).base is not None:
-        from llmasos_jax.finetune.resolve import resolve
-
-        config, base = resolve(source)
-        return config, base.tokenizer
-    config = build(source)
-    has_records = build_objective(config).examples is not None
-    return config, tokenizer_of_run(config, cache, has_records=has_records)
+    if isinstance(corpus, Corpus):
+        return dict(corpus.dropped)
+    if not isinstance(corpus, MixedCorpus):
+        return {}
+    parts = corpus.parts.items()
+    return {f"{part}: {why}": found for part, c in parts for why, found in c.dropped.items()}

@@ -26,7 +26,7 @@ VERBS = {
     "chat": "answers in a conversation, streamed to a terminal",
     "eval": "asks a model what tasks ask, and compares results",
     "card": "writes a model card from the folder of a run",
-    "data": "shows what a config reads and how it is cut",
+    "data": "shows what a config reads and how it is cut; prepares it",
     "models": "lists the models that have a name: licence, size, where they are",
     "plan": "says what a run needs and takes on a TPU pod, without one",
     "parity": "says where two models part, and why",

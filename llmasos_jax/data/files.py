@@ -12,6 +12,8 @@ from pathlib import Path
 
 from llmasos_jax.errors import DataError
 
+TEMPORARY = ".tmp-"  # begins the name of a file that is not whole
+
 
 @contextlib.contextmanager
 def _named_error(folder: Path) -> Iterator[None]:
@@ -36,15 +38,43 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     with _named_error(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        _require_writable(path.parent)
+    with renamed(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _require_writable(folder: Path) -> None:
+    handle, name = tempfile.mkstemp(dir=folder, prefix=TEMPORARY)
+    os.close(handle)
+    os.unlink(name)
+
+
+@contextlib.contextmanager
+def renamed(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, which takes its name when all went well.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "x.txt"
+      >>> with renamed(path) as temporary:
+      ...     _ = temporary.write_text("abc")
+      >>> path.read_text()
+      'abc'
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        # mkstemp makes files that nobody else reads; these are like others.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        os.replace(temporary, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

@@ -167,5 +167,9 @@ def select(
 
 
 def _example(index: int, documents: Sequence[str], twins: dict[int, int]) -> dict[str, Any]:
-    example: dict[str, Any] = {"document": index, "text": shown(documents[index], _EXAMPLE_CHARS)}
+    example: dict[str, Any] = {"document": index, "text": _beginning(documents[index])}
     return example | ({"of": twins[index]} if index in twins else {})
+
+
+def _beginning(text: str) -> str:
+    return shown(" ".join(text[: 10 * _EXAMPLE_CHARS].split()), _EXAMPLE_CHARS)

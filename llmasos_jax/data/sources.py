@@ -210,7 +210,7 @@ def _not_null(text: str | None, index: int) -> str:
 def _prepared(data: DataConfig, cache: Path) -> Documents:
     from llmasos_jax.data.prepared.read import prepared_documents  # which imports this module
 
-    return prepared_documents(data, cache)
+    return prepared_documents(data)
 
 
 SOURCES: dict[str, Callable[[DataConfig, Path], Documents]] = {
@@ -222,6 +222,7 @@ SOURCES: dict[str, Callable[[DataConfig, Path], Documents]] = {
     "huggingface": _huggingface,
     "arrayrecord": _array_record,
     "arrayrecord_text": partial(_array_record, is_json=False),
+    "prepared": _prepared,
 }
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from llmasos_jax.data.files import renamed
 from llmasos_jax.data.prepared.arrays import MAX_OPEN
 from llmasos_jax.data.prepared.manifest import PLAN, dropped_from
-from llmasos_jax.data.prepared.work import EncodeTask, ScanTask, renamed
+from llmasos_jax.data.prepared.work import EncodeTask, ScanTask
 from llmasos_jax.data.scan import Dropped
 from llmasos_jax.data.split import Sides
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from llmasos_jax.config.data import DataConfig
-from llmasos_jax.data.files import locked, write_atomically
+from llmasos_jax.data.files import TEMPORARY, locked, renamed
 from llmasos_jax.data.prepared.arrays import GrowingArray, mapped
 from llmasos_jax.data.prepared.crew import BenchSpec, Do, alone, crew
 from llmasos_jax.data.prepared.manifest import (
@@ -34,7 +34,7 @@ from llmasos_jax.data.prepared.manifest import (
     read_manifest,
 )
 from llmasos_jax.data.prepared.plan import SHARD_BYTES, Plan, cut, read_plan, scan_tasks
-from llmasos_jax.data.prepared.work import TEMPORARY, Bench, EncodeTask, Task, renamed
+from llmasos_jax.data.prepared.work import Bench, EncodeTask, Task
 from llmasos_jax.data.scan import Scan
 from llmasos_jax.data.sources import Documents
 from llmasos_jax.data.split import divide
@@ -138,7 +138,7 @@ def _prepare(what: Preparation, folder: Path, cache: Path, workers: int) -> Mani
         (folder / MANIFEST).unlink()
     (folder / TOKENIZER).mkdir(exist_ok=True)
     entry = what.tokenizer.save(folder / TOKENIZER)
-    write_atomically(folder / SETTINGS, _json(settings))
+    _write(folder / SETTINGS, json.dumps(settings, ensure_ascii=False, indent=1) + "\n")
     bench = Bench(what.documents, what.tokenizer, what.data, what.by_sentence, folder)
     if workers == 1:
         return _work(alone(bench), what, folder, settings, entry)
@@ -177,7 +177,7 @@ def _work(
         plan=StoredFile.of(folder / PLAN),
         **sides,
     )
-    write_atomically(folder / MANIFEST, manifest.to_json().encode())
+    _write(folder / MANIFEST, manifest.to_json())
     for scan in folder.glob("scan-*.npz"):
         scan.unlink()
     return manifest
@@ -302,8 +302,9 @@ def _check_settings(settings: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def _json(values: Mapping[str, Any]) -> bytes:
-    return (json.dumps(values, ensure_ascii=False, indent=1) + "\n").encode()
+def _write(path: Path, text: str) -> None:
+    with renamed(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _modules() -> tuple[str, ...]:

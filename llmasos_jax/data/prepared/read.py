@@ -12,6 +12,7 @@ from llmasos_jax.data.packing import TokenDocuments
 from llmasos_jax.data.prepared.arrays import ShardedArray, mapped
 from llmasos_jax.data.prepared.manifest import TOKENIZER, Manifest, Side, read_manifest
 from llmasos_jax.data.prepared.prepare import damaged
+from llmasos_jax.data.prepared.result import Checked
 from llmasos_jax.data.scan import Dropped
 from llmasos_jax.data.sources import Documents
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer, fingerprint
@@ -124,7 +125,7 @@ def folder_of(data: DataConfig) -> Path:
     return Path(data.path).expanduser()
 
 
-def prepared_documents(data: DataConfig, cache: Path) -> Documents:
+def prepared_documents(data: DataConfig) -> Documents:
     """The texts of a folder, decoded from its ids, those held out after the others.
 
     Special ids give no text; where a tokenizer changes a text this is the changed one.
@@ -164,3 +165,15 @@ def prepared_tokenizer(data: DataConfig) -> Tokenizer:
             f"(fingerprint {made[:12]}); put it back, or prepare the text again"
         )
     return tokenizer
+
+
+def check_folder(folder: Path) -> Checked:
+    """Hashes every file of a folder.
+
+    Raises:
+      DataError: it is no prepared folder, or its manifest is damaged.
+    """
+    manifest = read_manifest(folder)
+    files = list(manifest.files())
+    wrong = damaged(folder, manifest, by_hash=True)
+    return Checked(folder, len(files), sum(file.bytes for file in files), tuple(wrong))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from llmasos_jax.config.data import DataConfig
-from llmasos_jax.data.files import write_atomically
+from llmasos_jax.data.files import renamed
 from llmasos_jax.data.prepared.arrays import GrowingArray
 from llmasos_jax.data.prepared.encode import encode_documents
 from llmasos_jax.data.prepared.manifest import Shard, StoredFile, shard_from
 from llmasos_jax.data.scan import Scan, scan
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
-
-TEMPORARY = ".tmp-"  # begins the name of what is not whole
 
 
 @dataclass(frozen=True)
@@ -136,8 +132,8 @@ class EncodeTask:
                 advance(part.size)
         files = {kind: StoredFile.of(at(kind)) for kind in kinds}
         shard = Shard(documents, tokens, **files)
-        text = json.dumps(dataclasses.asdict(shard), indent=1)
-        write_atomically(self.record(bench.folder), text.encode())
+        with renamed(self.record(bench.folder)) as path:
+            path.write_text(json.dumps(dataclasses.asdict(shard), indent=1), encoding="utf-8")
 
 
 Task = ScanTask | EncodeTask
@@ -146,32 +142,3 @@ Task = ScanTask | EncodeTask
 def ids_dtype(tokenizer: Tokenizer) -> np.dtype:
     """Two bytes where they are enough, else four."""
     return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-
-
-class renamed(contextlib.AbstractContextManager[Path]):  # noqa: N801 (reads as a verb)
-    """A temporary path beside `path`, which takes its name when all went well.
-
-    Args:
-      path: the name in the end.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> Path:
-        handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=TEMPORARY)
-        os.close(handle)
-        self._temporary = Path(name)
-        return self._temporary
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            with open(self._temporary, "rb") as written:
-                os.fsync(written.fileno())
-            # mkstemp makes files that nobody else reads; these are like others.
-            mask = os.umask(0)
-            os.umask(mask)
-            self._temporary.chmod(0o666 & ~mask)
-            os.replace(self._temporary, self._path)
-        else:
-            self._temporary.unlink(missing_ok=True)

@@ -10,7 +10,6 @@ from llmasos_jax.config.named import resolve
 from llmasos_jax.config.schema import Config, TokenizerConfig
 from llmasos_jax.data.mixture import TrainingDocuments
 from llmasos_jax.data.sources import documents
-from llmasos_jax.data.streaming.sample import sample_texts
 from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer, Tokenizer
 from llmasos_jax.errors import ConfigError, TokenizerError
 
@@ -147,6 +146,8 @@ def tokenizer_of_run(cfg: Config, cache: Path, *, has_records: bool) -> Tokenize
 def _texts(cfg: Config, cache: Path) -> Sequence[str]:
     """What a tokenizer of this run would be trained on."""
     if cfg.data.streaming:
+        from llmasos_jax.data.streaming.sample import sample_texts
+
         is_trained = cfg.tokenizer.path is None and cfg.tokenizer.kind in _TRAINED
         return sample_texts(cfg) if is_trained else ()
     return (TrainingDocuments if cfg.data.mixture else documents)(cfg.data, cache)
