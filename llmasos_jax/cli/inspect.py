@@ -37,6 +37,7 @@ class Contents:
       licence, download_bytes, files: of a name: what the hub would send, and under which terms.
       install: of a name: the package that has it too.
       step: of a checkpoint, in optimizer steps.
+      hashes: of a checkpoint: whether it has them; `llmasos doctor` compares.
       parameters: numbers in the model's tensors.
       moved: of a fine-tuning run: numbers in the tensors that it moves, which its checkpoint has.
       tokenizer: its kind, or whose it is.
@@ -55,6 +56,7 @@ class Contents:
     format: str | None = None
     licence: str | None = None
     step: int | None = None
+    hashes: str | None = None
     tokenizer: str | None = None
     install: str | None = None
     download_bytes: int | None = None
@@ -201,7 +203,7 @@ def _model(path: Path, allow_code: bool) -> Contents:
 
 
 def _checkpoint(step_folder: Path) -> Contents:
-    from llmasos_jax.checkpoint import steps
+    from llmasos_jax.checkpoint import manifest, steps
     from llmasos_jax.checkpoint.stored import read_leaves
     from llmasos_jax.config.build import from_dict
     from llmasos_jax.models.count import count_parameters
@@ -210,11 +212,15 @@ def _checkpoint(step_folder: Path) -> Contents:
     leaves = read_leaves(step_folder)
     kept = sum(math.prod(leaf.shape) for n, leaf in leaves.items() if n.startswith("params/"))
     is_whole = config.finetune.base is None
+    written = manifest.read(step_folder)
     return Contents(
         kind="checkpoint",
         path=str(step_folder),
         name=config.name,
         step=int(step_folder.name),
+        hashes="none: written before there were hashes"
+        if written is None
+        else f"of {len(written.files)} files and {len(written.sums)} leaves",
         parameters=kept if is_whole else count_parameters(config.model),
         moved=None if is_whole else kept,
         tokenizer=config.tokenizer.kind if is_whole else f"of {config.finetune.base}",

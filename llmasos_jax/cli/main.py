@@ -32,6 +32,8 @@ VERBS = {
     "parity": "says where two models part, and why",
     "verify-resume": "shows that a run, killed and started again, is the run never killed",
     "inspect": "says what is inside a model, a training folder or a checkpoint",
+    "doctor": "examines checkpoints: each file's hash, each leaf's sum",
+    "diff": "lists the leaves in which two checkpoints or models differ",
 }
 
 EPILOG = """\
