@@ -39,6 +39,12 @@ class CheckpointError(LLMasOSError):
     """A checkpoint is absent, damaged or belongs to another config."""
 
 
+class SaveFailedError(CheckpointError):
+    """A checkpoint could not be written while the run was under way."""
+
+    exit_status = 3
+
+
 class DamagedCheckpointError(CheckpointError):
     """A checkpoint is there, and is not what was written.
 

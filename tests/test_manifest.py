@@ -1,6 +1,8 @@
 """Manifests: sums that do not hang on the sharding, damage that is named, the step before taken."""
 
+import contextlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -19,7 +21,8 @@ from llmasos_jax.checkpoint.sums import (
     sum_of_piece,
     sums_of_pieces,
 )
-from llmasos_jax.errors import CheckpointError, DamagedCheckpointError
+from llmasos_jax.errors import CheckpointError, ConfigError, DamagedCheckpointError
+from llmasos_jax.train.workdir import lock
 
 TARGET = {"w": jax.ShapeDtypeStruct((4, 6), jnp.float32), "n": jax.ShapeDtypeStruct((), jnp.int32)}
 
@@ -242,3 +245,17 @@ def test_a_kill_before_the_manifest_leaves_no_step(
         keeper.close()
     assert steps.all_steps(tmp_path) == [3]
     assert not (tmp_path / "5").exists()
+
+
+def test_a_second_run_is_refused_by_name(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        lock(tmp_path, first)
+        name = rf"process {os.getpid()} on \S+, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
+        with pytest.raises(ConfigError, match=rf"another process trains in \S+ \({name}\)"):
+            lock(tmp_path, second)
+    # What a killed run leaves names it and holds nothing.
+    (tmp_path / "running.json").write_text('{"pid": 1, "host": "x", "since": "long ago"}')
+    with contextlib.ExitStack() as third:
+        lock(tmp_path, third)
+        assert json.loads((tmp_path / "running.json").read_text())["pid"] == os.getpid()
+    assert not (tmp_path / "running.json").exists()

@@ -124,19 +124,26 @@ def read(folder: Path) -> Manifest | None:
     )
 
 
-def check_files(folder: Path, manifest: Manifest, share: tuple[int, int] = (0, 1)) -> list[str]:
+def check_files(
+    folder: Path,
+    manifest: Manifest,
+    share: tuple[int, int] = (0, 1),
+    names: Sequence[str] | None = None,
+) -> list[str]:
     """What is wrong with the files of a step folder; one line for each.
 
     Args:
       folder: the step folder.
       manifest: of it.
       share: (index, count) of this process, if several look at some of the files each.
+      names: which files; None for all.
     """
     # The largest first, so that no process or thread ends up with all of them.
-    ordered = sorted(manifest.files, key=lambda name: (-manifest.files[name].num_bytes, name))
-    names = ordered[share[0] :: share[1]]
+    wanted = manifest.files if names is None else names
+    ordered = sorted(wanted, key=lambda name: (-manifest.files[name].num_bytes, name))
+    mine = ordered[share[0] :: share[1]]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = pool.map(lambda name: _wrong(folder, name, manifest.files[name]), names)
+        found = pool.map(lambda name: _wrong(folder, name, manifest.files[name]), mine)
         return [line for line in found if line is not None]
 
 

@@ -8,6 +8,7 @@ so a run killed at any moment leaves whole checkpoints only.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -27,7 +28,7 @@ from llmasos_jax.checkpoint.hashes import HashesHandler, SaveHashes
 from llmasos_jax.checkpoint.leaves import check_same, describe, flatten, is_stacked, nest
 from llmasos_jax.checkpoint.stored import read_leaves
 from llmasos_jax.checkpoint.sums import added, own_pieces, sums_of_pieces
-from llmasos_jax.errors import CheckpointError, DamagedCheckpointError
+from llmasos_jax.errors import CheckpointError, DamagedCheckpointError, SaveFailedError
 
 # Takes a value of this process, gives those of all, in order (`parallel.roll.Roll.gather`).
 Gather = Callable[[Any], list[Any]]
@@ -128,7 +129,7 @@ class Checkpointer:
           config_dict: the resolved config, a JSON object.
 
         Raises:
-          CheckpointError: this save, or the one before it that ran in the background, failed.
+          SaveFailedError: this save, or the one before it that ran in the background, failed.
         """
         if step in self._manager.all_steps():
             return
@@ -196,11 +197,7 @@ class Checkpointer:
             return found
         if len(bad) == 1:
             raise bad[0]
-        listed = "".join(f"\n  {error.folder}: {error.what}" for error in bad)
-        raise CheckpointError(
-            f'all {len(bad)} checkpoints in "{self.folder}" are damaged; put a copy in their '
-            f"place, or take another --workdir:{listed}"
-        )
+        raise CheckpointError(steps.all_damaged(self.folder, bad))
 
     def _restore(self, folder: Path, wanted: Mapping[str, Any], abstract: Any) -> Restored:
         written = self._checked(folder)
@@ -274,7 +271,7 @@ class Checkpointer:
         """Waits until everything that was saved is on disk.
 
         Raises:
-          CheckpointError: a save failed (the disk is full, the folder is gone).
+          SaveFailedError: a save failed (the disk is full, the folder is gone).
         """
         try:
             self._manager.wait_until_finished()
@@ -288,12 +285,25 @@ class Checkpointer:
         finally:
             self._manager.close()
 
-    def _failed(self, error: BaseException) -> CheckpointError:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        return CheckpointError(
-            f'cannot write a checkpoint to "{self.folder}" ({first}); check the free space and the '
-            "permissions. Checkpoints written before are whole."
+    def _failed(self, error: BaseException) -> SaveFailedError:
+        return SaveFailedError(
+            f'cannot write a checkpoint to "{self.folder}" ({_reason(error)}); check the free '
+            "space and the permissions. Checkpoints written before are whole, and the same command "
+            "goes on from the newest."
         )
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said; the libraries between wrap it in pages of their own."""
+    text = str(error).strip()
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
+    for number in known:
+        if os.strerror(number) in text:
+            return os.strerror(number)
+    # TensorStore's name for a full disk, whose own words it cuts off.
+    if text.startswith("RESOURCE_EXHAUSTED"):
+        return os.strerror(errno.ENOSPC)
+    return (text or type(error).__name__).splitlines()[0][:200]
 
 
 def restore_part(folder: Path, name: str, abstract: Any) -> Any:
@@ -411,10 +421,10 @@ def _as_wanted(array: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 class _NotOrbax(logging.Filter):
-    """Lets Orbax's records through only when they are errors; it writes a page per save."""
+    """Drops Orbax's records: a page per save, and of an error what is raised in `wait` anyway."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
+        return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def _quieten() -> None:

@@ -114,3 +114,12 @@ def damaged(step_folder: Path, error: BaseException | str) -> DamagedCheckpointE
     """The one line that a checkpoint which cannot be read gets."""
     text = str(error).strip() or type(error).__name__
     return DamagedCheckpointError(str(step_folder), text.splitlines()[0][:300])
+
+
+def all_damaged(folder: Path, bad: list[DamagedCheckpointError]) -> str:
+    """What is said when there is no step to go on from."""
+    listed = "".join(f"\n  {error.folder}: {error.what}" for error in bad)
+    return (
+        f'all {len(bad)} checkpoints in "{folder}" are damaged; put a copy in their place, or take '
+        f"another --workdir:{listed}"
+    )

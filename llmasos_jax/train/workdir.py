@@ -7,18 +7,27 @@ import fcntl
 import json
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from llmasos_jax.checkpoint import steps
+from llmasos_jax.checkpoint import manifest, steps
 from llmasos_jax.config.build import differences, from_dict, to_dict
 from llmasos_jax.config.schema import Config
 from llmasos_jax.data.tokenizers.load import load_tokenizer
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
-from llmasos_jax.errors import ConfigError, TokenizerError
+from llmasos_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    DamagedCheckpointError,
+    TokenizerError,
+)
+
+_HOLDER = "running.json"
 
 # What may differ when a run goes on: neither the weights nor the order of the data hang on it.
 _FREE = (
@@ -39,7 +48,8 @@ def newest_step(workdir: Path, config: Config) -> int | None:
     """The step that the folder's run goes on from; None if it has no checkpoint yet.
 
     Raises:
-      ConfigError: the folder holds a run of another config, or something else, or is read-only.
+      ConfigError: the folder holds a run of another config, or something else, or is read-only, or
+        another process trains there.
     """
     place = workdir.absolute()
     there = next(p for p in (place, *place.parents) if p.exists())
@@ -48,6 +58,10 @@ def newest_step(workdir: Path, config: Config) -> int | None:
         raise ConfigError(
             f"cannot write to the training folder {workdir}: {there} {why}; take another --workdir"
         )
+    if workdir.is_dir():
+        with contextlib.ExitStack() as stack:
+            # Shared, as the other processes of this run look too; it is taken when all is opened.
+            _flock(workdir, stack, fcntl.LOCK_SH)
     path = workdir / "config.json"
     try:
         if path.exists():
@@ -61,9 +75,28 @@ def newest_step(workdir: Path, config: Config) -> int | None:
     found = steps.all_steps(workdir / steps.FOLDER)
     if not found:
         return None
-    newest = steps.find_step(workdir, found[-1])
-    check_same_run(from_dict(steps.read_json(newest, steps.CONFIG)), config)
+    check_same_run(_saved_config(workdir, found), config)
     return found[-1]
+
+
+def _saved_config(workdir: Path, found: list[int]) -> Config:
+    """The config in the newest checkpoint of which it is whole; all else is checked on restore."""
+    name = f"{steps.CONFIG}/metadata"
+    bad: list[DamagedCheckpointError] = []
+    for step in reversed(found):
+        folder = steps.find_step(workdir / steps.FOLDER, step)
+        try:
+            written = manifest.read(folder)
+            if written is not None:
+                wrong = manifest.check_files(folder, written, names=[name])
+                if wrong:
+                    raise steps.damaged(folder, wrong[0])
+            return from_dict(steps.read_json(folder, steps.CONFIG))
+        except DamagedCheckpointError as error:
+            bad.append(error)
+    if len(bad) == 1:
+        raise bad[0]
+    raise CheckpointError(steps.all_damaged(workdir / steps.FOLDER, bad))
 
 
 def check_same_run(before: Config, now: Config) -> None:
@@ -135,16 +168,40 @@ def lock(workdir: Path, stack: contextlib.ExitStack) -> None:
     Raises:
       ConfigError: another process holds it.
     """
+    if not _flock(workdir, stack, fcntl.LOCK_EX):
+        return
+    holder = workdir / _HOLDER
+    since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    _write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+    stack.callback(holder.unlink, missing_ok=True)
+
+
+def _flock(workdir: Path, stack: contextlib.ExitStack, kind: int) -> bool:
+    """Locks the folder; False on a network's file system that locks no folders.
+
+    The lock ends with the process, however that ends, so what a killed run leaves never blocks;
+    the file that names the process is only for the message.
+    """
     handle = os.open(workdir, os.O_RDONLY)
-    stack.callback(os.close, handle)  # which ends the lock, as the end of the process does
+    stack.callback(os.close, handle)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise ConfigError(
-            f"another process trains in {workdir}; wait for it, or take another --workdir"
+            f"another process trains in {workdir}{_holder(workdir)}; wait for it, or take another "
+            "--workdir"
         ) from error
     except OSError:
-        return  # a network's file system that locks no folders
+        return False
+    return True
+
+
+def _holder(workdir: Path) -> str:
+    try:
+        said = json.loads((workdir / _HOLDER).read_text(encoding="utf-8"))
+        return f" (process {said['pid']} on {said['host']}, since {said['since']})"
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""  # it has begun this very moment
 
 
 def _write_identity(workdir: Path, config: Config, tokenizer: Tokenizer, is_new: bool) -> None:
