@@ -17,9 +17,12 @@ from llmasos_jax.data.prepared.work import EncodeTask, ScanTask
 from llmasos_jax.data.scan import Dropped
 from llmasos_jax.data.split import Sides
 
-# Bytes of text in a shard: some ten seconds of work, which is what a kill may cost.
+# Bytes of text in a shard at most: some ten seconds of work, which is what a kill may cost.
 SHARD_BYTES = 64 << 20
-_SCAN_DOCUMENTS = 8192
+# Text that is shared among processes is cut finer, so that none of them waits long for the last.
+_SHARED_SHARDS = 32
+_LEAST_SHARD_BYTES = 1 << 20
+_SCAN_DOCUMENTS = (16, 8192)  # looked at in one task, at least and at most
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,17 @@ def read_plan(folder: Path) -> Plan:
         return Plan(of("indices"), of("borders"), of("sizes"), dropped)
 
 
-def cut(sides: Sides, sizes: np.ndarray, shard_bytes: int = SHARD_BYTES) -> Plan:
+def shared_shard_bytes(total: int) -> int:
+    """Bytes of text in a shard of so much text, whatever the number of processes.
+
+    Example:
+      >>> [shared_shard_bytes(total) >> 10 for total in (1 << 20, 1 << 30, 1 << 40)]
+      [1024, 32768, 65536]
+    """
+    return max(_LEAST_SHARD_BYTES, min(SHARD_BYTES, total // _SHARED_SHARDS))
+
+
+def cut(sides: Sides, sizes: np.ndarray, shard_bytes: int | None = SHARD_BYTES) -> Plan:
     """Cuts both sides into shards of about `shard_bytes` of text; each has one at least.
 
     Shards are larger where there would be more than a process can hold open.
@@ -75,14 +88,15 @@ def cut(sides: Sides, sizes: np.ndarray, shard_bytes: int = SHARD_BYTES) -> Plan
     Args:
       sides: what is kept.
       sizes: int64, bytes of each document of the source.
-      shard_bytes: of one shard.
+      shard_bytes: of one shard; None takes `shared_shard_bytes`.
     """
     indices = {"train": sides.train, "heldout": sides.heldout}
     borders, totals = {}, {}
     for side, documents in indices.items():
         ends = np.cumsum(sizes[documents])
         total = int(ends[-1]) if ends.size else 0
-        size = max(shard_bytes, -(-total // (MAX_OPEN - 1)))
+        size = shared_shard_bytes(total) if shard_bytes is None else shard_bytes
+        size = max(size, -(-total // (MAX_OPEN - 1)))
         # A document belongs to the shard that its last byte falls into.
         shard = np.maximum(ends - 1, 0) // size
         first = np.flatnonzero(np.diff(shard)) + 1
@@ -94,7 +108,8 @@ def cut(sides: Sides, sizes: np.ndarray, shard_bytes: int = SHARD_BYTES) -> Plan
 
 def scan_tasks(count: int) -> list[ScanTask]:
     """The first look at `count` documents, cut."""
-    step = _SCAN_DOCUMENTS
+    least, most = _SCAN_DOCUMENTS
+    step = max(least, min(most, count // 16))
     return [
         ScanTask(number, first, min(first + step, count))
         for number, first in enumerate(range(0, count, step))

@@ -55,14 +55,14 @@ class Preparation:
       tokenizer: what makes ids of it.
       data: decides on the split, filters and duplicates.
       by_sentence: keeps where sentences end, and adds neither bos nor eos.
-      shard_bytes: of text in a shard, about.
+      shard_bytes: of text in a shard, about; None takes what suits several processes.
     """
 
     documents: Documents
     tokenizer: Tokenizer
     data: DataConfig
     by_sentence: bool = False
-    shard_bytes: int = SHARD_BYTES
+    shard_bytes: int | None = SHARD_BYTES
 
     def settings(self) -> dict[str, Any]:
         """All that the ids depend on, by name."""

@@ -45,6 +45,8 @@ def run(
             "data.mixture has several texts; prepare each with a config of its own, and name the "
             'folders in the parts (source="prepared")'
         )
+    if data.streaming:
+        raise ConfigError("data.streaming reads a text as it comes; leave it out to prepare one")
     if data.source == "prepared":
         raise ConfigError(
             f'data.source="prepared": {data.path} is prepared already; name the text itself'
@@ -55,7 +57,7 @@ def run(
     source = documents(data, cache)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     count = workers or cores or 1
-    what = Preparation(source, tokenizer, data, by_sentence)
+    what = Preparation(source, tokenizer, data, by_sentence, shard_bytes=None)
     manifest = prepare(what, folder, cache, count)
     is_new = (folder / MANIFEST).stat().st_mtime_ns != stamp
     return Prepared.of(folder, manifest, is_new, time.monotonic() - start_s)

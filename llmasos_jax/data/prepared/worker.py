@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import queue
@@ -22,9 +23,12 @@ def main() -> None:
     os.dup2(2, 1)  # what a source or a tokenizer prints must not stand among the answers
     tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(sys.stdin.buffer, tasks), daemon=True).start()
-    bench: Bench | None = None
     spec: BenchSpec = tasks.get()
     sys.path[:] = spec.modules
+    bench: Bench | None = None
+    # At once, while the others still do the work that there is.
+    with contextlib.suppress(Exception):  # which the first task meets again, and tells
+        bench = _opened(spec)
     while True:
         task = tasks.get()
         try:
