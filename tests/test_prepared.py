@@ -30,6 +30,7 @@ from llmasos_jax.data.split import Sides
 from llmasos_jax.data.tokenizers.load import tokenizer_of_run
 from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer
 from llmasos_jax.errors import ConfigError, DataError, TokenizerError
+from llmasos_jax.progress import Progress
 
 
 @pytest.fixture
@@ -328,3 +329,15 @@ def test_no_more_shards_than_can_be_open() -> None:
     assert 200 < len(tasks) <= 256 and sum(task.size for task in tasks) == 500_000
     assert np.array_equal(np.concatenate([task.indices for task in tasks]), np.arange(5000))
     assert len(plan.tasks("heldout")) == 1
+
+
+def test_without_a_terminal_a_line_says_what_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now_s = iter((0.0, 10.0, 31.0, 45.0, 90.0))
+    monkeypatch.setattr(time, "monotonic", lambda: next(now_s))
+    with Progress("Tokenising", total=1000, say_every_s=30.0) as progress:
+        for _ in range(4):
+            progress.advance(100)
+    expected = "Tokenising: 20%, about 2 min 4 s left\nTokenising: 40%, about 2 min 15 s left\n"
+    assert capsys.readouterr().err == expected
