@@ -26,7 +26,21 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 import jax  # noqa: E402
 import jax.monitoring  # noqa: E402
 
+_QUICK = "jax_disable_most_optimizations"
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quickly_compiled(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leaves out XLA's optimisations: most of the tests' time is compiling what runs once or twice.
+
+    Where bits are promised, or the model is a real one, programs are what users have: such a file
+    says `OPTIMIZED = True`. Commands in processes of their own always are.
+    """
+    was = jax.config.values[_QUICK]
+    jax.config.update(_QUICK, not getattr(request.module, "OPTIMIZED", False))
+    yield
+    jax.config.update(_QUICK, was)
 
 
 class CompileCount:

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 from on_meshes import SMALL, assert_mesh_is_one_device, config, trainer_of
-from quick_runs import quick_runs  # noqa: F401
 from tolerances import SIMPLE
 
 from llmasos_jax.config.finetune import FinetuneConfig

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from quick_runs import quick_runs  # noqa: F401
 from small_model import small_model
 from tolerances import WHOLE_MODEL
 from tuning_processes import BASE, prepare

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from on_meshes import ONE, QUICK, SMALL, assert_placed, assert_same, rows_of, trainer_of
 from on_meshes import config as config_of
-from quick_runs import quick_runs  # noqa: F401
 from safetensors.numpy import save_file
 from small_hf import Json, write
 from tolerances import SIMPLE

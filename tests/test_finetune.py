@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick_runs import quick_runs  # noqa: F401
 from small_model import small_model
 from small_run import At
 from tolerances import SIMPLE

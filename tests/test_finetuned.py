@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from quick_runs import quick_runs  # noqa: F401
 from small_hf import LLAMA, write
 from tolerances import SIMPLE
 from tuned_runs import STEP, config_on, outputs_of, probe_for, tuned

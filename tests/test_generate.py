@@ -17,6 +17,8 @@ from llmasos_jax.errors import GenerationError
 from llmasos_jax.format.manifest import Generation
 from llmasos_jax.generate.session import power_of_two, quarter_steps
 
+OPTIMIZED = True  # conftest.py: programs as users have them
+
 PROMPTS = ["Hello", "x", "def f(x):\n    return", "你好，世界！", "The world is full of "]
 
 

@@ -16,6 +16,8 @@ from llmasos_jax.models.count import count_parameters
 from llmasos_jax.parallel.mesh import single_device_mesh
 from llmasos_jax.train.step import make_trainer
 
+OPTIMIZED = True  # conftest.py: programs as users have them
+
 GOLDEN = Path(__file__).parent / "golden" / "first_step.json"
 REGENERATE = "LLMASOS_REGENERATE_GOLDEN"
 ADVICE = f"""

@@ -12,6 +12,8 @@ from llmasos_jax.interop.hf import open_hf
 from llmasos_jax.interop.hf.families import FAMILIES
 from llmasos_jax.interop.tables import unbind
 
+OPTIMIZED = True  # conftest.py: programs as users have them
+
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:::(torch|transformers)")]
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")
 transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")

@@ -4,7 +4,6 @@ import http.server
 import threading
 
 import pytest
-from quick_runs import quick_runs  # noqa: F401
 from small_run import At, Record, small_config
 
 from llmasos_jax.errors import PreemptedError

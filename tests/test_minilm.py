@@ -18,6 +18,8 @@ from llmasos_jax.errors import GenerationError
 from llmasos_jax.generate.load import load_model
 from llmasos_jax.generate.model import Model
 
+OPTIMIZED = True  # conftest.py: programs as users have them
+
 GOLDEN = Path(__file__).parent / "golden" / "minilm.npz"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TEXTS = ("The capital of France is Paris.", "Paris is the capital city of France.")

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from quick_runs import quick_runs  # noqa: F401
 from small_bert import SPECIAL, WORDS, word_pieces
 from tolerances import SIMPLE
 

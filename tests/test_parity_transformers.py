@@ -15,6 +15,8 @@ from llmasos_jax.format.tensorfile import stored
 from llmasos_jax.format.write import write_model
 from llmasos_jax.interop.hf import open_hf
 
+OPTIMIZED = True  # conftest.py: programs as users have them
+
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:::(torch|transformers)")]
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")
 transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")

@@ -20,6 +20,8 @@ from llmasos_jax.train.hooks import read_metrics
 from llmasos_jax.train.run import run
 from llmasos_jax.train.step import make_trainer
 
+OPTIMIZED = True  # conftest.py: programs as users have them
+
 ROOT = Path(__file__).resolve().parent.parent
 # What a line of metrics.jsonl says of the clock, not of the run.
 CLOCK = ("tokens_per_s", "step_time_s", "mfu", "data_wait")

@@ -16,6 +16,8 @@ import pytest
 from llmasos_jax.generate.load import load_model
 from llmasos_jax.generate.model import Model
 
+OPTIMIZED = True  # conftest.py: programs as users have them
+
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 PROMPTS = {"0": "The capital of France is", "3": "你好，世界！"}

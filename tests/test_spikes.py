@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from quick_runs import quick_runs  # noqa: F401
 from small_run import At, Record, small_config
 
 from llmasos_jax.errors import ConfigError

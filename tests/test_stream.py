@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from llmasos_jax.generate.stream import BROKEN, Decoder, TextStream
 
+OPTIMIZED = True  # conftest.py: programs as users have them
+
 TEXTS = [
     "你好，世界！",
     "👩‍👩‍👧 family, naïve café 🎉🎉",

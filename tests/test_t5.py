@@ -30,6 +30,8 @@ from llmasos_jax.models.definition import file_def
 from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.train.objective import build_objective
 
+OPTIMIZED = True  # conftest.py: programs as users have them
+
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:::(torch|transformers)")]
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")
 transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
