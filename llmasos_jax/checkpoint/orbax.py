@@ -12,8 +12,7 @@ import errno
 import logging
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +132,12 @@ class Checkpointer:
         """
         if step in self._manager.all_steps():
             return
+        if not self.folder.is_dir():
+            # Orbax would make it again, and the run go on in a folder without its past.
+            raise SaveFailedError(
+                f'cannot write a checkpoint to "{self.folder}": the folder is gone; put it back '
+                "with what was in it, and the same command goes on from the newest"
+            )
         named = flatten(state)
         described = _described(named)
         leaves = {name: [list(leaf.shape), leaf.dtype] for name, leaf in described.items()}
@@ -208,8 +213,7 @@ class Checkpointer:
         )
         arguments = ocp.args.Composite(**{steps.STATE: _arguments(wanted)})
         try:
-            with _no_stragglers():
-                found = self._manager.restore(int(folder.name), args=arguments)
+            found = self._manager.restore(int(folder.name), args=arguments)
         except Exception as error:
             damage = steps.damaged(folder, error)
             if jax.process_count() > 1:
@@ -334,7 +338,7 @@ def restore_part(folder: Path, name: str, abstract: Any) -> Any:
         raise steps.damaged(folder, _first_of(lines))
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     try:
-        with _no_stragglers(), contextlib.closing(reader):
+        with contextlib.closing(reader):
             stored = reader.restore(
                 folder / steps.STATE, args=_arguments(wanted, partial_restore=True)
             )
@@ -431,26 +435,22 @@ def _quieten() -> None:
     logger = logging.getLogger("absl")
     if not any(isinstance(known, _NotOrbax) for known in logger.filters):
         logger.addFilter(_NotOrbax())
+    _drop_stragglers()
 
 
-@contextlib.contextmanager
-def _no_stragglers() -> Iterator[None]:
-    """Keeps a failed restore to its one error.
+def _drop_stragglers() -> None:
+    """Keeps a failed save or restore to its one error.
 
-    Orbax leaves its event loop at the first unreadable array; the reads still under way then find
-    it closed and Python prints each of those.
+    Orbax leaves its event loop at the first array that cannot be read or written; the work still
+    under way then finds it closed, and Python prints each of those, whenever it comes to that.
     """
     before = sys.unraisablehook
+    if getattr(before, "drops_stragglers", False):
+        return
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
         if "Event loop is closed" not in str(unraisable.exc_value):
             before(unraisable)
 
+    hook.drops_stragglers = True  # pyright: ignore[reportFunctionMemberAccess]
     sys.unraisablehook = hook
-    try:
-        yield
-    except Exception:
-        time.sleep(0.3)
-        raise
-    finally:
-        sys.unraisablehook = before

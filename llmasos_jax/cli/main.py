@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
 import os
 import sys
@@ -12,7 +13,7 @@ from typing import NoReturn
 
 from llmasos_jax import __version__
 from llmasos_jax.cli import interrupt
-from llmasos_jax.errors import LLMasOSError, PreemptedError, did_you_mean
+from llmasos_jax.errors import LLMasOSError, PreemptedError, SaveFailedError, did_you_mean
 
 # Each verb is `llmasos_jax.cli.<verb>` with `add_arguments(parser)` and `run(args) -> int | None`.
 VERBS = {
@@ -77,6 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = exit_.code if isinstance(exit_.code, int) else 0
         sys.stdout.flush()
         return status
+    except SaveFailedError as error:
+        status = _report(error, error.exit_status, debug)
+        return _left_at_once(status) if argv is None else status
     except LLMasOSError as error:
         return _report(error, error.exit_status, debug)
     except KeyboardInterrupt:
@@ -203,6 +207,17 @@ def _interrupted(is_process: bool) -> int:
         sys.stderr.flush()
         os._exit(INTERRUPTED)
     return INTERRUPTED
+
+
+def _left_at_once(status: int) -> NoReturn:
+    """Ends this process after a save that failed.
+
+    Orbax's threads wait ten minutes for the rest of it, and Python would wait for them.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmasos_jax.config.named import resolve
 from llmasos_jax.config.schema import Config
-from llmasos_jax.errors import ConfigError, DataError
+from llmasos_jax.errors import ConfigError, DataError, TrainingFailedError
 from llmasos_jax.train.metrics import Speed
 
 Values = Mapping[str, float]
@@ -160,6 +162,27 @@ def named_hooks(names: Sequence[str]) -> list[Hook]:
     return hooks
 
 
+@contextlib.contextmanager
+def _named_error(workdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TrainingFailedError(
+            f'cannot write to the training folder "{workdir}" ({error.strerror}); check the free '
+            "space and the permissions: the same command goes on from the newest checkpoint"
+        ) from error
+
+
+def _close(file: Any, workdir: Path, error: BaseException | None) -> None:
+    try:
+        with _named_error(workdir):
+            file.close()
+    except TrainingFailedError:
+        # What has ended the run is what is to be told.
+        if error is None:
+            raise
+
+
 class MetricsFile(Hook):
     """`metrics.jsonl`: one JSON object per logged step and per evaluation.
 
@@ -190,12 +213,13 @@ class MetricsFile(Hook):
 
     def on_end(self, step: int, error: BaseException | None) -> None:
         """Closes the file."""
-        self._file.close()
+        _close(self._file, self._run.workdir, error)
 
     def _write(self, step: int, values: Values) -> None:
         finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
-        self._file.flush()
+        with _named_error(self._run.workdir):
+            self._file.write(json.dumps({"step": step, **finite}) + "\n")
+            self._file.flush()
 
 
 def metrics_path(workdir: Path) -> Path:
@@ -233,7 +257,11 @@ def _is_eval(line: Mapping[str, Any]) -> bool:
 
 
 class TensorBoard(Hook):
-    """Event files in `tensorboard/`, written by tensorboard itself, without TensorFlow."""
+    """Event files in `tensorboard/`, in tensorboard's own format, without TensorFlow.
+
+    Its `EventFileWriter` opens the file again for each event, in a thread whose errors nobody can
+    catch; here the file stays open, and is written by the thread that trains.
+    """
 
     def on_start(self, run: RunInfo) -> None:
         """Opens an event file; TensorBoard forgets what it knew of later steps."""
@@ -241,17 +269,17 @@ class TensorBoard(Hook):
         # pyright sees no classes in generated protocol buffers.
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore
         from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._run, self._event, self._summary = run, Event, Summary
-        self._writer = EventFileWriter(str(run.workdir / "tensorboard"))
-        self._writer.add_event(
-            Event(
-                step=run.start_step + 1,
-                session_log=SessionLog(status=SessionLog.START),
-                wall_time=time.time(),
-            )
-        )
+        folder = run.workdir / "tensorboard"
+        folder.mkdir(parents=True, exist_ok=True)
+        # Of two files the one that sorts last is the newer one.
+        name = f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = RecordWriter((folder / name).open("wb"))
+        self._add(Event(file_version="brain.Event:2"))
+        start = SessionLog(status=SessionLog.START)
+        self._add(Event(step=run.start_step + 1, session_log=start))
 
     def on_step(self, step: int, values: Values) -> None:
         """Writes the values if the step is one that is logged."""
@@ -261,13 +289,17 @@ class TensorBoard(Hook):
     def on_eval(self, step: int, values: Values) -> None:
         """Writes the values."""
         self._write(step, {f"heldout/{k.removeprefix('heldout_')}": v for k, v in values.items()})
-        self._writer.flush()
 
     def on_end(self, step: int, error: BaseException | None) -> None:
         """Closes the file."""
-        self._writer.close()
+        _close(self._writer, self._run.workdir, error)
 
     def _write(self, step: int, values: Values) -> None:
         scalars = [self._summary.Value(tag=tag, simple_value=v) for tag, v in values.items()]
-        event = self._event(step=step, summary=self._summary(value=scalars), wall_time=time.time())
-        self._writer.add_event(event)
+        with _named_error(self._run.workdir):
+            self._add(self._event(step=step, summary=self._summary(value=scalars)))
+            self._writer.flush()
+
+    def _add(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._writer.write(event.SerializeToString())
