@@ -33,9 +33,10 @@ class DataSummary:
       vocab_size: of the tokenizer.
       train_documents, heldout_documents: on both sides of the split.
       train_tokens, heldout_tokens: of one epoch, with bos and eos where the objective reads them.
-      train_rows: of one epoch.
+      train_rows: of one epoch. Of a stream nobody knows what is trained on.
       tokens_per_step: tokens that the model reads in one step.
       epochs: how often `train.steps` steps read the text.
+      parts: of a mixture: documents, tokens, share of the rows and epochs of each.
       counts: of records that were not taken as they are, by what was done with them.
       dropped: documents that were left out, by reason.
     """
@@ -44,13 +45,14 @@ class DataSummary:
     objective: str
     tokenizer: str
     vocab_size: int
-    train_documents: int
+    train_documents: int | None
     heldout_documents: int
-    train_tokens: int
+    train_tokens: int | None
     heldout_tokens: int
-    train_rows: int
+    train_rows: int | None
     tokens_per_step: int
-    epochs: float
+    epochs: float | None
+    parts: dict[str, dict[str, float]] | None = None
     counts: dict[str, int] | None = None
     dropped: dict[str, Dropped] | None = None
 
@@ -203,6 +205,8 @@ def summarise(source: Any, num_rows: int) -> tuple[DataSummary, list[dict], str 
     from llmasos_jax.data.examples import Examples
     from llmasos_jax.data.packing import PackedRows
     from llmasos_jax.data.pipeline import open_data
+    from llmasos_jax.data.shares import epochs, parts
+    from llmasos_jax.data.streaming.batches import StreamedText
     from llmasos_jax.data.tokenizers.vocabulary import vocabulary_of
     from llmasos_jax.finetune.reading import reading_of
     from llmasos_jax.train.objective import build_objective
@@ -221,29 +225,29 @@ def summarise(source: Any, num_rows: int) -> tuple[DataSummary, list[dict], str 
         examples=objective.examples,
     )
     try:
-        batch, name = data.train[0], config.objective.name
+        batch, name = next(data.train), config.objective.name
         count = min(num_rows, len(batch.tokens))
         labels = config.model.classifier.labels
         rows = [describe_row(batch, i, tokenizer, vocabulary, name, labels) for i in range(count)]
     finally:
         data.close()
     base = config.finetune.base
-    read = config.train.steps * data.tokens_per_batch / data.num_train_tokens
+    text = None if isinstance(data.corpus, StreamedText) else data.corpus.train
+    by_token, steps = objective.rows is PackedRows, config.train.steps
     return (
         DataSummary(
-            source=config.data.path or config.data.source,
+            source=config.data.path or ", ".join(config.data.mixture) or config.data.source,
             objective=name,
             tokenizer=config.tokenizer.kind if base is None else f"of {base}",
             vocab_size=tokenizer.vocab_size,
-            train_documents=data.corpus.train.num_documents,
+            train_documents=None if text is None else text.num_documents,
             heldout_documents=data.corpus.heldout.num_documents,
-            train_tokens=data.num_train_tokens,
+            train_tokens=None if text is None else text.num_tokens,
             heldout_tokens=data.num_heldout_tokens,
             train_rows=data.num_train_rows,
             tokens_per_step=data.tokens_per_batch,
-            epochs=read
-            if objective.rows is PackedRows
-            else config.train.steps * data.batch_size / data.num_train_rows,
+            epochs=epochs(data, steps, by_token=by_token),
+            parts=parts(data, steps),
             counts=dict(data.corpus.counts) or None if isinstance(data.corpus, Examples) else None,
             dropped=_dropped(data.corpus) or None,
         ),

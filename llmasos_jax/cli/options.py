@@ -149,6 +149,8 @@ def print_fields(result: Any) -> None:
             print(title)
             inner = max(map(len, value), default=0)
             for key, text in value.items():
+                if isinstance(text, dict):
+                    text = ", ".join(f"{name} {number:,}" for name, number in text.items())
                 print(f"  {key:<{inner}}  {text}")
         elif isinstance(value, float):
             print(f"{title:<{width}}  {value:.4g}")

@@ -255,7 +255,7 @@ def _with_whole_parts(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
         for name, part in mixture.items():
             if isinstance(part, config_dict.ConfigDict):
                 whole = _defaults(MixturePart)
-                whole.update(part)
+                whole.update(part.to_dict())
                 mixture[name] = whole
     return config
 

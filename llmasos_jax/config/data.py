@@ -40,8 +40,8 @@ class DataConfig:
     Attributes:
       source: "stdlib" (the Python standard library's own source), "text", "jsonl", "parquet",
         "arrow", "huggingface", "arrayrecord" (records are JSON objects), "arrayrecord_text"
-        (records are the texts),
-        "prepared" (a folder of `llmasos data prepare`), or "package.module:name".
+        (records are the texts), "prepared" (a folder of `llmasos data prepare`), or
+        "package.module:name".
       path: file, folder or glob; for "huggingface" a name on the hub, or a folder.
       subset: of a dataset of "huggingface" that has several; None takes its only one.
       split: of a dataset of "huggingface": "train", "validation", "train[:1000]", ...
@@ -52,6 +52,9 @@ class DataConfig:
         those of `path`; for objectives that learn from records.
       max_documents: read at most so many; None reads all.
       seed: fixes the order and the split.
+      streaming: reads "huggingface", "jsonl" or "parquet" as it comes, in its own order, without
+        tokenising it first; for text of which a run reads only a part.
+      heldout_documents: of a stream the first so many are held out, in the place of a share.
       deduplicate: "none"; "exact" leaves out a document whose text, but for case and blanks, an
         earlier one has; "minhash" one that is similar to an earlier one (Broder, 1997; needs the
         extra `data`). Of a mixture each part is looked at alone.
@@ -110,10 +113,10 @@ def check_data(data: DataConfig) -> None:
 
 
 def _check_streaming(data: DataConfig) -> None:
-    for name in ("mixture", "max_documents", "heldout_path"):
-        if data.streaming and getattr(data, name):
+    for name in ("mixture", "max_documents", "heldout_path", "deduplicate", "filters"):
+        if data.streaming and getattr(data, name) != getattr(DataConfig(), name):
             raise ConfigError(
-                f"data.{name} does not go with data.streaming, which reads one text to its end; "
+                f"data.{name} does not go with data.streaming, which reads one text as it comes; "
                 "leave one of them out"
             )
 

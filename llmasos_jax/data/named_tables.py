@@ -60,8 +60,9 @@ def _saved(folder: Path, data: DataConfig, streaming: bool) -> Any:
     found: Any = datasets.load_from_disk(str(folder))
     if isinstance(found, datasets.DatasetDict):
         if data.split not in found:
+            known = ", ".join(map(str, found))
             raise DataError(
-                f'{folder} has no split "{data.split}"; set data.split to one of {", ".join(map(str, found))}'
+                f'{folder} has no split "{data.split}"; set data.split to one of {known}'
             )
         found = found[data.split]
     return found.to_iterable_dataset() if streaming else found

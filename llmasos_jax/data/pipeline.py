@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -21,6 +21,7 @@ from llmasos_jax.data.mixture import MixedCorpus, MixedRows, open_mixture
 from llmasos_jax.data.objectives import MakeRows, Prepare, ReadExamples, causal
 from llmasos_jax.data.packing import PackedRows
 from llmasos_jax.data.sources import documents
+from llmasos_jax.data.streaming.batches import StreamBatches, StreamedText, open_streamed
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import ConfigError, DataError
 
@@ -53,6 +54,14 @@ class TrainBatches(Iterator[Batch]):
         self.position += 1
         self.waited_s += time.perf_counter() - start_s
         return batch
+
+    def state(self) -> dict[str, Any]:
+        """What JSON keeps: the step whose batch comes next."""
+        return {"step": self.position}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on with the batch of the state's step."""
+        self.seek(int(state["step"]))
 
     def seek(self, step: int) -> None:
         """Goes on with the batch of `step`."""
@@ -107,17 +116,20 @@ class Data:
       train: this process's rows of every training batch.
       heldout: this process's rows of the held-out batches.
       corpus: the token ids; for an objective that learns from records, its examples.
-      num_train_rows: rows of one epoch; of a mixture, of one epoch of each part.
+      num_train_rows: rows of one epoch; of a mixture, of one epoch of each part; of a
+        stream it is not known.
       batch_size: rows of a batch over all processes.
       sequence_length: tokens of a row.
+      num_rows_of: rows of one epoch of each part of a mixture.
     """
 
-    train: TrainBatches
+    train: TrainBatches | StreamBatches
     heldout: HeldoutBatches
-    corpus: Corpus | MixedCorpus | Examples
-    num_train_rows: int
+    corpus: Corpus | MixedCorpus | StreamedText | Examples
+    num_train_rows: int | None
     batch_size: int
     sequence_length: int
+    num_rows_of: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def text(self) -> Corpus:
@@ -128,7 +140,9 @@ class Data:
 
     @property
     def num_train_tokens(self) -> int:
-        """Tokens of one epoch; with bos and eos, where the corpus has them."""
+        """Tokens of one epoch; with bos and eos, where the corpus has them. Not of a stream."""
+        if isinstance(self.corpus, StreamedText):
+            raise TypeError("nobody knows how many tokens a stream has")
         return self.corpus.train.num_tokens
 
     @property
@@ -143,7 +157,7 @@ class Data:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: the position, and which corpus it is a position in."""
-        return {"step": self.train.position, "corpus": self.corpus.digest}
+        return self.train.state() | {"corpus": self.corpus.digest}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on where `state` was taken.
@@ -158,7 +172,7 @@ class Data:
                 "was made with (the standard library's source changes with its version), or start "
                 "a new run"
             )
-        self.train.seek(int(state["step"]))
+        self.train.restore(state)
 
     def close(self) -> None:
         """Stops reading ahead."""
@@ -209,6 +223,9 @@ def open_data(
         count = _rows_per_process(cfg, process_count)
         own_rows = range(process_index * count, (process_index + 1) * count)
     prepare = prepare or causal
+    if cfg.data.streaming:
+        _require_packed(cfg, rows, examples)
+        return _open_stream(cfg, tokenizer, own_rows, prepare)
     if examples is not None:
         _require_no_mixture(cfg)
         corpus = examples(cfg, tokenizer, cache)
@@ -231,6 +248,25 @@ def open_data(
         corpus=corpus,
         num_train_rows=sum(map(len, train.values())),
         batch_size=cfg.train.batch_size,
+        sequence_length=cfg.data.sequence_length,
+        num_rows_of={name: len(part) for name, part in train.items() if name},
+    )
+
+
+def _open_stream(cfg: Config, tokenizer: Tokenizer, own: Sequence[int], prepare: Prepare) -> Data:
+    corpus, rows = open_streamed(cfg, tokenizer)
+    seed, size = _seed("objective", cfg.data.seed), cfg.train.batch_size
+
+    def example(row: Any, number: int) -> Batch:
+        return prepare(row, np.random.default_rng([seed, number]))
+
+    heldout = PackedRows(corpus.heldout, cfg.data.sequence_length)
+    return Data(
+        train=StreamBatches(rows, size, own, example, stack),
+        heldout=_heldout({"": heldout}, cfg, own, prepare),
+        corpus=corpus,
+        num_train_rows=None,
+        batch_size=size,
         sequence_length=cfg.data.sequence_length,
     )
 
@@ -282,6 +318,15 @@ def _require_one_path(cfg: Config) -> None:
             f"data.heldout_path={cfg.data.heldout_path} goes with objectives that learn from "
             f'records, and objective.name="{cfg.objective.name}" reads text; leave it out: '
             "data.heldout_fraction of the documents is held out"
+        )
+
+
+def _require_packed(cfg: Config, rows: MakeRows, examples: ReadExamples | None) -> None:
+    if examples is not None or rows is not PackedRows:
+        raise ConfigError(
+            f'data.streaming goes with objectives that read running text ("causal", "mlm", '
+            f'"prefix_lm"), and objective.name="{cfg.objective.name}" needs all of it; leave out '
+            "data.streaming"
         )
 
 
