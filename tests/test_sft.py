@@ -27,10 +27,11 @@ from llmasos_jax.config.schema import (
 )
 from llmasos_jax.data.batch import Batch
 from llmasos_jax.data.chat.spans import write
+from llmasos_jax.data.fitting import first_fit
 from llmasos_jax.data.pipeline import open_data, stack
 from llmasos_jax.data.records import encode
 from llmasos_jax.data.records.encode import Scored, encode_dialogues
-from llmasos_jax.data.records.packed import ScoredRows, first_fit, next_scored
+from llmasos_jax.data.records.packed import ScoredRows, next_scored
 from llmasos_jax.data.records.sft import read_conversations
 from llmasos_jax.data.records.shapes import Dialogue
 from llmasos_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer, train_model

@@ -36,6 +36,7 @@ class DataSummary:
       train_rows: of one epoch. Of a stream nobody knows what is trained on.
       tokens_per_step: tokens that the model reads in one step.
       epochs: how often `train.steps` steps read the text.
+      padding: share of the places in rows of "first_fit" that hold no token.
       parts: of a mixture: documents, tokens, share of the rows and epochs of each.
       counts: of records that were not taken as they are, by what was done with them.
       dropped: documents that were left out, by reason.
@@ -52,6 +53,7 @@ class DataSummary:
     train_rows: int | None
     tokens_per_step: int
     epochs: float | None
+    padding: float | None = None
     parts: dict[str, dict[str, float]] | None = None
     counts: dict[str, int] | None = None
     dropped: dict[str, Dropped] | None = None
@@ -205,7 +207,7 @@ def summarise(source: Any, num_rows: int) -> tuple[DataSummary, list[dict], str 
     from llmasos_jax.data.examples import Examples
     from llmasos_jax.data.packing import PackedRows
     from llmasos_jax.data.pipeline import open_data
-    from llmasos_jax.data.shares import epochs, parts
+    from llmasos_jax.data.shares import epochs, padding, parts
     from llmasos_jax.data.streaming.batches import StreamedText
     from llmasos_jax.data.tokenizers.vocabulary import vocabulary_of
     from llmasos_jax.finetune.reading import reading_of
@@ -233,7 +235,8 @@ def summarise(source: Any, num_rows: int) -> tuple[DataSummary, list[dict], str 
         data.close()
     base = config.finetune.base
     text = None if isinstance(data.corpus, StreamedText) else data.corpus.train
-    by_token, steps = objective.rows is PackedRows, config.train.steps
+    is_fitted, steps = config.data.packing == "first_fit", config.train.steps
+    by_token = objective.rows is PackedRows and not is_fitted
     return (
         DataSummary(
             source=config.data.path or ", ".join(config.data.mixture) or config.data.source,
@@ -247,6 +250,7 @@ def summarise(source: Any, num_rows: int) -> tuple[DataSummary, list[dict], str 
             train_rows=data.num_train_rows,
             tokens_per_step=data.tokens_per_batch,
             epochs=epochs(data, steps, by_token=by_token),
+            padding=padding(data) if is_fitted else None,
             parts=parts(data, steps),
             counts=dict(data.corpus.counts) or None if isinstance(data.corpus, Examples) else None,
             dropped=_dropped(data.corpus) or None,

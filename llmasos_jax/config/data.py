@@ -9,6 +9,7 @@ from llmasos_jax.config.filters import FiltersConfig, check_filters
 from llmasos_jax.config.require import require_finite, require_one_of, require_positive
 from llmasos_jax.errors import ConfigError
 
+PACKING = ("concatenate", "first_fit")
 DEDUPLICATE = ("none", "exact", "minhash")
 # A part's name stands in config paths and in names of metrics.
 _PART_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -55,6 +56,9 @@ class DataConfig:
       streaming: reads "huggingface", "jsonl" or "parquet" as it comes, in its own order, without
         tokenising it first; for text of which a run reads only a part.
       heldout_documents: of a stream the first so many are held out, in the place of a share.
+      packing: "concatenate" fills every row and cuts documents at its end; "first_fit" keeps a
+        document that is no longer than a row in one row, beside others that fit, at the cost of
+        some padding (`data/fitting.py`).
       deduplicate: "none"; "exact" leaves out a document whose text, but for case and blanks, an
         earlier one has; "minhash" one that is similar to an earlier one (Broder, 1997; needs the
         extra `data`). Of a mixture each part is looked at alone.
@@ -78,6 +82,7 @@ class DataConfig:
     seed: int = 0
     streaming: bool = False
     heldout_documents: int = 256
+    packing: str = "concatenate"
     deduplicate: str = "none"
     minhash_threshold: float = 0.8
     minhash_permutations: int = 128
@@ -99,6 +104,7 @@ def check_data(data: DataConfig) -> None:
         raise ConfigError(
             f"data.heldout_fraction={data.heldout_fraction} must be at least 0 and below 1"
         )
+    require_one_of("data.packing", data.packing, PACKING)
     require_one_of("data.deduplicate", data.deduplicate, DEDUPLICATE)
     require_positive("data.minhash_permutations", data.minhash_permutations)
     if not 0.0 < data.minhash_threshold <= 1.0:
@@ -113,7 +119,8 @@ def check_data(data: DataConfig) -> None:
 
 
 def _check_streaming(data: DataConfig) -> None:
-    for name in ("mixture", "max_documents", "heldout_path", "deduplicate", "filters"):
+    others = ("mixture", "max_documents", "heldout_path", "packing", "deduplicate", "filters")
+    for name in others:
         if data.streaming and getattr(data, name) != getattr(DataConfig(), name):
             raise ConfigError(
                 f"data.{name} does not go with data.streaming, which reads one text as it comes; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from llmasos_jax.config.schema import Config
 from llmasos_jax.data.batch import Batch
 from llmasos_jax.data.corpus import Corpus, open_corpus
 from llmasos_jax.data.examples import ExampleRows, Examples
+from llmasos_jax.data.fitting import FittedRows
 from llmasos_jax.data.mixture import MixedCorpus, MixedRows, open_mixture
 from llmasos_jax.data.objectives import MakeRows, Prepare, ReadExamples, causal
 from llmasos_jax.data.packing import PackedRows
@@ -223,8 +225,11 @@ def open_data(
         count = _rows_per_process(cfg, process_count)
         own_rows = range(process_index * count, (process_index + 1) * count)
     prepare = prepare or causal
+    if cfg.data.packing == "first_fit":
+        _require_packed(cfg, rows, examples, "data.packing")
+        rows = FittedRows
     if cfg.data.streaming:
-        _require_packed(cfg, rows, examples)
+        _require_packed(cfg, rows, examples, "data.streaming")
         return _open_stream(cfg, tokenizer, own_rows, prepare)
     if examples is not None:
         _require_no_mixture(cfg)
@@ -321,12 +326,13 @@ def _require_one_path(cfg: Config) -> None:
         )
 
 
-def _require_packed(cfg: Config, rows: MakeRows, examples: ReadExamples | None) -> None:
+def _require_packed(cfg: Config, rows: MakeRows, examples: ReadExamples | None, field: str) -> None:
     if examples is not None or rows is not PackedRows:
+        value = operator.attrgetter(field)(cfg)
         raise ConfigError(
-            f'data.streaming goes with objectives that read running text ("causal", "mlm", '
-            f'"prefix_lm"), and objective.name="{cfg.objective.name}" needs all of it; leave out '
-            "data.streaming"
+            f"{field}={value} goes with objectives that read running text (causal, mlm, "
+            f'prefix_lm), and objective.name="{cfg.objective.name}" makes its own rows; leave out '
+            f"{field}"
         )
 
 

@@ -22,6 +22,13 @@ def epochs(data: Data, steps: int, *, by_token: bool) -> float | None:
     return steps * data.batch_size / data.num_train_rows
 
 
+def padding(data: Data) -> float | None:
+    """The share of the places in one epoch's rows that hold no token; None of a stream."""
+    if data.num_train_rows is None:
+        return None
+    return 1.0 - data.num_train_tokens / (data.num_train_rows * data.sequence_length)
+
+
 def parts(data: Data, steps: int) -> dict[str, dict[str, float]] | None:
     """Of each part of a mixture its documents, tokens, share of the rows and epochs."""
     if not isinstance(data.corpus, MixedCorpus):

@@ -11,9 +11,6 @@ import numpy as np
 from llmasos_jax.data.batch import Batch
 from llmasos_jax.data.records.encode import Scored
 
-# Rows that are looked at for a place: all would take a time that grows with the square.
-_OPEN_ROWS = 1024
-
 
 @dataclass(frozen=True)
 class ScoredRow:
@@ -82,34 +79,6 @@ def empty_row(sequence_length: int) -> ScoredRow:
     """A row of padding alone."""
     tokens, segment_ids, positions = np.zeros((3, sequence_length), dtype=np.int32)
     return ScoredRow(tokens, segment_ids, positions, np.zeros(sequence_length, dtype=bool))
-
-
-def first_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Puts things into the first of the newest rows that has room for them, else into a new one.
-
-    Args:
-      lengths: of the things, each at most `size`.
-      size: of a row.
-
-    Returns:
-      For each row the things in it.
-
-    Example:
-      >>> first_fit([5, 4, 3, 6], size=8)
-      [[0, 2], [1], [3]]
-    """
-    rows: list[list[int]] = []
-    room = np.zeros(len(lengths), dtype=np.int64)
-    for thing, length in enumerate(lengths):
-        oldest = max(0, len(rows) - _OPEN_ROWS)
-        fits = room[oldest : len(rows)] >= length
-        row = oldest + int(fits.argmax()) if fits.any() else len(rows)
-        if row == len(rows):
-            rows.append([])
-            room[row] = size
-        rows[row].append(thing)
-        room[row] -= length
-    return rows
 
 
 def next_scored(row: ScoredRow, rng: np.random.Generator | None = None) -> Batch:

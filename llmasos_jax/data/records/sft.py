@@ -8,9 +8,10 @@ from pathlib import Path
 
 from llmasos_jax.config.schema import Config
 from llmasos_jax.data.examples import ExampleRows, Examples
+from llmasos_jax.data.fitting import first_fit
 from llmasos_jax.data.packing import TokenDocuments
 from llmasos_jax.data.records.encode import Scored, cached_dialogues
-from llmasos_jax.data.records.packed import ScoredRow, ScoredRows, empty_row, first_fit
+from llmasos_jax.data.records.packed import ScoredRow, ScoredRows, empty_row
 from llmasos_jax.data.records.shapes import dialogues
 from llmasos_jax.data.records.sides import read_sides
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer, fingerprint
