@@ -12,6 +12,7 @@ import json
 import platform
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+STREAM = ("data.max_documents=None", "data.source=jsonl", "data.streaming=True")
 SMALL = ("data.max_documents=8", "train.eval_every_steps=5")
 CASES = {
     "causal": ("tiny", SMALL, ()),
@@ -49,9 +51,38 @@ CASES = {
         (*SMALL, "model.vocab_size=264"),
         ("--mesh=2x2x2,8x1x1", "--hosts=1,2"),
     ),
+    "mixture, first fit, 1 host to 2": ("mixture", (), ("--hosts=1,2",)),
+    "stream": ("tiny", (*STREAM, "data.path=texts", "train.eval_every_steps=5"), ()),
+    "stream, 1 host to 2": ("tiny", (*STREAM, "data.path=texts"), ("--hosts=1,2",)),
     "lora": ("sft", (), ()),
     "dpo": ("dpo", (), ()),
 }
+
+
+MIXTURE = """
+from llmasos_jax.config.build import read_config
+
+
+def get_config():
+    config = read_config("tiny")
+    config.data.max_documents = None
+    config.data.packing = "first_fit"
+    config.data.mixture = {
+        "code": {"source": "stdlib", "max_documents": 20},
+        "lines": {"source": "jsonl", "path": "texts", "weight": 2.5},
+    }
+    return config
+"""
+
+
+def write_texts(folder):
+    """The standard library's files as lines of JSON."""
+    folder.mkdir()
+    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    texts = [file.read_text(encoding="utf-8", errors="replace") for file in files]
+    pieces = [text[i : i + 900] for text in texts for i in range(0, len(text), 900)]
+    lines = [json.dumps({"text": piece}) for piece in pieces[:1000]]
+    (folder / "texts.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def verify(name, folder):
@@ -62,8 +93,12 @@ def verify(name, folder):
 
         prepare(folder)  # a tiny random base, and records
         command += [f"--config={folder}/tune.py:{config}"]
+    elif config == "mixture":
+        (folder / "mixture.py").write_text(MIXTURE)
+        command += [f"--config={folder}/mixture.py"]
     else:
         command += [f"--config={config}", *(f"--config.{option}" for option in options)]
+    write_texts(folder / "texts")
     start = time.perf_counter()
     done = subprocess.run([*command, *words], capture_output=True, text=True, cwd=folder)
     if done.returncode not in (0, 1):
