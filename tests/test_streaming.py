@@ -206,7 +206,7 @@ def test_what_a_stream_cannot_do_is_refused(folder: Path) -> None:
         data.train[3]
     with pytest.raises(ConfigError, match='data.source="stdlib" does not stream'):
         _open(_config(folder, source="stdlib", path=None))
-    with pytest.raises(ConfigError, match="needs all of it; leave out data.streaming"):
+    with pytest.raises(ConfigError, match="makes its own rows; leave out data.streaming"):
         _open(_config(folder), rows=lambda documents, length: [])
     with pytest.raises(ConfigError, match="data.mixture does not go with data.streaming"):
         _config(folder, mixture={"a": {}}, path=None)
