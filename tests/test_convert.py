@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import sys
 import textwrap
 
@@ -153,6 +154,8 @@ def test_model_to_model(tmp_path: pathlib.Path) -> None:
 def test_weights_of_another_config_are_named(tmp_path: pathlib.Path) -> None:
     make_run(tmp_path / "run")
     config_file = tmp_path / "run" / "checkpoints" / "9" / "config" / "metadata"
+    # As before there were hashes, which would tell that it is not what was written.
+    shutil.rmtree(config_file.parents[1] / "manifest")
     config = json.loads(config_file.read_text())
     config["model"]["ffn_dim"] = 32
     config_file.write_text(json.dumps(config))
@@ -227,3 +230,19 @@ def test_memory_is_one_layers_tensor(tmp_path: pathlib.Path) -> None:
     for layer in (0, 5, 11):
         expected = params["periods"]["0"]["mlp"]["up"][layer]
         np.testing.assert_array_equal(found[f"layers.{layer}.mlp.up"].read(), expected)
+
+
+def test_a_bit_that_has_flipped_is_noticed_before_it_becomes_a_model(tmp_path):
+    make_run(tmp_path / "run")
+    state = tmp_path / "run" / "checkpoints" / "9" / "state"
+    largest = max((p for p in state.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    raw = bytearray(largest.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    largest.write_bytes(raw)
+    with pytest.raises(CheckpointError, match="has changed since it was written"):
+        convert(tmp_path / "run", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    with pytest.raises(CheckpointError, match="has changed since it was written"):
+        llmasos_jax.load_model(tmp_path / "run")
+    # The step before is sound.
+    assert convert(tmp_path / "run" / "checkpoints" / "4", tmp_path / "model")

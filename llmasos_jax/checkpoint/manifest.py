@@ -147,6 +147,23 @@ def check_files(
         return [line for line in found if line is not None]
 
 
+def require_sound(folder: Path) -> None:
+    """Hashes the files of a step folder; one written before there were manifests is taken as it is.
+
+    Raises:
+      DamagedCheckpointError: a file is gone or is not what was written.
+    """
+    written = read(folder)
+    lines = [] if written is None else check_files(folder, written)
+    if lines:
+        raise steps.damaged(folder, first_of(lines))
+
+
+def first_of(lines: Sequence[str]) -> str:
+    """What one line says of several faults."""
+    return lines[0] + (f", and {len(lines) - 1} more" if len(lines) > 1 else "")
+
+
 def list_files(folder: Path) -> list[str]:
     """The files that a manifest lists, by path in the folder."""
     paths = (path for path in folder.rglob("*") if path.is_file())

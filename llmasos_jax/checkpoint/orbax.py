@@ -243,7 +243,7 @@ class Checkpointer:
             lines = [error.what]
         lines = [line for each in self._gather(lines) for line in each]
         if lines:
-            raise steps.damaged(folder, _first_of(lines))
+            raise steps.damaged(folder, manifest.first_of(lines))
         return written
 
     def _set_aside_broken(self) -> None:
@@ -332,10 +332,7 @@ def restore_part(folder: Path, name: str, abstract: Any) -> Any:
     wanted = flatten(target)
     found = {n: leaf for n, leaf in read_leaves(folder).items() if n.startswith(f"{name}/")}
     check_same(found, _described(wanted), str(folder))
-    written = manifest.read(folder)
-    lines = [] if written is None else manifest.check_files(folder, written)
-    if lines:
-        raise steps.damaged(folder, _first_of(lines))
+    manifest.require_sound(folder)
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     try:
         with contextlib.closing(reader):
@@ -361,11 +358,7 @@ def _check_read(
     )
     lines = manifest.check_sums(sums, written, list(arrays))
     if lines:
-        raise steps.damaged(folder, _first_of(lines))
-
-
-def _first_of(lines: list[str]) -> str:
-    return lines[0] + (f", and {len(lines) - 1} more" if len(lines) > 1 else "")
+        raise steps.damaged(folder, manifest.first_of(lines))
 
 
 def _arguments(wanted: Mapping[str, Any], *, partial_restore: bool = False) -> Any:

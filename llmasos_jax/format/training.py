@@ -15,6 +15,7 @@ from typing import Any
 import llmasos_jax
 from llmasos_jax.checkpoint import steps
 from llmasos_jax.checkpoint.leaves import Leaf
+from llmasos_jax.checkpoint.manifest import require_sound
 from llmasos_jax.checkpoint.stored import MASTERS, StoredState
 from llmasos_jax.config.build import from_dict
 from llmasos_jax.config.model import ModelConfig
@@ -55,6 +56,7 @@ def open_training(
       FormatError: the checkpoint's weights are not those of its config, or it names code.
     """
     state = StoredState(Path(source), step)
+    require_sound(state.folder)
     config = from_dict(state.config)
     if config.finetune.base is not None:
         raise FormatError(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llmasos_jax.checkpoint.manifest import require_sound
 from llmasos_jax.checkpoint.stored import StoredState
 from llmasos_jax.config.build import from_dict
 from llmasos_jax.config.model import ModelConfig
@@ -112,6 +113,7 @@ def _is_run(path: Path) -> bool:
 
 def _open_run(path: Path, base: ModelFiles, digest: Callable[[], str]) -> StoredAdapter:
     state = StoredState(path)
+    require_sound(state.folder)
     run = Finetuned(state, from_dict(state.config), base)
     finetune = run.config.finetune
     if finetune.base is None or finetune.method != "lora":

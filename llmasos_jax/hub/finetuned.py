@@ -19,6 +19,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from llmasos_jax.checkpoint.manifest import require_sound
 from llmasos_jax.checkpoint.stored import StoredState
 from llmasos_jax.config.build import from_dict
 from llmasos_jax.config.schema import Config
@@ -71,6 +72,7 @@ def open_run(
     state = StoredState(Path(source), step)
     if from_dict(state.config).finetune.base is None:
         return open_training(source, step, allow_code=allow_code)
+    require_sound(state.folder)
     return open_finetuned(state, allow_code=allow_code).files
 
 
