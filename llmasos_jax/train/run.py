@@ -41,7 +41,7 @@ from llmasos_jax.train.result import TrainResult, read_result
 from llmasos_jax.train.start import tokenizer_of
 from llmasos_jax.train.step import Trainer, make_trainer
 from llmasos_jax.train.trained import share_of_flops, without_teacher
-from llmasos_jax.train.workdir import claimed, newest_step, saved_tokenizer
+from llmasos_jax.train.workdir import claimed, newest_step, require_free, saved_tokenizer
 from llmasos_jax.types import Tree
 
 # The longest text that is counted for a comparison: a minute's work, where more would be hours.
@@ -88,6 +88,7 @@ def run(
             f'finetune.base="{config.finetune.base}" makes this a fine-tuning run; start it with '
             "`llmasos finetune`, or llmasos.finetune(config)"
         )
+    require_free(workdir)
     step = newest_step(workdir, config)
     check_same(distributed.current(), config, workdir, step)
     finished = None if step is None else _finished(workdir, config, step)

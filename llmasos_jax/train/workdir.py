@@ -48,8 +48,7 @@ def newest_step(workdir: Path, config: Config) -> int | None:
     """The step that the folder's run goes on from; None if it has no checkpoint yet.
 
     Raises:
-      ConfigError: the folder holds a run of another config, or something else, or is read-only, or
-        another process trains there.
+      ConfigError: the folder holds a run of another config, or something else, or is read-only.
     """
     place = workdir.absolute()
     there = next(p for p in (place, *place.parents) if p.exists())
@@ -58,10 +57,6 @@ def newest_step(workdir: Path, config: Config) -> int | None:
         raise ConfigError(
             f"cannot write to the training folder {workdir}: {there} {why}; take another --workdir"
         )
-    if workdir.is_dir():
-        with contextlib.ExitStack() as stack:
-            # Shared, as the other processes of this run look too; it is taken when all is opened.
-            _flock(workdir, stack, fcntl.LOCK_SH)
     path = workdir / "config.json"
     try:
         if path.exists():
@@ -156,6 +151,18 @@ def claimed(workdir: Path, config: Config, tokenizer: Tokenizer, *, is_new: bool
                 f"cannot write to the training folder {workdir} ({error}); take another --workdir"
             ) from error
         yield
+
+
+def require_free(workdir: Path) -> None:
+    """Refuses a folder that another process trains in, before anything is opened; takes no hold.
+
+    Raises:
+      ConfigError: another process holds it.
+    """
+    if workdir.is_dir():
+        with contextlib.ExitStack() as stack:
+            # Shared, as the other processes of this run look too; it is taken when all is opened.
+            _flock(workdir, stack, fcntl.LOCK_SH)
 
 
 def lock(workdir: Path, stack: contextlib.ExitStack) -> None:
