@@ -1,12 +1,14 @@
 """A machine that is about to be taken away: what a metadata server says is treated like SIGTERM."""
 
 import http.server
+import socket
 import threading
 
 import pytest
 from small_run import At, Record, small_config
 
 from llmasos_jax.errors import PreemptedError
+from llmasos_jax.parallel.metadata import metadata
 from llmasos_jax.train import maintenance
 from llmasos_jax.train.run import run
 
@@ -77,3 +79,22 @@ def test_no_server_stops_nothing(monkeypatch, tmp_path):
     run(small_config(tmp_path, steps=3), tmp_path / "run", [record], cache=tmp_path / "cache")
     assert record.events[-1] == ("end", 3)
     assert not [thread for thread in threading.enumerate() if thread.name == "maintenance"]
+
+
+@pytest.mark.parametrize(
+    "reply", [b"hello\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nTRUE"]
+)
+def test_a_garbled_answer_is_none(monkeypatch, reply):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            link, _ = server.accept()
+            with link:
+                link.recv(4096)
+                link.sendall(reply)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{server.getsockname()[1]}")
+        assert metadata("preempted", timeout_s=2) is None
+        thread.join()

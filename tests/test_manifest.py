@@ -21,8 +21,9 @@ from llmasos_jax.checkpoint.sums import (
     sum_of_piece,
     sums_of_pieces,
 )
+from llmasos_jax.config.build import load_config
 from llmasos_jax.errors import CheckpointError, ConfigError, DamagedCheckpointError
-from llmasos_jax.train.workdir import lock
+from llmasos_jax.train.workdir import lock, newest_step
 
 TARGET = {"w": jax.ShapeDtypeStruct((4, 6), jnp.float32), "n": jax.ShapeDtypeStruct((), jnp.int32)}
 
@@ -259,3 +260,21 @@ def test_a_second_run_is_refused_by_name(tmp_path: Path) -> None:
         lock(tmp_path, third)
         assert json.loads((tmp_path / "running.json").read_text())["pid"] == os.getpid()
     assert not (tmp_path / "running.json").exists()
+
+
+def test_a_manifest_that_is_a_list_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "manifest").mkdir()
+    (tmp_path / "manifest" / "manifest.json").write_text("[]")
+    with pytest.raises(DamagedCheckpointError):
+        manifest.read(tmp_path)
+
+
+def test_a_run_all_of_whose_steps_lack_files_does_not_begin_anew(tmp_path: Path) -> None:
+    step = tmp_path / "run" / "checkpoints" / "3"
+    keeper = Checkpointer(step.parent)
+    keeper.save(3, {"w": jnp.arange(3.0)}, {"next": 3}, {"name": "tiny"})
+    keeper.close()
+    (step / "_CHECKPOINT_METADATA").unlink()
+    with pytest.raises(CheckpointError, match="all 1 checkpoints .* are damaged"):
+        newest_step(tmp_path / "run", load_config("tiny"))
+    assert step.is_dir()

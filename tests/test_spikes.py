@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_run import At, Record, small_config
@@ -10,7 +11,7 @@ from llmasos_jax.errors import ConfigError
 from llmasos_jax.train.hooks import read_metrics
 from llmasos_jax.train.run import run
 from llmasos_jax.train.schedules import build_schedule
-from llmasos_jax.train.spikes import BEFORE, WINDOW
+from llmasos_jax.train.spikes import BEFORE, WINDOW, start_guard
 
 FACTOR = 1.2  # low, so that an ordinary run has spikes
 STEPS = 40
@@ -95,3 +96,12 @@ def stop():
 def test_a_factor_that_would_leave_out_half_of_all_steps_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="optim.spike_factor=1.0 must be above 1"):
         config(tmp_path, spike_factor=1.0)
+
+
+def test_norms_of_zero_do_not_leave_out_all_that_follow():
+    guard, left = start_guard(5.0), 0
+    for norm in [0.0] * 25 + [1.0] * 200:
+        left += bool(guard.is_spike(jnp.float32(norm), 5.0))
+        guard = guard.after(jnp.float32(norm), 5.0)
+    assert left < 100
+    assert not guard.is_spike(jnp.float32(1), 5.0)

@@ -104,7 +104,7 @@ def read(folder: Path) -> Manifest | None:
     try:
         body = json.loads(path.read_bytes())
         said = body.pop("sha256")
-    except (OSError, ValueError, RecursionError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
         why = f"{steps.MANIFEST_FILE}: {_why(error)}"
         raise steps.damaged(folder, why) from error
     if _digest(body) != said:

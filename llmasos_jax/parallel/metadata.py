@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -29,6 +30,6 @@ def metadata(name: str, *, tries: int = 1, timeout_s: float = 5.0) -> str | None
                 return answer.read().decode()
         except urllib.error.HTTPError:
             return None
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):
             continue
     return None

@@ -49,7 +49,8 @@ class SpikeGuard:
           >>> bool(guard.is_spike(9.0, 5.0)), bool(guard.is_spike(11.0, 5.0))
           (False, True)
         """
-        return (self.steps >= BEFORE) & (norm > factor * self.mean)
+        # Of a mean of 0 every norm is a multiple, and it would stay 0.
+        return (self.steps >= BEFORE) & (self.mean > 0) & (norm > factor * self.mean)
 
     def after(self, norm: jax.Array, factor: float) -> SpikeGuard:
         """The state after a step. A norm that is not finite says nothing of the next one's."""

@@ -49,6 +49,7 @@ def newest_step(workdir: Path, config: Config) -> int | None:
 
     Raises:
       ConfigError: the folder holds a run of another config, or something else, or is read-only.
+      CheckpointError: it has step folders, and none of them is whole.
     """
     place = workdir.absolute()
     there = next(p for p in (place, *place.parents) if p.exists())
@@ -69,6 +70,11 @@ def newest_step(workdir: Path, config: Config) -> int | None:
     # A config.json without a checkpoint binds nobody: the run that wrote it has kept nothing else.
     found = steps.all_steps(workdir / steps.FOLDER)
     if not found:
+        # A kill leaves none of these: only damage does, and to begin anew would hide it.
+        broken = steps.broken_folders(workdir / steps.FOLDER)
+        if broken:
+            bad = [steps.damaged(f, "it lacks files that every step has") for f in broken]
+            raise CheckpointError(steps.all_damaged(workdir / steps.FOLDER, bad))
         return None
     check_same_run(_saved_config(workdir, found), config)
     return found[-1]
