@@ -145,13 +145,13 @@ def check_life(run: Run, straight: Run, batches: dict[int, dict[str, str]]) -> i
     return len(found)
 
 
-def torture(home: Path, kills: int, seed: int = 0) -> dict:
-    """Kills a run so many times; what was seen.
+def torture(home: Path, kills: int, seed: int = 0, steps: int | None = None) -> dict:
+    """Kills a run of so many steps (left out: twenty a kill) so many times; what was seen.
 
     Raises:
       AssertionError: something differs from the undisturbed run.
     """
-    total = kills * STEPS_OF_A_LIFE
+    total = kills * STEPS_OF_A_LIFE if steps is None else steps
     # The undisturbed run keeps all of its checkpoints, to be compared with.
     straight = Run(
         home, "straight", f"--config.train.steps={total}", "--config.checkpoint.keep=99999"

@@ -317,7 +317,7 @@ def _check_heads(cfg: ModelConfig) -> None:
             f"model.head_dim, or try num_heads={_nearest_divisor(cfg.embedding_dim, n)}"
         )
     if n % k:
-        tries = ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
+        tries = ", ".join(str(d) for d in _head_counts(n))
         raise ConfigError(
             f"model.num_heads={n} is not divisible by num_kv_heads={k}; try one of {tries}"
         )
@@ -378,7 +378,10 @@ def _check_latent_model(cfg: ModelConfig) -> None:
             )
 
 
+def _head_counts(number: int) -> list[int]:
+    """Divisors that heads may number; a hostile file's number may have sixty digits."""
+    return [d for d in range(1, min(number, 4096) + 1) if number % d == 0]
+
+
 def _nearest_divisor(number: int, near: int) -> int:
-    return min(
-        (d for d in range(1, number + 1) if number % d == 0), key=lambda d: (abs(d - near), d)
-    )
+    return min(_head_counts(number), key=lambda d: (abs(d - near), d))
