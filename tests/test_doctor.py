@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from old_checkpoint import without_manifest
 
 from llmasos_jax.checkpoint.doctor import examine, sum_of_stored
 from llmasos_jax.checkpoint.orbax import Checkpointer
@@ -74,7 +75,7 @@ def test_damage_is_listed_and_nothing_is_changed(
 
 
 def test_a_step_without_hashes_is_read(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.rmtree(run / "checkpoints" / "5" / "manifest")
+    without_manifest(run / "checkpoints" / "5")
     assert cli.main(["doctor", str(run)]) == 0
     assert "it was written before there were hashes" in capsys.readouterr().out
     victim = max((run / "checkpoints/5/state").rglob("d/*"), key=lambda p: p.stat().st_size)
@@ -121,6 +122,15 @@ def test_what_differs(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     text = capsys.readouterr().out
     assert "periods/w: bfloat16[4,6], 1 of 24 numbers differ by at most 2" in text
     assert "1 leaves are the same, 2 differ, 1 only in A, 1 only in B" in text
+
+
+def test_damage_is_said_beside_what_differs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damaged = run / "checkpoints" / "5"
+    (damaged / "data" / "metadata").write_text("{}")
+    assert cli.main(["diff", str(damaged), str(run / "checkpoints" / "3")]) == 1
+    out, err = capsys.readouterr()
+    assert "differ" in out
+    assert err.startswith(f'note: checkpoint "{damaged}" is damaged (data/metadata has 2 bytes')
 
 
 def test_bits_that_floats_hide_differ() -> None:

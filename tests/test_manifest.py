@@ -1,6 +1,7 @@
 """Manifests: sums that do not hang on the sharding, damage that is named, the step before taken."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from old_checkpoint import without_manifest
+from small_run import small_config
 
 from llmasos_jax.checkpoint import manifest, steps
 from llmasos_jax.checkpoint.orbax import Checkpointer
@@ -23,6 +26,7 @@ from llmasos_jax.checkpoint.sums import (
 )
 from llmasos_jax.config.build import load_config
 from llmasos_jax.errors import CheckpointError, ConfigError, DamagedCheckpointError
+from llmasos_jax.train.run import run
 from llmasos_jax.train.workdir import lock, newest_step
 
 TARGET = {"w": jax.ShapeDtypeStruct((4, 6), jnp.float32), "n": jax.ShapeDtypeStruct((), jnp.int32)}
@@ -121,7 +125,24 @@ def list_(step_folder: Path) -> str:
 
 def no_list(step_folder: Path) -> str:
     (step_folder / "manifest" / "manifest.json").unlink()
-    return "manifest/manifest.json: No such file"
+    return "manifest/manifest.json is missing"
+
+
+def no_manifest(step_folder: Path) -> str:
+    shutil.rmtree(step_folder / "manifest")
+    return "manifest/ is missing"
+
+
+def no_mark_either(step_folder: Path) -> str:
+    shutil.rmtree(step_folder / "manifest")
+    (step_folder / "_CHECKPOINT_METADATA").write_text("{}")
+    return "it has no manifest/, and _CHECKPOINT_METADATA is unreadable"
+
+
+def of_another_step(step_folder: Path) -> str:
+    shutil.rmtree(step_folder)
+    shutil.copytree(step_folder.with_name("5"), step_folder)
+    return "manifest/manifest.json is that of step 5"
 
 
 def not_whole(step_folder: Path) -> str:
@@ -129,7 +150,11 @@ def not_whole(step_folder: Path) -> str:
     return "it lacks files that every step has"
 
 
-@pytest.mark.parametrize("damage", [bit, cut, gone, config, list_, no_list, not_whole])
+DAMAGE = [bit, cut, gone, config, list_, no_list, not_whole]
+DAMAGE += [no_manifest, no_mark_either, of_another_step]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_newest_step_is_named_and_the_one_before_taken(
     folder: Path, capsys: pytest.CaptureFixture[str], damage
 ) -> None:
@@ -163,6 +188,57 @@ def test_the_newest_sound_step_is_taken(folder: Path, capsys: pytest.CaptureFixt
         "7.damaged; going on from step 3",
         "5.damaged-2; going on from step 3",
     ]
+
+
+def test_a_broken_step_is_saved_anew_when_the_run_comes_there(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bit(folder / "7"), not_whole(folder / "5")
+    keeper = Checkpointer(folder)
+    assert keeper.restore(TARGET).step == 3
+    assert "5.damaged" in capsys.readouterr().err
+    for step in (5, 7):
+        keeper.save(step, state(step * 10), None, {})
+    keeper.close()
+    for step in (5, 7):
+        keeper = Checkpointer(folder)
+        assert int(keeper.restore(TARGET, step).state["n"]) == step * 10
+        keeper.close()
+
+
+def test_a_file_that_may_not_be_read_is_no_damage(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    keeper = Checkpointer(folder)
+    monkeypatch.setattr(manifest, "hash_file", refused)
+    with pytest.raises(CheckpointError, match=r"cannot read .* \(Permission denied\); the"):
+        keeper.restore(TARGET)
+    keeper.close()
+    assert steps.all_steps(folder) == [3, 5, 7]
+
+
+def test_a_name_with_zeros_before_it_is_no_step(folder: Path) -> None:
+    (folder / "7").rename(folder / "007")
+    assert steps.all_steps(folder) == [3, 5]
+    with pytest.raises(CheckpointError, match="no checkpoint of step 7"):
+        steps.find_step(folder, 7)
+
+
+def test_a_run_that_was_done_and_is_damaged_is_done_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = small_config(tmp_path, steps=4, checkpoint={"every_steps": 2})
+    done = run(short, tmp_path / "run")
+    assert run(short, tmp_path / "run") == done
+    assert "has done its 4 steps" in capsys.readouterr().err
+    bit(tmp_path / "run" / "checkpoints" / "4")
+    again = run(short, tmp_path / "run")
+    assert "is now called 4.damaged; going on from step 2" in capsys.readouterr().err
+    assert (again.loss, again.heldout_loss) == (done.loss, done.heldout_loss)
+    manifest.require_sound(tmp_path / "run" / "checkpoints" / "4")
 
 
 def test_all_damaged_is_one_error(folder: Path) -> None:
@@ -214,7 +290,7 @@ def test_numbers_that_are_read_wrong_are_noticed(
 def test_a_checkpoint_of_before_there_were_hashes_is_read(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.rmtree(folder / "7" / "manifest")
+    without_manifest(folder / "7")
     keeper = Checkpointer(folder)
     assert keeper.restore(TARGET).step == 7
     keeper.close()

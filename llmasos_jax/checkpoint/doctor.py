@@ -72,8 +72,8 @@ def examine(source: str | Path) -> Report:
     source = Path(source)
     folder = (source / steps.FOLDER if (source / steps.FOLDER).is_dir() else source).resolve()
     entries = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    found, others = [path for path in entries if path.name.isdecimal()], []
-    if folder.name.isdecimal() and not found and entries:  # one step, whole or not
+    found, others = [path for path in entries if steps.is_step_name(path.name)], []
+    if steps.is_step_name(folder.name) and not found and entries:  # one step, whole or not
         found = [folder]
     elif found:
         others = [path.name for path in entries if path not in found]

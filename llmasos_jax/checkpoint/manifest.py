@@ -7,6 +7,7 @@ that a run goes on from is in them.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -23,6 +24,8 @@ from llmasos_jax.checkpoint.leaves import Leaf
 from llmasos_jax.errors import CheckpointError
 
 FORMAT = 1
+# What a system says of a file that is gone, is something else now, or lies on bad blocks.
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)
 _NOT_LISTED = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
@@ -97,15 +100,20 @@ def read(folder: Path) -> Manifest | None:
 
     Raises:
       DamagedCheckpointError: it is gone, or is not what was written.
+      CheckpointError: the system does not let it be read, which says nothing of what is in it.
     """
     path = folder / steps.MANIFEST_FILE
     if not path.parent.exists():
+        if steps.had_manifest(folder):
+            raise steps.damaged(folder, f"{steps.MANIFEST}/ is missing")
         return None
     try:
         body = json.loads(path.read_bytes())
         said = body.pop("sha256")
-    except (OSError, ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
-        why = f"{steps.MANIFEST_FILE}: {_why(error)}"
+    except OSError as error:
+        raise steps.damaged(folder, _unread(path, steps.MANIFEST_FILE, error)) from error
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
+        why = f"{steps.MANIFEST_FILE}: {str(error) or type(error).__name__}"
         raise steps.damaged(folder, why) from error
     if _digest(body) != said:
         raise steps.damaged(folder, f"{steps.MANIFEST_FILE} has another SHA-256 than it says")
@@ -114,6 +122,8 @@ def read(folder: Path) -> Manifest | None:
             f'checkpoint "{folder}" has a manifest of format {body["format"]}, and this program '
             f"knows {FORMAT}; take a newer one"
         )
+    if str(body["step"]) != folder.name:
+        raise steps.damaged(folder, f"{steps.MANIFEST_FILE} is that of step {body['step']}")
     leaves = body["leaves"]
     return Manifest(
         step=body["step"],
@@ -137,6 +147,9 @@ def check_files(
       manifest: of it.
       share: (index, count) of this process, if several look at some of the files each.
       names: which files; None for all.
+
+    Raises:
+      CheckpointError: the system does not let one be read, which says nothing of what is in it.
     """
     # The largest first, so that no process or thread ends up with all of them.
     wanted = manifest.files if names is None else names
@@ -185,10 +198,8 @@ def _wrong(folder: Path, name: str, wanted: FileEntry) -> str | None:
         if size != wanted.num_bytes:
             return f"{name} has {size:,} bytes, and {wanted.num_bytes:,} were written"
         found = hash_file(path)
-    except FileNotFoundError:
-        return f"{name} is missing"
     except OSError as error:
-        return f"{name}: {_why(error)}"
+        return _unread(path, name, error)
     if found.sha256 != wanted.sha256:
         return (
             f"{name} has changed since it was written (SHA-256 {found.sha256[:12]}..., "
@@ -209,10 +220,14 @@ def check_sums(
     ]
 
 
-def _why(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+def _unread(path: Path, name: str, error: OSError) -> str:
+    """What is wrong with a file that cannot be read, if that is the file's own fault."""
+    if error.errno not in _DAMAGE:
+        raise CheckpointError(
+            f'cannot read "{path}" ({error.strerror}); the checkpoint may be whole: see to the '
+            "permissions or the file system, and try again"
+        ) from error
+    return f"{name} is missing" if error.errno == errno.ENOENT else f"{name}: {error.strerror}"
 
 
 def _digest(body: Mapping[str, Any]) -> str:

@@ -198,6 +198,8 @@ class Checkpointer:
                 continue
             if bad:
                 self._set_aside(bad, f"; going on from step {number}")
+                # Now newer than the newest: the run comes there again, and saves there.
+                self._set_aside_broken()
                 self._manager.reload()
             return found
         if len(bad) == 1:
@@ -231,7 +233,7 @@ class Checkpointer:
 
         Each process looks at some of the files, and all come to the same verdict.
         """
-        written, lines = None, []
+        written, lines, unread = None, [], None
         try:
             written = manifest.read(folder)
             if written is not None:
@@ -241,7 +243,13 @@ class Checkpointer:
                 print(f"note: checkpoint {folder} {note}", file=sys.stderr)
         except DamagedCheckpointError as error:
             lines = [error.what]
-        lines = [line for each in self._gather(lines) for line in each]
+        except CheckpointError as error:
+            unread = str(error)
+        found = self._gather([lines, unread])
+        for each in found:
+            if each[1] is not None:
+                raise CheckpointError(each[1])
+        lines = [line for each in found for line in each[0]]
         if lines:
             raise steps.damaged(folder, manifest.first_of(lines))
         return written

@@ -21,9 +21,23 @@ _JSON = "metadata"
 _DONE = "_CHECKPOINT_METADATA"
 
 
+def is_step_name(name: str) -> bool:
+    """Whether a folder of this name is a step's, as "25" is and "025" is not."""
+    return name.isascii() and name.isdecimal() and (name == "0" or name[0] != "0")
+
+
 def is_step_folder(folder: Path) -> bool:
     """Whether `folder` is one step of a run, completely written."""
-    return folder.name.isdecimal() and (folder / _DONE).is_file() and (folder / STATE).is_dir()
+    return is_step_name(folder.name) and (folder / _DONE).is_file() and (folder / STATE).is_dir()
+
+
+def had_manifest(step_folder: Path) -> bool:
+    """Whether a manifest was written with this step; those of early versions have none."""
+    try:
+        said = json.loads((step_folder / _DONE).read_bytes())
+        return MANIFEST in said["item_handlers"]
+    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
+        raise damaged(step_folder, f"it has no {MANIFEST}/, and {_DONE} is unreadable") from error
 
 
 def all_steps(folder: Path) -> list[int]:
@@ -82,7 +96,7 @@ def broken_folders(folder: Path) -> list[Path]:
     """Folders named as a step that lack what makes a step whole, newest first."""
     if not folder.is_dir():
         return []
-    found = (child for child in folder.iterdir() if child.name.isdecimal() and child.is_dir())
+    found = (child for child in folder.iterdir() if is_step_name(child.name) and child.is_dir())
     return sorted(
         (child for child in found if not is_step_folder(child)), key=lambda child: -int(child.name)
     )

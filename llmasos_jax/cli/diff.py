@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmasos_jax.cli.options import add_json, print_json
+from llmasos_jax.cli.options import add_json, note, print_json
 
 if TYPE_CHECKING:
     from llmasos_jax.checkpoint.compare import Difference, LeafDifference, Stored
@@ -49,7 +49,14 @@ def _sides(a: str, b: str) -> list[dict[str, Stored]]:
     from llmasos_jax.hub.open import kind_of, open_model
 
     if all(Path(side).exists() and kind_of(Path(side)) == "training" for side in (a, b)):
-        return [stored_leaves(StoredState(side)) for side in (a, b)]
+        states = [StoredState(side) for side in (a, b)]
+        for state in states:
+            _note_damage(state.folder)
+        return [stored_leaves(state) for state in states]
+    for side in (a, b):
+        # What is nowhere is said first: beside a model a run may be read as one, or not.
+        if not Path(side).exists():
+            open_model(side)
     # One of them a model: both as models, whose tensors have the same names everywhere.
     return [
         {
@@ -58,6 +65,17 @@ def _sides(a: str, b: str) -> list[dict[str, Stored]]:
         }
         for side in (a, b)
     ]
+
+
+def _note_damage(folder: Path) -> None:
+    """Damage is no reason not to compare, which shows what it did."""
+    from llmasos_jax.checkpoint import manifest
+    from llmasos_jax.errors import DamagedCheckpointError
+
+    try:
+        manifest.require_sound(folder)
+    except DamagedCheckpointError as error:
+        note(f"note: {error}")
 
 
 def _text(found: Difference) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from llmasos_jax.checkpoint import steps
+from llmasos_jax.checkpoint import manifest, steps
 from llmasos_jax.checkpoint.orbax import Checkpointer
 from llmasos_jax.config.files import cache_folder
 from llmasos_jax.config.schema import Config
@@ -25,7 +25,7 @@ from llmasos_jax.data.target_baselines import TargetBaselines, target_baselines
 from llmasos_jax.data.tokenizers.load import tokenizer_of_run
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.data.tokenizers.vocabulary import Vocabulary, vocabulary_of
-from llmasos_jax.errors import ConfigError
+from llmasos_jax.errors import ConfigError, DamagedCheckpointError
 from llmasos_jax.models.count import count_parameters, flops_per_row
 from llmasos_jax.parallel import distributed
 from llmasos_jax.parallel.mesh import describe, make_mesh
@@ -154,6 +154,10 @@ def _finished(workdir: Path, config: Config, step: int) -> TrainResult | None:
     result = read_result(workdir)
     if result is None or result.step != step or step < config.train.steps:
         return None
+    try:
+        manifest.require_sound(steps.find_step(workdir, step))
+    except DamagedCheckpointError:
+        return None  # it is named when it is restored, and its steps are done again
     print(
         f"{workdir} has done its {config.train.steps:,} steps (its newest checkpoint is step "
         f"{step:,}); raise train.steps to go on",
