@@ -1,6 +1,7 @@
 """Filters and duplicates: what is dropped, why, and that nothing else is."""
 
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -30,6 +31,10 @@ GOPHER = FiltersConfig(
     ("text", "filters", "reason"),
     [
         (CHINESE, GOPHER, None),
+        ("हिन्दी भाषा की किताबें यहाँ मिलती हैं।", GOPHER, None),
+        ("தமிழ் மொழியில் எழுதிய புத்தகம்", GOPHER, None),
+        ("בְּרֵאשִׁית בָּרָא אֱלֹהִים", GOPHER, None),
+        (unicodedata.normalize("NFD", "Él está allí, años después"), GOPHER, None),
         ("春眠不觉晓……\n处处闻啼鸟…\n夜来风雨声。。。\n好。", GOPHER, "max_ellipsis_lines"),
         ("・春眠不\n・处处闻\n•夜来风", GOPHER, "max_bullet_lines"),
         (CHINESE * 3, GOPHER, "max_duplicate_lines"),
@@ -53,6 +58,8 @@ def test_measures_by_hand() -> None:
     assert share_of_letters("a1 月_é\n") == 3 / 5 and share_of_letters(" \n") == 0.0
     assert mean_word_length("It's 月亮 a2, ok") == (4 + 2 + 2) / 3
     assert mean_word_length("สวัสดี かな 汉字") is None
+    assert mean_word_length("नमस्ते की") == (6 + 2) / 2 and share_of_letters("की 12") == 2 / 4
+    assert mean_word_length("e\u0301te\u0301") == 5 and share_of_letters("e\u0301!") == 2 / 3
 
 
 def test_thresholds_that_make_no_sense() -> None:
@@ -62,6 +69,7 @@ def test_thresholds_that_make_no_sense() -> None:
         (DataConfig(filters=FiltersConfig(max_chars=-1)), "must be at least 0"),
         (DataConfig(deduplicate="minhsh"), 'did you mean "minhash"'),
         (DataConfig(minhash_threshold=0.0), "above 0 and at most 1"),
+        (DataConfig(minhash_permutations=1), "must be at least 2"),
     ):
         with pytest.raises(ConfigError, match=message):
             check_data(data)
@@ -139,6 +147,35 @@ def test_the_estimate_is_the_similarity() -> None:
     # 0.5 / sqrt(1024) is a standard error; four of them.
     assert (found[0] == found[1]).mean() == pytest.approx(_jaccard(a, b), abs=4 * 0.5 / 32)
     assert similar(found, np.arange(2), 0.3) == {1: 0} and similar(found, np.arange(2), 0.9) == {}
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.5, 0.8, 0.95, 0.985, 1.0])
+@pytest.mark.parametrize("permutations", [2, 8, 128])
+def test_similar_signatures_are_compared_at_any_threshold(
+    threshold: float, permutations: int
+) -> None:
+    pytest.importorskip("datasketch")
+    rng = np.random.default_rng(0)
+    pairs = 300
+    one = rng.integers(0, 2**32, (pairs, permutations), np.uint32)
+    other = rng.integers(0, 2**32, (pairs, permutations), np.uint32)
+    agree = int(np.ceil(threshold * permutations))
+    for row, (a, b) in enumerate(zip(one, other, strict=True)):
+        at = np.random.default_rng(row).permutation(permutations)[:agree]
+        b[at] = a[at]
+    both = np.stack([one, other], axis=1).reshape(2 * pairs, permutations)
+    found = similar(both, np.arange(2 * pairs), threshold)
+    assert set(found) <= {2 * k + 1 for k in range(pairs)}
+    assert all(found[i] == i - 1 for i in found)
+    # Few numbers cannot be cut so that all are found; those at 128 are, but for one in a hundred.
+    assert len(found) > (0.97 if permutations == 128 else 0.3) * pairs
+
+
+def test_signs_alone_are_like_nothing_but_themselves() -> None:
+    pytest.importorskip("datasketch")
+    texts = ["🎉🎉", "🙂", "∑ ∫ ≠", "!!! ???", "🙂", "की", "का"]
+    split = split_documents(texts, DataConfig(deduplicate="minhash", heldout_fraction=0.0))
+    assert split.train == [0, 1, 2, 3, 5, 6]
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

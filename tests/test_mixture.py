@@ -15,11 +15,13 @@ from llmasos_jax.config.flags import apply_overrides, with_values
 from llmasos_jax.config.schema import Config, TrainConfig
 from llmasos_jax.data import corpus as corpus_module
 from llmasos_jax.data.mixture import MixedRows, TrainingDocuments, whole_shares
+from llmasos_jax.data.packing import PackedRows
 from llmasos_jax.data.pipeline import Data, open_data
 from llmasos_jax.data.sources import documents
 from llmasos_jax.data.split import split_documents
 from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer
 from llmasos_jax.errors import ConfigError, DataError
+from llmasos_jax.train import run as run_module
 from llmasos_jax.train.workdir import check_same_run
 
 TWO = {"code": {"weight": 3.0}, "prose": {"weight": 1.0}}
@@ -175,6 +177,10 @@ def test_fields_of_parts_are_overridden_by_name(folder: Path) -> None:
         ({"mixture": {"a": {"weight": "much"}}}, "data.mixture.a.weight='much'"),
         ({"mixture": {"a": {"wight": 1.0}}}, 'did you mean "data.mixture.a.weight"?'),
         ({"mixture": {"a": {}}, "path": "x"}, "data.path=x does not go with data.mixture"),
+        (
+            {"mixture": {"a": {}}, "text_field": "x"},
+            "data.text_field=x does not go with data.mixture; set it in the parts",
+        ),
         ({"mixture": 3}, "expected groups of fields by name"),
     ],
 )
@@ -208,3 +214,74 @@ def test_hosts_and_reading_ahead_change_nothing(folder: Path) -> None:
         for a, b in zip(jax.tree.leaves(ahead), jax.tree.leaves(joined), strict=True):
             assert a.tobytes() == b.tobytes()
     one.close()
+
+
+@pytest.fixture
+def twice(tmp_path: Path) -> Path:
+    """Two folders that share half of their texts; of those each splits some otherwise."""
+    rng = np.random.default_rng(1)
+    texts = ["".join(rng.choice(list("abcdefgh"), size=30)) for _ in range(90)]
+    for name, own in (("code", texts[:60]), ("prose", texts[30:])):
+        (tmp_path / name).mkdir()
+        for i, text in enumerate(own):
+            (tmp_path / name / f"{i:02}.txt").write_text(text)
+    return tmp_path
+
+
+def _documents(side) -> list[tuple[int, ...]]:
+    return [
+        tuple(side.ids[a:b].tolist())
+        for a, b in zip(side.offsets[:-1], side.offsets[1:], strict=True)
+    ]
+
+
+@pytest.mark.parametrize("by_sentence", [False, True])
+def test_what_one_part_trains_on_no_part_holds_out(twice: Path, by_sentence: bool) -> None:
+    cfg = _config(twice, heldout_fraction=0.3)
+    corpus = _open(twice, cfg, by_sentence=by_sentence, rows=_DocumentRows).corpus
+    trained = {d for part in corpus.parts.values() for d in _documents(part.train)}
+    removed = {}
+    for name, part in corpus.parts.items():
+        alone = _open(twice, _config(twice, {name: {}}, heldout_fraction=0.3), rows=_DocumentRows)
+        before = _documents(alone.corpus.parts[name].heldout)
+        if by_sentence:
+            assert part.heldout.sentences is not None
+            ends = set(part.heldout.sentences.tolist())
+            assert {0, *np.asarray(part.heldout.offsets).tolist()} <= ends
+        else:
+            assert _documents(part.heldout) == [d for d in before if d not in trained]
+            assert _documents(alone.corpus.parts[name].train) == _documents(part.train)
+        removed[name] = len(before) - part.heldout.num_documents
+        assert not trained & set(_documents(part.heldout))
+    assert sum(removed.values()) > 0
+    assert corpus.trained_elsewhere == {n: count for n, count in removed.items() if count}
+
+
+class _DocumentRows(PackedRows):
+    """Any rows: the corpus is looked at, not its batches."""
+
+
+def test_a_part_within_another_that_holds_out_nothing_else_is_refused(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    for name, count in (("code", 40), ("prose", 2)):
+        (tmp_path / name).mkdir()
+        rng = np.random.default_rng(2)
+        for i in range(count):
+            text = "".join(rng.choice(list("abcdefgh"), size=30))
+            (tmp_path / name / f"{i:02}.txt").write_text(text)
+    with pytest.raises(DataError, match="data.mixture.prose: each of its 1 held-out documents is"):
+        _open(tmp_path, _config(tmp_path, heldout_fraction=0.05))
+
+
+def test_documents_that_are_left_out_are_said(
+    twice: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filters = {"min_chars": 30}
+    (twice / "prose" / "short.txt").write_text("abc")
+    cfg = _config(twice, heldout_fraction=0.3, filters=filters, deduplicate="exact")
+    (twice / "code" / "again.txt").write_bytes((twice / "code" / "00.txt").read_bytes())
+    run_module._say_counts(_open(twice, cfg))
+    found = capsys.readouterr().err.splitlines()
+    assert any("held-out documents are trained on in another part" in line for line in found)
+    assert "note: documents left out of data.mixture.code: 1 (1.6%) duplicate" in found
+    assert "note: documents left out of data.mixture.prose: 1 (1.6%) filters.min_chars" in found

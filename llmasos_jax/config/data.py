@@ -106,7 +106,11 @@ def check_data(data: DataConfig) -> None:
         )
     require_one_of("data.packing", data.packing, PACKING)
     require_one_of("data.deduplicate", data.deduplicate, DEDUPLICATE)
-    require_positive("data.minhash_permutations", data.minhash_permutations)
+    if data.minhash_permutations < 2:
+        raise ConfigError(
+            f"data.minhash_permutations={data.minhash_permutations} must be at least 2; 128 "
+            "estimate the similarity to about 0.04"
+        )
     if not 0.0 < data.minhash_threshold <= 1.0:
         raise ConfigError(
             f"data.minhash_threshold={data.minhash_threshold} must be above 0 and at most 1"
@@ -140,9 +144,10 @@ def _check_mixture(data: DataConfig) -> None:
         require_positive(f"{path}.weight", part.weight)
         if part.max_documents is not None:
             require_positive(f"{path}.max_documents", part.max_documents)
-    for name in ("path", "max_documents", "heldout_path"):
-        if data.mixture and getattr(data, name) is not None:
-            where = "leave it out" if name == "heldout_path" else "set it in the parts"
+    own = {name for name in MixturePart.__dataclass_fields__ if name != "weight"}
+    for name in (*sorted(own), "heldout_path"):
+        if data.mixture and getattr(data, name) != getattr(DataConfig(), name):
+            where = "set it in the parts, and leave it out" if name in own else "leave it out"
             raise ConfigError(
                 f"data.{name}={getattr(data, name)} does not go with data.mixture; {where}"
             )

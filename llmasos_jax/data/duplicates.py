@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import unicodedata
@@ -9,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from llmasos_jax.data.filters import UNSEPARATED
+from llmasos_jax.data.words import UNSEPARATED, word
 from llmasos_jax.errors import ConfigError
 
 WORDS = 5  # of a shingle
-_WORD = re.compile(rf"[{UNSEPARATED}]|(?:(?![{UNSEPARATED}])\w)+")
+# The chance that two documents, as similar as the threshold, are compared at all.
+_RECALL = 0.99
 
 
 def normalised(text: str) -> str:
@@ -34,7 +36,7 @@ def exact_key(text: str) -> bytes:
 def shingles(text: str) -> set[str]:
     """Runs of five words; where words are not separated, each character is one.
 
-    A text of fewer words is one shingle.
+    A text of fewer words is one shingle, and so is one without any (marks and signs alone).
 
     Example:
       >>> sorted(shingles("The cat, the dog and I"))
@@ -42,7 +44,8 @@ def shingles(text: str) -> set[str]:
       >>> sorted(shingles("春眠不觉晓，处"))
       ['春 眠 不 觉 晓', '眠 不 觉 晓 处']
     """
-    words = _WORD.findall(normalised(text))
+    plain = normalised(text)
+    words = _words().findall(plain) or [plain]
     return {" ".join(words[i : i + WORDS]) for i in range(max(1, len(words) - WORDS + 1))}
 
 
@@ -85,10 +88,11 @@ def exact_duplicates(keys: np.ndarray, indices: np.ndarray) -> dict[int, int]:
 def similar(signatures: np.ndarray, indices: np.ndarray, threshold: float) -> dict[int, int]:
     """Documents similar to an earlier one that is kept, each with the most similar such one.
 
-    Candidates come from locality-sensitive hashing (datasketch's `MinHashLSH`); one counts if the
-    share of equal numbers in the two signatures, an estimate of the Jaccard similarity of their
-    shingles, is at least `threshold`. A document is compared with those that are kept, so that each
-    dropped one is similar to one that stays: chains of small changes are not dropped whole.
+    Candidates come from locality-sensitive hashing (datasketch's `MinHashLSH`), cut so that of
+    pairs at the threshold at most one in a hundred is missed; one counts if the share of equal
+    numbers in the two signatures, an estimate of the Jaccard similarity of their shingles, is at
+    least `threshold`. A document is compared with those that are kept, so that each dropped one is
+    similar to one that stays: chains of small changes are not dropped whole.
 
     Args:
       signatures: uint32 [documents, permutations].
@@ -96,7 +100,7 @@ def similar(signatures: np.ndarray, indices: np.ndarray, threshold: float) -> di
       threshold: of the similarity.
     """
     permutations = signatures.shape[1]
-    index = _datasketch().MinHashLSH(threshold=threshold, num_perm=permutations)
+    index = _datasketch().MinHashLSH(num_perm=permutations, params=bands(threshold, permutations))
     model = _empty_signature(permutations)
     found: dict[int, int] = {}
     for i in indices.tolist():
@@ -109,6 +113,29 @@ def similar(signatures: np.ndarray, indices: np.ndarray, threshold: float) -> di
         else:
             index.insert(i, minhash)
     return found
+
+
+def bands(threshold: float, permutations: int) -> tuple[int, int]:
+    """How many bands of how many numbers each a signature is cut into.
+
+    Documents are compared if one band is equal in both, whose chance is 1 - (1 - s**rows)**bands at
+    a similarity s (Leskovec et al., 2014, Mining of Massive Datasets, section 3.4). The longest
+    bands that find enough of those at the threshold, as longer ones compare fewer others.
+
+    Example:
+      >>> bands(0.8, 128), bands(1.0, 128), bands(0.2, 2)
+      ((21, 6), (2, 64), (2, 1))
+    """
+    for rows in range(permutations // 2, 1, -1):
+        count = permutations // rows
+        if 1 - (1 - threshold**rows) ** count >= _RECALL:
+            return count, rows
+    return permutations, 1
+
+
+@functools.cache
+def _words() -> re.Pattern[str]:
+    return re.compile(rf"[{UNSEPARATED}]|{word(underscores=True)}")
 
 
 def _hash32(raw: bytes) -> int:

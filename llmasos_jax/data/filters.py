@@ -3,8 +3,9 @@
 The measures are those of Rae et al. (2021, Gopher, arXiv 2112.11446, appendix A1), with these
 differences, so that they are right where words are not separated, as in Chinese:
 
-- a letter is a letter of any script, ideographs included, and its share is of all characters that
-  are no blanks (Gopher: the share of words with a letter in them);
+- a letter is a letter of any script, ideographs and the marks of letters (vowel signs of Hindi)
+  included, and its share is of all characters that are no blanks (Gopher: the share of words with a
+  letter in them);
 - a mean word length is of words of scripts that separate them; ideographs, kana, Thai, Lao, Khmer
   and Burmese letters are in no word, and a text of them alone has no mean, so it passes;
 - an ellipsis is `...`, `…` or `。。。`; a bullet is one of `•‣◦●○■□▪▫◆＊・`, or one of `-*–—·` with
@@ -15,18 +16,13 @@ Lines are those with something other than blanks in them.
 
 from __future__ import annotations
 
+import functools
 import re
 
 from llmasos_jax.config.filters import FiltersConfig
+from llmasos_jax.data.words import marks, word
 
-_LETTER = re.compile(r"[^\W\d_]")
 _BLANK = re.compile(r"\s")
-# Thai, Lao, Burmese, Khmer; kana; ideographs with their extensions and compatibility forms.
-UNSEPARATED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
-    "\uf900-\ufaff\U00020000-\U000323af"
-)
-_WORD = re.compile(rf"(?:(?![{UNSEPARATED}_])\w)+(?:['’](?:(?![{UNSEPARATED}_])\w)+)*")
 _ELLIPSES = ("...", "…", "。。。")
 _BULLET = re.compile(r"\s*(?:[•‣◦●○■□▪▫◆＊・]|[-*–—·]\s)")
 
@@ -82,7 +78,7 @@ def share_of_letters(text: str) -> float:
       0.75
     """
     filled = len(text) - len(_BLANK.findall(text))
-    return len(_LETTER.findall(text)) / filled if filled else 0.0
+    return sum(map(len, _letters().findall(text))) / filled if filled else 0.0
 
 
 def mean_word_length(text: str) -> float | None:
@@ -92,5 +88,16 @@ def mean_word_length(text: str) -> float | None:
       >>> mean_word_length("Don't 月亮 go"), mean_word_length("月亮")
       (3.5, None)
     """
-    words = _WORD.findall(text)
+    words = _words().findall(text)
     return sum(map(len, words)) / len(words) if words else None
+
+
+@functools.cache
+def _letters() -> re.Pattern[str]:
+    return re.compile(rf"[^\W\d_][{marks()}]*")
+
+
+@functools.cache
+def _words() -> re.Pattern[str]:
+    one = word(underscores=False)
+    return re.compile(rf"{one}(?:['’]{one})*")

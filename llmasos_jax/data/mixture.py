@@ -18,7 +18,7 @@ import hashlib
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import numpy as np
 
 from llmasos_jax.config.data import DataConfig, MixturePart
 from llmasos_jax.data.corpus import Corpus, open_corpus
+from llmasos_jax.data.overlap import trained_elsewhere, without
 from llmasos_jax.data.sources import Documents, documents
 from llmasos_jax.data.split import split_documents
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
@@ -55,14 +56,17 @@ class MixedCorpus:
     """Token ids of the parts of a mixture.
 
     Attributes:
-      parts: each with its own split, in the order of the config.
+      parts: each with its own split, in the order of the config; what one trains on none holds out.
       shares: rows of each part in a stretch.
       digest: hash of the parts' digests and of the shares.
+      trained_elsewhere: of a part the held-out documents that it has no more, as another trains on
+        them; parts with any alone.
     """
 
     parts: Mapping[str, Corpus]
     shares: Mapping[str, int]
     digest: str
+    trained_elsewhere: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def train(self) -> Both:
@@ -108,7 +112,26 @@ def open_mixture(
             raise DataError(f"data.mixture.{name}: {error}") from error
     said = sorted((name, corpora[name].digest, shares[name]) for name in corpora)
     digest = hashlib.sha256(repr(said).encode()).hexdigest()
-    return MixedCorpus(corpora, shares, digest)
+    parts = {name: _held_out_everywhere(name, corpora, cache) for name in corpora}
+    count = lambda corpus: corpus.heldout.num_documents
+    fewer = {n: count(corpora[n]) - count(part) for n, part in parts.items()}
+    return MixedCorpus(parts, shares, digest, {n: number for n, number in fewer.items() if number})
+
+
+def _held_out_everywhere(name: str, corpora: Mapping[str, Corpus], cache: Path) -> Corpus:
+    """The part without those held-out documents that another part trains on."""
+    corpus = corpora[name]
+    trained = trained_elsewhere(name, corpora, cache)
+    if not trained.size:
+        return corpus
+    count = corpus.heldout.num_documents
+    if trained.size == count:
+        raise DataError(
+            f"data.mixture.{name}: each of its {count} held-out documents is trained on in another "
+            "part; leave one of the two parts out, or set data.heldout_fraction=0 to evaluate on "
+            "none"
+        )
+    return dataclasses.replace(corpus, heldout=without(corpus.heldout, trained))
 
 
 def whole_shares(weights: Mapping[str, float]) -> dict[str, int]:

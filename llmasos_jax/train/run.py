@@ -20,6 +20,7 @@ from llmasos_jax.config.schema import Config
 from llmasos_jax.data.baselines import Baselines, baselines
 from llmasos_jax.data.corpus import Corpus
 from llmasos_jax.data.examples import Examples
+from llmasos_jax.data.mixture import MixedCorpus
 from llmasos_jax.data.pipeline import Data, open_data
 from llmasos_jax.data.target_baselines import TargetBaselines, target_baselines
 from llmasos_jax.data.tokenizers.load import tokenizer_of_run
@@ -194,10 +195,27 @@ def _open(
 
 
 def _say_counts(data: Data) -> None:
-    """What of a task's examples was not taken as it was, on the standard error."""
-    if isinstance(data.corpus, Examples) and data.corpus.counts and jax.process_index() == 0:
-        counts = [f"{count:,} {what}" for what, count in data.corpus.counts.items()]
+    """What of the data was not taken as it was, on the standard error."""
+    if jax.process_index() != 0:
+        return
+    corpus = data.corpus
+    if isinstance(corpus, Examples) and corpus.counts:
+        counts = [f"{count:,} {what}" for what, count in corpus.counts.items()]
         print(f"note: of the examples: {'; '.join(counts)}", file=sys.stderr)
+    parts = {"": corpus} if isinstance(corpus, Corpus) else {}
+    if isinstance(corpus, MixedCorpus):
+        parts = corpus.parts
+        for name, count in corpus.trained_elsewhere.items():
+            print(
+                f"note: data.mixture.{name}: {count:,} held-out documents are trained on in "
+                "another part, so they are not evaluated on",
+                file=sys.stderr,
+            )
+    for name, part in parts.items():
+        dropped = [f"{d.documents:,} ({d.share:.1%}) {why}" for why, d in part.dropped.items()]
+        if dropped:
+            of = f" of data.mixture.{name}" if name else ""
+            print(f"note: documents left out{of}: {', '.join(dropped)}", file=sys.stderr)
 
 
 def speed_of(trainer: Trainer) -> Speed:
