@@ -15,8 +15,8 @@ from llmasos_jax.config.build import default_config
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config, DataConfig, ObjectiveConfig
 from llmasos_jax.data.batch import Batch
+from llmasos_jax.data.batches import stack
 from llmasos_jax.data.objectives import span_corruption
-from llmasos_jax.data.pipeline import stack
 from llmasos_jax.data.tokenizers.vocabulary import Vocabulary
 from llmasos_jax.errors import ConfigError
 

@@ -16,7 +16,8 @@ from llmasos_jax.config.finetune import FinetuneConfig
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.schema import Config, DataConfig, MeshConfig, ObjectiveConfig, TrainConfig
 from llmasos_jax.data.batch import Batch
-from llmasos_jax.data.pipeline import open_data, stack
+from llmasos_jax.data.batches import stack
+from llmasos_jax.data.pipeline import open_data
 from llmasos_jax.data.records.encode import Scored
 from llmasos_jax.data.records.preferences import (
     PairRows,

@@ -1,21 +1,28 @@
 """Filters and duplicates: what is dropped, why, and that nothing else is."""
 
+import dataclasses
 import sys
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmasos_jax.config import build
 from llmasos_jax.config.data import check_data
 from llmasos_jax.config.filters import FiltersConfig
 from llmasos_jax.config.schema import DataConfig
 from llmasos_jax.data.duplicates import Signatures, shingles, similar
 from llmasos_jax.data.filters import mean_word_length, rejected_by, share_of_letters
+from llmasos_jax.data.sources import Documents
 from llmasos_jax.data.split import split_documents
+from llmasos_jax.data.tokenizers.sentencepiece import trained
+from llmasos_jax.data.tokenizers.tokenizer import fingerprint
 from llmasos_jax.errors import ConfigError, DataError
 
+WORDS = ["river", "garden", "window", "paper", "silver", "morning", "harbour", "candle"]
 CHINESE = "春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少。\n"
 GOPHER = FiltersConfig(
     min_letters=0.6,
@@ -182,3 +189,17 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "datasketch", None)
     with pytest.raises(ConfigError, match=r"pip install 'llmasos-jax\[data\]'"):
         split_documents(["a", "b"], DataConfig(deduplicate="minhash"))
+
+
+def test_a_tokenizer_is_of_the_texts_that_are_kept_whatever_the_cache_has(tmp_path: Path) -> None:
+    texts = [f"{word} and {word} once more, number {i}" for i in range(30) for word in WORDS]
+    texts += ["zyx " * 40] * 20
+    source = Documents(texts.__getitem__, len(texts), "these")
+    cfg = build.load_config("quickstart")
+    cfg = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, vocab_size=300))
+    few = dataclasses.replace(cfg, data=DataConfig(filters=FiltersConfig(max_chars=60)))
+    alone = trained(few, source, tmp_path / "empty")
+    trained(dataclasses.replace(cfg, data=DataConfig()), source, tmp_path / "used")
+    after = trained(few, source, tmp_path / "used")
+    assert fingerprint(after) == fingerprint(alone)
+    assert len([*(tmp_path / "used").iterdir()]) == 2

@@ -24,7 +24,7 @@ from llmasos_jax.config.schema import (
     TrainConfig,
 )
 from llmasos_jax.data.batch import Batch
-from llmasos_jax.data.pipeline import stack
+from llmasos_jax.data.batches import stack
 from llmasos_jax.data.records.labels import read_examples
 from llmasos_jax.data.tokenizers.inputs import first_pieces
 from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer

@@ -26,9 +26,10 @@ from llmasos_jax.config.schema import (
     TrainConfig,
 )
 from llmasos_jax.data.batch import Batch
+from llmasos_jax.data.batches import stack
 from llmasos_jax.data.chat.spans import write
 from llmasos_jax.data.fitting import first_fit
-from llmasos_jax.data.pipeline import open_data, stack
+from llmasos_jax.data.pipeline import open_data
 from llmasos_jax.data.records import encode
 from llmasos_jax.data.records.encode import Scored, encode_dialogues
 from llmasos_jax.data.records.packed import ScoredRows, next_scored

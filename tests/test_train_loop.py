@@ -11,7 +11,7 @@ import pytest
 from small_run import Record, small_config
 from tolerances import SIMPLE
 
-from llmasos_jax.data.pipeline import HeldoutBatches
+from llmasos_jax.data.batches import HeldoutBatches
 from llmasos_jax.errors import ConfigError, DataError, TrainingFailedError
 from llmasos_jax.train import metrics
 from llmasos_jax.train.hooks import RunInfo, read_metrics

@@ -8,8 +8,9 @@ from pathlib import Path
 from llmasos_jax.config.schema import DataConfig
 from llmasos_jax.data.files import build_folder
 from llmasos_jax.data.prepared.manifest import FORMAT_VERSION, read_manifest
-from llmasos_jax.data.prepared.prepare import Preparation, choice, prepare
+from llmasos_jax.data.prepared.prepare import Preparation, prepare
 from llmasos_jax.data.prepared.read import Corpus, open_folder, open_prepared
+from llmasos_jax.data.scan import choice
 from llmasos_jax.data.sources import Documents
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer, fingerprint
 from llmasos_jax.errors import DataError

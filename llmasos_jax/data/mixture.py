@@ -124,13 +124,6 @@ def _held_out_everywhere(name: str, corpora: Mapping[str, Corpus], cache: Path) 
     trained = trained_elsewhere(name, corpora, cache)
     if not trained.size:
         return corpus
-    count = corpus.heldout.num_documents
-    if trained.size == count:
-        raise DataError(
-            f"data.mixture.{name}: each of its {count} held-out documents is trained on in another "
-            "part; leave one of the two parts out, or set data.heldout_fraction=0 to evaluate on "
-            "none"
-        )
     return dataclasses.replace(corpus, heldout=without(corpus.heldout, trained))
 
 

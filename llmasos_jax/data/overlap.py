@@ -6,6 +6,7 @@ in two parts may then be on another side in each, and a loss over it would be no
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ def trained_elsewhere(name: str, parts: Mapping[str, Corpus], cache: Path) -> np
         return np.zeros(0, np.int64)
     said = (_VERSION, own.digest, sorted(part.digest for part in others))
     path = cache / f"overlap-{hashlib.sha256(repr(said).encode()).hexdigest()[:16]}.npy"
-    if path.is_file():
+    with contextlib.suppress(OSError, ValueError, EOFError):  # not there, or damaged
         return np.load(path, allow_pickle=False)
     wanted: dict[bytes, list[int]] = {}
     for number, key in _keys(heldout, range(heldout.num_documents)):

@@ -20,6 +20,7 @@ BLANK, DUPLICATE = "blank", "duplicate"
 # What a document may be dropped for, in the order of a report; `Scan.reasons` has places in it.
 REASONS = ("", BLANK, *(f"filters.{name}" for name in FiltersConfig.__dataclass_fields__))
 _EXAMPLES = 3
+_FILTERS_VERSION = _LIKENESS_VERSION = 2  # of `data/filters.py`, and of shingles and bands
 _EXAMPLE_CHARS = 60
 
 
@@ -65,6 +66,29 @@ class Dropped:
     documents: int
     share: float
     examples: tuple[dict[str, Any], ...]
+
+
+def choice(data: DataConfig) -> dict[str, Any]:
+    """What decides which documents are left out, by name; what is off is not in it.
+
+    Whatever is kept of documents that were chosen is kept under this. The measures have a version,
+    so that nothing chosen by older ones is taken for the same.
+
+    Example:
+      >>> choice(DataConfig(deduplicate="exact"))
+      {'data.deduplicate': 'exact'}
+    """
+    found: dict[str, Any] = {}
+    if data.deduplicate != "none":
+        found["data.deduplicate"] = data.deduplicate
+    if data.deduplicate == "minhash":
+        found["data.minhash_threshold"] = data.minhash_threshold
+        found["data.minhash_permutations"] = data.minhash_permutations
+        found["version of likeness"] = _LIKENESS_VERSION
+    filters = {f"data.filters.{n}": v for n, v in vars(data.filters).items() if v is not None}
+    if filters:
+        filters["version of filters"] = _FILTERS_VERSION
+    return found | filters
 
 
 def scan(

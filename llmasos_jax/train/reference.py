@@ -15,8 +15,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec
 
 from llmasos_jax.config.schema import Config
+from llmasos_jax.data.batches import fixed_batch
 from llmasos_jax.data.examples import Examples
-from llmasos_jax.data.pipeline import fixed_batch
 from llmasos_jax.data.records.preferences import with_reference
 from llmasos_jax.errors import ConfigError
 from llmasos_jax.progress import Progress

@@ -35,7 +35,7 @@ from llmasos_jax.data.prepared.manifest import (
 )
 from llmasos_jax.data.prepared.plan import SHARD_BYTES, Plan, cut, read_plan, scan_tasks
 from llmasos_jax.data.prepared.work import Bench, EncodeTask, Task
-from llmasos_jax.data.scan import Scan
+from llmasos_jax.data.scan import Scan, choice
 from llmasos_jax.data.sources import Documents
 from llmasos_jax.data.split import divide
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer, fingerprint
@@ -84,18 +84,6 @@ class Preparation:
             "shard_bytes": self.shard_bytes,
         }
         return found
-
-
-def choice(data: DataConfig) -> dict[str, Any]:
-    """What decides which documents are left out; what is off is not in it."""
-    found: dict[str, Any] = {}
-    if data.deduplicate != "none":
-        found["data.deduplicate"] = data.deduplicate
-    if data.deduplicate == "minhash":
-        found["data.minhash_threshold"] = data.minhash_threshold
-        found["data.minhash_permutations"] = data.minhash_permutations
-    filters = {f"data.filters.{n}": v for n, v in vars(data.filters).items() if v is not None}
-    return found | filters
 
 
 def prepare(what: Preparation, folder: Path, cache: Path, workers: int = 1) -> Manifest:

@@ -21,6 +21,7 @@ import sentencepiece
 
 from llmasos_jax.config.schema import Config
 from llmasos_jax.data.files import write_atomically
+from llmasos_jax.data.scan import choice
 from llmasos_jax.data.sources import Documents
 from llmasos_jax.data.split import Split, split_documents
 from llmasos_jax.data.text import utf8
@@ -209,7 +210,9 @@ def trained(cfg: Config, documents: Sequence[str], cache: Path) -> SentencePiece
 def text_key(cfg: Config, documents: Sequence[str]) -> tuple[str, Split | None]:
     """A key of the text that a tokenizer is trained on, and the split if that had to be made."""
     if isinstance(documents, Documents):  # knows that it is unchanged without being read again
-        return f"{documents.key} {cfg.data.seed} {cfg.data.heldout_fraction}", None
+        key = f"{documents.key} {cfg.data.seed} {cfg.data.heldout_fraction}"
+        chosen = choice(cfg.data)
+        return f"{key} {sorted(chosen.items())}" if chosen else key, None
     split = split_documents(documents, cfg.data)
     return split.digest, split
 
