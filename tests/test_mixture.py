@@ -179,7 +179,7 @@ def test_fields_of_parts_are_overridden_by_name(folder: Path) -> None:
         ({"mixture": {"a": {}}, "path": "x"}, "data.path=x does not go with data.mixture"),
         (
             {"mixture": {"a": {}}, "text_field": "x"},
-            "data.text_field=x does not go with data.mixture; set it in the parts",
+            "data.text_field=x does not go with data.mixture; leave it out, and set it in",
         ),
         ({"mixture": 3}, "expected groups of fields by name"),
     ],

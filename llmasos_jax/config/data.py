@@ -118,8 +118,8 @@ def check_data(data: DataConfig) -> None:
     check_filters(data.filters)
     if data.heldout_documents < 0:
         raise ConfigError(f"data.heldout_documents={data.heldout_documents} must be at least 0")
-    _check_mixture(data)
     _check_streaming(data)
+    _check_mixture(data)
 
 
 def _check_streaming(data: DataConfig) -> None:
@@ -147,7 +147,7 @@ def _check_mixture(data: DataConfig) -> None:
     own = {name for name in MixturePart.__dataclass_fields__ if name != "weight"}
     for name in (*sorted(own), "heldout_path"):
         if data.mixture and getattr(data, name) != getattr(DataConfig(), name):
-            where = "set it in the parts, and leave it out" if name in own else "leave it out"
+            where = "leave it out, and set it in the parts" if name in own else "leave it out"
             raise ConfigError(
                 f"data.{name}={getattr(data, name)} does not go with data.mixture; {where}"
             )
