@@ -22,6 +22,7 @@ from llmasos_jax.data.corpus import Corpus
 from llmasos_jax.data.examples import Examples
 from llmasos_jax.data.mixture import MixedCorpus
 from llmasos_jax.data.pipeline import Data, open_data
+from llmasos_jax.data.scan import BLANK
 from llmasos_jax.data.target_baselines import TargetBaselines, target_baselines
 from llmasos_jax.data.tokenizers.load import tokenizer_of_run
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
@@ -212,7 +213,11 @@ def _say_counts(data: Data) -> None:
                 file=sys.stderr,
             )
     for name, part in parts.items():
-        dropped = [f"{d.documents:,} ({d.share:.1%}) {why}" for why, d in part.dropped.items()]
+        dropped = [
+            f"{d.documents:,} ({d.share:.1%}) {why}"
+            for why, d in part.dropped.items()
+            if why != BLANK  # nobody asked for these to be left out, and nobody misses them
+        ]
         if dropped:
             of = f" of data.mixture.{name}" if name else ""
             print(f"note: documents left out{of}: {', '.join(dropped)}", file=sys.stderr)
