@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,12 @@ from llmasos_jax.data.prepared.arrays import GrowingArray, ShardedArray
 from llmasos_jax.data.prepared.manifest import read_manifest
 from llmasos_jax.data.prepared.plan import cut
 from llmasos_jax.data.prepared.prepare import Preparation, prepare
-from llmasos_jax.data.prepared.read import check_folder, open_folder, open_prepared
+from llmasos_jax.data.prepared.read import (
+    check_folder,
+    open_folder,
+    open_prepared,
+    prepared_tokenizer,
+)
 from llmasos_jax.data.sources import documents
 from llmasos_jax.data.split import Sides
 from llmasos_jax.data.tokenizers.load import tokenizer_of_run
@@ -232,7 +238,12 @@ def test_what_does_not_fit_a_folder(texts: DataConfig, tmp_path: Path) -> None:
         ("without sentences, .* with them", {}, ByteTokenizer(), True),
         ("heldout_fraction=0.3, and .* with 0.2", {"heldout_fraction": 0.3}, None, False),
         ("deduplicate='exact', and .* 'none'", {"deduplicate": "exact"}, None, False),
-        ("max_documents=5, and .* None; leave it out", {"max_documents": 5}, None, False),
+        (
+            "max_documents=5, and .* None, .*--config.data.max_documents=None",
+            {"max_documents": 5},
+            None,
+            False,
+        ),
     ):
         with pytest.raises(DataError, match=words):
             asked = _reading(out, **data)
@@ -341,3 +352,139 @@ def test_without_a_terminal_a_line_says_what_is_left(
             progress.advance(100)
     expected = "Tokenising: 20%, about 2 min 4 s left\nTokenising: 40%, about 2 min 15 s left\n"
     assert capsys.readouterr().err == expected
+
+
+def _as_json(folder: Path, change) -> None:
+    values = json.loads((folder / "manifest.json").read_text())
+    change(values)
+    (folder / "manifest.json").write_text(json.dumps(values))
+
+
+def test_a_folder_is_known_as_begun_before_anything_else_is_in_it(
+    texts: DataConfig, tmp_path: Path
+) -> None:
+    class Killed(ByteTokenizer):
+        def save(self, folder: Path) -> dict:
+            if folder.name == "tokenizer":
+                raise KeyboardInterrupt
+            return super().save(folder)
+
+    what = Preparation(documents(texts), Killed(), texts, shard_bytes=3000)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(what, tmp_path / "out", tmp_path / "cache")
+    _prepare(texts, tmp_path / "out")
+    assert check_folder(tmp_path / "out").is_whole
+
+
+def test_a_manifest_that_was_changed_is_found_and_made_again(
+    texts: DataConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    _prepare(texts, out)
+    whole = _bytes(out)
+
+    def drop_hash(values: dict) -> None:  # as in a folder of version 1
+        values.pop("sha256")
+        values.pop("kept")
+        values["format_version"] = 1
+
+    for change, message in (
+        (lambda v: v["train"]["shards"].pop(), "says .* of train, its shards have"),
+        (lambda v: v["train"].update(tokens=7), "says 7 tokens of train, its shards have"),
+        (lambda v: v.update(digest="0" * 64), "manifest.json has digest 000000000000, the ids"),
+    ):
+        _as_json(out, change)
+        with pytest.raises(DataError, match="another SHA-256 than it says"):
+            check_folder(out)
+        _as_json(out, drop_hash)
+        found = check_folder(out)
+        assert not found.is_whole and any(re.search(message, line) for line in found.damaged)
+        if "shards" in message:
+            with pytest.raises(DataError, match=message):
+                open_folder(out, read_manifest(out))
+        _prepare(texts, out)  # which brings version 1 to this one, shards as they are
+        assert _bytes(out) == whole
+    values = json.loads(whole["manifest.json"])
+    (out / "manifest.json").write_text(json.dumps(values | {"format_version": 3}))
+    with pytest.raises(DataError, match="format_version 3, this program reads 1 to 2"):
+        check_folder(out)
+
+
+def test_a_folder_of_version_1_is_read(texts: DataConfig, tmp_path: Path) -> None:
+    new = _prepare(texts, tmp_path / "out")
+
+    def as_version_1(values: dict) -> None:
+        values.pop("sha256")
+        values.pop("kept")
+        values["format_version"] = 1
+
+    _as_json(tmp_path / "out", as_version_1)
+    assert check_folder(tmp_path / "out").is_whole
+    old = open_prepared(_reading(tmp_path / "out"), ByteTokenizer(), by_sentence=False)
+    _assert_same(old, new)
+
+
+class Filed(ByteTokenizer):
+    """Bytes, with a file."""
+
+    def save(self, folder: Path) -> dict:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "words.txt").write_text("bytes")
+        return {"kind": "bytes", "file": "sub/words.txt"}
+
+
+@pytest.mark.parametrize("name", ["tokenizer/sub/words.txt", "settings.json", "plan.npz"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "flipped"])
+def test_what_stands_beside_the_shards_is_checked_and_mended(
+    texts: DataConfig, tmp_path: Path, name: str, damage: str
+) -> None:
+    out = tmp_path / "out"
+    what = Preparation(documents(texts), Filed(), texts, shard_bytes=3000)
+    prepare(what, out, tmp_path / "cache")
+    whole = _bytes(out)
+    stamp = (out / "train-00001_ids.npy").stat().st_mtime_ns
+    path, content = out / name, (out / name).read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        path.write_bytes(content[:-3] if damage == "cut" else flipped)
+    (line,) = check_folder(out).damaged
+    assert line.startswith(name)
+    if name == "plan.npz" and damage == "flipped":
+        path.unlink()  # it is as long as before, and hashed by the check alone: as the check says
+    elif name == "settings.json" and damage == "flipped":
+        with pytest.raises(DataError, match="begun with other settings"):
+            prepare(what, out, tmp_path / "cache")
+        path.unlink()
+    elif name.startswith("tokenizer"):
+        with pytest.raises(DataError, match="words.txt is not what was written.*data prepare"):
+            prepared_tokenizer(_reading(out))
+    prepare(what, out, tmp_path / "cache")
+    assert _bytes(out) == whole
+    assert (out / "train-00001_ids.npy").stat().st_mtime_ns == stamp
+
+
+def test_damaged_steps_of_a_stopped_preparation_are_done_again(
+    texts: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = _prepare(texts, tmp_path / "straight")
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "cut", None)
+        with pytest.raises(TypeError):
+            _prepare(texts, out)
+    scans = sorted(out.glob("scan-*.npz"))
+    scans[0].write_bytes(scans[0].read_bytes()[:-30])
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "_over_shards", None)
+        with pytest.raises(TypeError):
+            _prepare(texts, out)
+    for content in (b"", b"PK\x03\x04 no archive", (out / "plan.npz").read_bytes()[:-40]):
+        (out / "plan.npz").write_bytes(content)
+        with monkeypatch.context() as patch:
+            patch.setattr(prepare_module, "_over_shards", None)
+            with pytest.raises(TypeError):
+                _prepare(texts, out)
+    _assert_same(_prepare(texts, out), straight)

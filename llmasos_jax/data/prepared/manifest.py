@@ -13,7 +13,7 @@ from typing import Any
 from llmasos_jax.data.scan import Dropped
 from llmasos_jax.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 has no hashes of itself, the settings and the tokenizer
 MANIFEST, SETTINGS, PLAN, TOKENIZER = "manifest.json", "settings.json", "plan.npz", "tokenizer"
 
 
@@ -22,7 +22,7 @@ class StoredFile:
     """A file of the folder.
 
     Attributes:
-      file: its name.
+      file: its path in the folder.
       bytes: its size.
       sha256: of its content.
     """
@@ -32,17 +32,18 @@ class StoredFile:
     sha256: str
 
     @classmethod
-    def of(cls, path: Path) -> StoredFile:
-        """Measures a file."""
+    def of(cls, path: Path, folder: Path | None = None) -> StoredFile:
+        """Measures a file; `folder` is the prepared one where it is not the file's own."""
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return cls(path.name, path.stat().st_size, digest)
+        name = path.name if folder is None else path.relative_to(folder).as_posix()
+        return cls(name, path.stat().st_size, digest)
 
     def is_in(self, folder: Path) -> bool:
         """Whether a file of this name, size and hash is there."""
         path = folder / self.file
         is_there = path.is_file() and path.stat().st_size == self.bytes
-        return is_there and StoredFile.of(path) == self
+        return is_there and StoredFile.of(path, folder) == self
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class Manifest:
       digest: hash of all ids; the same however many shards or processes there are.
       train, heldout: both sides.
       plan: which documents are on which side.
+      kept: the settings and the tokenizer's files; a manifest of version 1 has none.
+      format_version: that it was written in.
     """
 
     settings: Mapping[str, Any]
@@ -109,6 +112,8 @@ class Manifest:
     train: Side
     heldout: Side
     plan: StoredFile
+    kept: tuple[StoredFile, ...] = ()
+    format_version: int = FORMAT_VERSION
 
     @property
     def by_sentence(self) -> bool:
@@ -116,7 +121,8 @@ class Manifest:
         return bool(self.settings["by_sentence"])
 
     def files(self) -> Iterator[StoredFile]:
-        """Every file but the manifest and the tokenizer's."""
+        """Every file but the manifest."""
+        yield from self.kept
         yield self.plan
         for side in (self.train, self.heldout):
             for shard in side.shards:
@@ -126,15 +132,31 @@ class Manifest:
                 yield side.sentences
 
     def to_json(self) -> str:
-        """The text of `manifest.json`."""
+        """The text of `manifest.json`, with its own hash."""
         values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        values["sha256"] = _digest(values)
         return json.dumps(values, ensure_ascii=False, indent=1) + "\n"
+
+    def faults(self) -> list[str]:
+        """Where its numbers do not agree with one another."""
+        return [
+            f"{MANIFEST} says {said:,} {what} of {name}, its shards have {found:,}"
+            for name, side in (("train", self.train), ("heldout", self.heldout))
+            for what in ("documents", "tokens")
+            if (said := getattr(side, what))
+            != (found := sum(getattr(s, what) for s in side.shards))
+        ]
+
+
+class DamagedManifestError(DataError):
+    """A manifest that is not what was written."""
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Reads `manifest.json`.
 
     Raises:
+      DamagedManifestError: it is not what was written.
       DataError: it is not there, not readable, or of a newer version.
     """
     path = folder / MANIFEST
@@ -146,20 +168,32 @@ def read_manifest(folder: Path) -> Manifest:
             else f"{folder} is no prepared folder (no {MANIFEST}); llmasos data prepare makes one"
         )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        version = values.pop("format_version")
-        if version != FORMAT_VERSION:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}); see to its permissions or the disk"
+        ) from error
+    try:
+        values = json.loads(raw.decode("utf-8"))
+        said, version = values.pop("sha256", None), values["format_version"]
+        if version not in range(1, FORMAT_VERSION + 1):
             raise DataError(
-                f"{path} has format_version {version}, this program reads {FORMAT_VERSION}; "
+                f"{path} has format_version {version}, this program reads 1 to {FORMAT_VERSION}; "
                 "prepare the data again, or use the program that wrote it"
             )
+        if version > 1 and _digest(values) != said:
+            raise ValueError("it has another SHA-256 than it says")
+        values["kept"] = tuple(StoredFile(**file) for file in values.get("kept", ()))
         values["dropped"] = dropped_from(values["dropped"])
         values["plan"] = StoredFile(**values["plan"])
         for side in ("train", "heldout"):
             values[side] = side_from(values[side])
         return Manifest(**values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is damaged ({error!r}); prepare the data again") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedManifestError(
+            f"{path} is damaged ({error!r}); llmasos data prepare with the same config makes it "
+            "again"
+        ) from error
 
 
 def dropped_from(values: Mapping[str, Any]) -> dict[str, Dropped]:
@@ -176,6 +210,12 @@ def side_from(values: Mapping[str, Any]) -> Side:
 def shard_from(values: Mapping[str, Any]) -> Shard:
     """A shard from JSON."""
     return Shard(**_with_files(values))
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    """Of what `manifest.json` says, however it is written down."""
+    plain = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(plain.encode()).hexdigest()
 
 
 def _with_files(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,7 +64,8 @@ class Plan:
 
 def read_plan(folder: Path) -> Plan:
     """Reads what `Plan.write` wrote."""
-    with np.load(folder / PLAN, allow_pickle=False) as arrays:
+    # Opened here, as NumPy leaves what it cannot read open.
+    with open(folder / PLAN, "rb") as file, np.load(file, allow_pickle=False) as arrays:
         dropped = dropped_from(json.loads(arrays["dropped"].tobytes().decode()))
         of = lambda name: {side: arrays[f"{side}_{name}"] for side in ("train", "heldout")}
         return Plan(of("indices"), of("borders"), of("sizes"), dropped)

@@ -7,11 +7,12 @@ takes its name when it is whole; a step that finds its result is not done again.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import os
+import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +23,21 @@ from llmasos_jax.config.data import DataConfig
 from llmasos_jax.data.files import TEMPORARY, locked, renamed
 from llmasos_jax.data.prepared.arrays import GrowingArray, mapped
 from llmasos_jax.data.prepared.crew import BenchSpec, Do, alone, crew
+from llmasos_jax.data.prepared.digest import corpus_digest
 from llmasos_jax.data.prepared.manifest import (
+    FORMAT_VERSION,
     MANIFEST,
     PLAN,
     SETTINGS,
     TOKENIZER,
+    DamagedManifestError,
     Manifest,
-    Shard,
     Side,
     StoredFile,
     read_manifest,
 )
 from llmasos_jax.data.prepared.plan import SHARD_BYTES, Plan, cut, read_plan, scan_tasks
-from llmasos_jax.data.prepared.work import Bench, EncodeTask, Task
+from llmasos_jax.data.prepared.work import UNREADABLE, Bench, EncodeTask, Task
 from llmasos_jax.data.scan import Scan, choice
 from llmasos_jax.data.sources import Documents
 from llmasos_jax.data.split import divide
@@ -43,7 +46,6 @@ from llmasos_jax.errors import DataError
 from llmasos_jax.progress import Progress
 
 _SAID_EVERY_S = 30.0  # where there is no terminal for a bar
-_IDS_AT_A_TIME = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,15 @@ def prepare(what: Preparation, folder: Path, cache: Path, workers: int = 1) -> M
         written; or what the source and the split raise.
       TokenizerError: an id outside the vocabulary.
     """
+    settings = what.settings()
+    if (folder / MANIFEST).is_file():  # where all is done nothing is written, not even a lock
+        _check_settings(settings, folder)
+        if (done := _finished(folder)) is not None:
+            return done
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
-            return _prepare(what, folder, cache, workers)
+            return _prepare(what, settings, folder, cache, workers)
     except OSError as error:
         raise DataError(
             f"{folder} cannot be written ({error.strerror or error}); give another folder, or make "
@@ -114,19 +121,32 @@ def prepare(what: Preparation, folder: Path, cache: Path, workers: int = 1) -> M
         ) from error
 
 
-def _prepare(what: Preparation, folder: Path, cache: Path, workers: int) -> Manifest:
-    settings = what.settings()
+def _finished(folder: Path) -> Manifest | None:
+    """The manifest of a folder that is whole and of this version."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    try:
+        manifest = read_manifest(folder)
+    except DamagedManifestError:
+        return None
+    is_current = manifest.format_version == FORMAT_VERSION
+    return manifest if is_current and not damaged(folder, manifest) else None
+
+
+def _prepare(
+    what: Preparation, settings: Mapping[str, Any], folder: Path, cache: Path, workers: int
+) -> Manifest:
     _check_settings(settings, folder)
+    if (done := _finished(folder)) is not None:
+        return done
     for left in folder.glob(f"{TEMPORARY}*"):
         left.unlink()
-    if (folder / MANIFEST).is_file():
-        manifest = read_manifest(folder)
-        if not damaged(folder, manifest):
-            return manifest
-        (folder / MANIFEST).unlink()
-    (folder / TOKENIZER).mkdir(exist_ok=True)
-    entry = what.tokenizer.save(folder / TOKENIZER)
+    # First of all: by it a folder is known as this preparation's, whenever that is killed.
     _write(folder / SETTINGS, json.dumps(settings, ensure_ascii=False, indent=1) + "\n")
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder / TOKENIZER, ignore_errors=True)
+    (folder / TOKENIZER).mkdir()
+    entry = what.tokenizer.save(folder / TOKENIZER)
     bench = Bench(what.documents, what.tokenizer, what.data, what.by_sentence, folder)
     if workers == 1:
         return _work(alone(bench), what, folder, settings, entry)
@@ -154,16 +174,18 @@ def _work(
     plan = _plan(do, what, folder)
     tasks = {side: plan.tasks(side) for side in ("train", "heldout")}
     _do(do, [*tasks["train"], *tasks["heldout"]], folder, "Tokenising")
-    digest = hashlib.sha256()
-    sides = {side: _over_shards(tasks[side], side, folder, digest) for side in tasks}
+    sides = {side: _over_shards(tasks[side], side, folder) for side in tasks}
+    kept = sorted(path for path in (folder / TOKENIZER).rglob("*") if path.is_file())
     manifest = Manifest(
         settings=settings,
         tokenizer=entry,
         source_documents=len(what.documents),
         dropped=plan.dropped,
-        digest=digest.hexdigest(),
+        digest=corpus_digest(folder, [sides["train"], sides["heldout"]]),
         plan=StoredFile.of(folder / PLAN),
-        **sides,
+        kept=tuple(StoredFile.of(path, folder) for path in (folder / SETTINGS, *kept)),
+        train=sides["train"],
+        heldout=sides["heldout"],
     )
     _write(folder / MANIFEST, manifest.to_json())
     for scan in folder.glob("scan-*.npz"):
@@ -172,12 +194,13 @@ def _work(
 
 
 def _plan(do: Do, what: Preparation, folder: Path) -> Plan:
-    if not (folder / PLAN).is_file():
-        tasks = scan_tasks(len(what.documents))
-        _do(do, tasks, folder, "Reading")
-        seen = Scan.joined([task.result(folder) for task in tasks])
-        sides = divide(seen, what.documents, what.data)
-        cut(sides, seen.sizes, what.shard_bytes).write(folder)
+    with contextlib.suppress(*UNREADABLE):  # which is made again
+        return read_plan(folder)
+    tasks = scan_tasks(len(what.documents))
+    _do(do, tasks, folder, "Reading")
+    seen = Scan.joined([task.result(folder) for task in tasks])
+    sides = divide(seen, what.documents, what.data)
+    cut(sides, seen.sizes, what.shard_bytes).write(folder)
     return read_plan(folder)
 
 
@@ -189,32 +212,26 @@ def _do(do: Do, tasks: Sequence[Task], folder: Path, label: str) -> None:
         do(left, progress.advance)
 
 
-def _over_shards(tasks: Sequence[EncodeTask], side: str, folder: Path, digest: Any) -> Side:
-    """Writes what goes over all shards of a side; hashes its ids into the digest.
-
-    The digest is of each document's ids and, where they are kept, its sentences' ends; then of all
-    offsets. So it does not depend on how the side is cut.
-    """
+def _over_shards(tasks: Sequence[EncodeTask], side: str, folder: Path) -> Side:
+    """Writes what goes over all shards of a side."""
     shards = [task.result(folder) for task in tasks]
     by_sentence = bool(shards) and shards[0].sentences is not None
     at = lambda kind: folder / f"{side}_{kind}.npy"
     tokens = 0
-    with renamed(at("offsets")) as path, GrowingArray(path, np.dtype("<i8")) as offsets:
+    with contextlib.ExitStack() as stack:
+        opened = lambda kind: stack.enter_context(
+            GrowingArray(stack.enter_context(renamed(at(kind))), np.dtype("<i8"))
+        )
+        offsets, ends = opened("offsets"), opened("sentences") if by_sentence else None
         offsets.append(np.zeros(1))
+        if ends is not None:
+            ends.append(np.zeros(1))
         for shard in shards:
             lengths = mapped(folder / shard.lengths.file)
             offsets.append(tokens + np.cumsum(lengths, dtype=np.int64))
-            if not by_sentence:
-                _hash(mapped(folder / shard.ids.file), digest.update)
+            if ends is not None and shard.sentences is not None:
+                ends.append(tokens + mapped(folder / shard.sentences.file))
             tokens += shard.tokens
-    if by_sentence:
-        with renamed(at("sentences")) as path, GrowingArray(path, np.dtype("<i8")) as ends:
-            ends.append(np.zeros(1))
-            start = 0
-            for shard in shards:
-                _hash_sentences(shard, start, folder, ends, digest)
-                start += shard.tokens
-    _hash(mapped(at("offsets")), digest.update)
     return Side(
         documents=sum(shard.documents for shard in shards),
         tokens=tokens,
@@ -224,58 +241,49 @@ def _over_shards(tasks: Sequence[EncodeTask], side: str, folder: Path, digest: A
     )
 
 
-def _hash(array: np.ndarray, update: Callable[[bytes], None]) -> None:
-    for start in range(0, len(array), _IDS_AT_A_TIME):
-        update(array[start : start + _IDS_AT_A_TIME].tobytes())
-
-
-def _hash_sentences(shard: Shard, start: int, folder: Path, out: GrowingArray, digest: Any) -> None:
-    """Documents one by one: the ids of each, then where its sentences end in the corpus."""
-    if shard.sentences is None:
-        raise ValueError("a shard without sentences")
-    ids, ends = mapped(folder / shard.ids.file), mapped(folder / shard.sentences.file)
-    out.append(start + ends)
-    stops = np.cumsum(mapped(folder / shard.lengths.file), dtype=np.int64)
-    # A document's sentences end behind its first token and at the latest with its last one.
-    counts = np.searchsorted(ends, stops, side="right")
-    first = first_end = 0
-    for stop, stop_end in zip(stops.tolist(), counts.tolist(), strict=True):
-        digest.update(ids[first:stop].tobytes())
-        digest.update((start + ends[first_end:stop_end]).astype("<i8").tobytes())
-        first, first_end = stop, stop_end
-
-
 def damaged(folder: Path, manifest: Manifest, *, by_hash: bool = False) -> list[str]:
-    """Files that are not there or not of their size, or, by hash, not what was written.
+    """What is not there, not of its size, or, by hash, not what was written.
+
+    Small files, the settings and the tokenizer's, are always hashed. By hash of all files the
+    corpus digest is made again too, if they are whole.
 
     Returns:
       A line for each: the file, what is wrong.
+
+    Raises:
+      DataError: the system does not let a file be read, which says nothing of what is in it.
     """
-    found = []
+    found = manifest.faults()
     for file in manifest.files():
-        path = folder / file.file
-        if not path.is_file():
-            found.append(f"{file.file} is not there")
-        elif (size := path.stat().st_size) != file.bytes:
-            found.append(f"{file.file} has {size:,} bytes, expected {file.bytes:,}")
-        elif by_hash and (now := StoredFile.of(path).sha256) != file.sha256:
-            found.append(f"{file.file} has sha256 {now[:12]}, expected {file.sha256[:12]}")
+        path, is_hashed = folder / file.file, by_hash or file in manifest.kept
+        try:
+            if not path.is_file():
+                found.append(f"{file.file} is not there")
+            elif (size := path.stat().st_size) != file.bytes:
+                found.append(f"{file.file} has {size:,} bytes, expected {file.bytes:,}")
+            elif is_hashed and (now := StoredFile.of(path).sha256) != file.sha256:
+                found.append(f"{file.file} has sha256 {now[:12]}, expected {file.sha256[:12]}")
+        except OSError as error:
+            raise DataError(
+                f"{path} cannot be read ({error.strerror}); it may be whole: see to its "
+                "permissions or the disk"
+            ) from error
+    if by_hash and not found:
+        digest = corpus_digest(folder, [manifest.train, manifest.heldout])
+        if digest != manifest.digest:
+            found.append(f"{MANIFEST} has digest {manifest.digest[:12]}, the ids {digest[:12]}")
     return found
 
 
 def _check_settings(settings: Mapping[str, Any], folder: Path) -> None:
-    path = folder / SETTINGS
-    if not path.is_file():
-        others = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
+    there = _settings_there(folder)
+    if there is None:
+        others = [p.name for p in folder.glob("*") if not p.name.startswith(".")]
         if others:
             raise DataError(
                 f'{folder} holds other files ("{sorted(others)[0]}"); give a folder of its own'
             )
         return
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is damaged ({error}); delete the folder") from error
     names = dict.fromkeys([*there, *settings])
     shown = lambda values, name: repr(values[name]) if name in values else "not set"
     differences = [
@@ -288,6 +296,26 @@ def _check_settings(settings: Mapping[str, Any], folder: Path) -> None:
             f"{folder} was begun with other settings ({'; '.join(differences)}); give another "
             "folder, or those settings"
         )
+
+
+def _settings_there(folder: Path) -> Mapping[str, Any] | None:
+    """What a folder was begun with: its settings, or those in its manifest; None of a new one."""
+    path = folder / SETTINGS
+    if path.is_file():
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(there, dict):
+                return there
+            why = f"a JSON {type(there).__name__}"
+        except ValueError as error:
+            why = str(error)
+        if not (folder / MANIFEST).is_file():
+            raise DataError(f"{path} is damaged ({why}); delete the folder")
+    if not (folder / MANIFEST).is_file():
+        return None
+    with contextlib.suppress(DamagedManifestError):
+        return read_manifest(folder).settings
+    return None
 
 
 def _write(path: Path, text: str) -> None:

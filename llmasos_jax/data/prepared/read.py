@@ -10,7 +10,14 @@ from typing import Any
 from llmasos_jax.config.data import DataConfig
 from llmasos_jax.data.packing import TokenDocuments
 from llmasos_jax.data.prepared.arrays import ShardedArray, mapped
-from llmasos_jax.data.prepared.manifest import TOKENIZER, Manifest, Side, read_manifest
+from llmasos_jax.data.prepared.manifest import (
+    MANIFEST,
+    TOKENIZER,
+    Manifest,
+    Side,
+    StoredFile,
+    read_manifest,
+)
 from llmasos_jax.data.prepared.prepare import damaged
 from llmasos_jax.data.prepared.result import Checked
 from llmasos_jax.data.scan import Dropped
@@ -50,7 +57,10 @@ def open_folder(folder: Path, manifest: Manifest) -> Corpus:
     try:
         train, heldout = (_side(folder, side) for side in (manifest.train, manifest.heldout))
     except (OSError, ValueError) as error:
-        raise DataError(f"prepared data in {folder} are damaged ({error})") from error
+        raise DataError(
+            f"prepared data in {folder} are damaged ({error}); llmasos data prepare with the same "
+            "config makes them again"
+        ) from error
     return Corpus(train, heldout, manifest.digest, manifest.dropped)
 
 
@@ -58,6 +68,12 @@ def _side(folder: Path, side: Side) -> TokenDocuments:
     paths = [folder / shard.ids.file for shard in side.shards]
     ids: Any = mapped(paths[0]) if len(paths) == 1 else ShardedArray(paths)
     offsets = mapped(folder / side.offsets.file)
+    if (len(offsets) - 1, int(offsets[-1]), len(ids)) != (side.documents, side.tokens, side.tokens):
+        raise ValueError(
+            f"{side.offsets.file} is of {len(offsets) - 1:,} documents and {int(offsets[-1]):,} "
+            f"tokens, the shards have {len(ids):,}, and {MANIFEST} says {side.documents:,} "
+            f"documents and {side.tokens:,} tokens"
+        )
     if side.sentences is None:
         return TokenDocuments(ids, offsets)
     return TokenDocuments(ids, offsets, mapped(folder / side.sentences.file))
@@ -81,7 +97,8 @@ def open_prepared(data: DataConfig, tokenizer: Tokenizer, *, by_sentence: bool) 
             f"{folder} was prepared with another tokenizer (fingerprint {made[:12]}, "
             f"{settings['tokenizer.vocab_size']} ids) than the config's ({own[:12]}, "
             f"{tokenizer.vocab_size} ids); leave tokenizer.path out, which takes the folder's "
-            f"({folder / TOKENIZER}), or prepare the text with this one"
+            f"({folder / TOKENIZER}), or prepare the text with this one; a mixture has one "
+            "tokenizer, and all its parts are prepared with it"
         )
     if manifest.by_sentence != by_sentence:
         has, needs = ("with", "without") if manifest.by_sentence else ("without", "with")
@@ -107,8 +124,9 @@ def _check_choices(data: DataConfig, manifest: Manifest, folder: Path) -> None:
         made = there.get(name, "none" if name == "data.deduplicate" else None)
         if value not in (default, made):
             raise DataError(
-                f"{name}={value!r}, and {folder} was prepared with {made!r}; leave it out, or "
-                "prepare the text again with it"
+                f"{name}={value!r}, and {folder} was prepared with {made!r}, which a run cannot "
+                f"change; set {name}={made} (--config.{name}={made}), or prepare the text again "
+                f"with {value!r}"
             )
 
 
@@ -157,6 +175,12 @@ def prepared_tokenizer(data: DataConfig) -> Tokenizer:
 
     folder = folder_of(data)
     manifest = read_manifest(folder)
+    for file in manifest.kept:
+        if not _is_whole(file, folder):
+            raise DataError(
+                f"prepared data in {folder} are damaged ({file.file} is not what was written); "
+                "llmasos data prepare with the same config makes them again"
+            )
     tokenizer = load_tokenizer(manifest.tokenizer, folder / TOKENIZER, allow_code=True)
     made = manifest.settings["tokenizer.fingerprint"]
     if fingerprint(tokenizer) != made:
@@ -167,12 +191,23 @@ def prepared_tokenizer(data: DataConfig) -> Tokenizer:
     return tokenizer
 
 
+def _is_whole(file: StoredFile, folder: Path) -> bool:
+    try:
+        return file.is_in(folder)
+    except OSError as error:
+        raise DataError(
+            f"{folder / file.file} cannot be read ({error.strerror}); see to its permissions or "
+            "the disk"
+        ) from error
+
+
 def check_folder(folder: Path) -> Checked:
-    """Hashes every file of a folder.
+    """Hashes every file of a folder, and compares what its manifest says with what is there.
 
     Raises:
       DataError: it is no prepared folder, or its manifest is damaged.
     """
+    folder = folder.expanduser()
     manifest = read_manifest(folder)
     files = list(manifest.files())
     wrong = damaged(folder, manifest, by_hash=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,9 @@ from llmasos_jax.data.prepared.encode import encode_documents
 from llmasos_jax.data.prepared.manifest import Shard, StoredFile, shard_from
 from llmasos_jax.data.scan import Scan, scan
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
+
+# What reading a damaged file of NumPy or JSON may raise.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,11 @@ class ScanTask:
         return folder / f"scan-{self.number:05d}.npz"
 
     def is_done(self, folder: Path) -> bool:
-        """Whether it is there."""
-        return self.path(folder).is_file()
+        """Whether it is there, and whole."""
+        try:
+            return len(self.result(folder).sizes) == self.size
+        except UNREADABLE:
+            return False
 
     def run(self, bench: Bench, advance: Callable[[int], None]) -> None:
         """Writes the scan."""
@@ -63,7 +71,8 @@ class ScanTask:
 
     def result(self, folder: Path) -> Scan:
         """Reads the scan."""
-        with np.load(self.path(folder), allow_pickle=False) as arrays:
+        # Opened here, as NumPy leaves what it cannot read open.
+        with open(self.path(folder), "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return Scan(**arrays)
 
     @property
@@ -94,7 +103,7 @@ class EncodeTask:
         """Whether the shard is there with the hashes that it was written with."""
         try:
             shard = self.result(folder)
-        except (OSError, ValueError, KeyError, TypeError):
+        except UNREADABLE:
             return False
         return all(file.is_in(folder) for file in shard.files)
 
