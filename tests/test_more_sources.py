@@ -1,16 +1,20 @@
 """Arrow, datasets by name or folder, ArrayRecord: each text exactly, errors in one line."""
 
 import json
+import re
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from pyarrow import ipc, parquet
 
 from llmasos_jax.config.schema import DataConfig
+from llmasos_jax.data.prepared import run
 from llmasos_jax.data.sources import Documents, Source, documents
+from llmasos_jax.data.tokenizers.tokenizer import ByteTokenizer
 from llmasos_jax.errors import DataError
 
 TEXTS = ["one", "你好\n", "2024-01-01", ""]
@@ -69,7 +73,40 @@ def test_datasets_from_folders(tmp_path: Path) -> None:
     assert list(found) == TEXTS[1:2]
     assert found.key != documents(_data("huggingface", tmp_path / "both")).key
     said = _said(_data("huggingface", tmp_path / "both", split="test"), tmp_path)
-    assert 'no split "test"; set data.split to one of train, validation' in said
+    assert 'no split "test"; set data.split to one of train, validation, or to a slice' in said
+    for split, expected in (
+        ("train[:2]", TEXTS[:2]),
+        ("train[-1:]", TEXTS[-1:]),
+        ("train[50%:]+validation", TEXTS[2:] + TEXTS[1:2]),
+    ):
+        part = documents(_data("huggingface", tmp_path / "both", split=split))
+        assert list(part) == expected
+        assert part.key == documents(_data("huggingface", tmp_path / "both", split=split)).key
+    assert (
+        len(
+            {
+                documents(_data("huggingface", tmp_path / "both", split=s)).key
+                for s in ("train", "train[:2]", "train[:3]")
+            }
+        )
+        == 3
+    )
+    said = _said(_data("huggingface", tmp_path / "both", split="train[:x]"), tmp_path)
+    assert 'no split "train[:x]" (' in said
+    # A split that was saved alone is known by its own name; without one it is "train".
+    for split in ("validation", "validation[:2]"):
+        said = _said(_data("huggingface", tmp_path / "one", split=split), tmp_path)
+        assert "set data.split to one of train" in said
+    part = documents(_data("huggingface", tmp_path / "one", split="train[1:3]"))
+    assert list(part) == TEXTS[1:3]
+    named = datasets.Dataset.from_dict({"text": TEXTS}, split=datasets.Split("validation"))
+    named.save_to_disk(str(tmp_path / "named"))
+    assert list(documents(_data("huggingface", tmp_path / "named", split="validation"))) == TEXTS
+    said = _said(_data("huggingface", tmp_path / "named"), tmp_path)
+    assert 'no split "train"; set data.split to one of validation' in said
+    for name in ("one", "both"):
+        said = _said(_data("huggingface", tmp_path / name, subset="foo"), tmp_path)
+        assert 'has no subsets; got data.subset="foo": leave it out' in said
 
 
 def test_a_dataset_repository_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,3 +176,65 @@ def numbers(data: DataConfig) -> Numbers:
 def test_a_source_of_ones_own_needs_a_key_and_no_base_class() -> None:
     found = documents(DataConfig(source=f"{__name__}:numbers"))
     assert isinstance(found, Documents) and found[:] == ["0", "1", "2"] and found.key == "numbers"
+
+
+def _column_with(bad: bytes) -> pyarrow.Array:
+    """Three strings, the second of these bytes, which nothing checks."""
+    offsets = pyarrow.py_buffer(np.array([0, 1, 1 + len(bad), 2 + len(bad)], "<i4").tobytes())
+    return pyarrow.StringArray.from_buffers(3, offsets, pyarrow.py_buffer(b"a" + bad + b"c"))
+
+
+@pytest.mark.parametrize("source", ["arrow", "parquet"])
+def test_a_broken_row_is_named_with_its_file(source: str, tmp_path: Path) -> None:
+    def write(name: str, column: object) -> None:
+        table, path = pyarrow.table({"text": column}), tmp_path / name
+        if source == "parquet":
+            parquet.write_table(table, path)
+        else:
+            _write_arrow(path, table, is_file=True)
+
+    write(f"a.{source}", ["one", "two"])
+    write(f"b.{source}", _column_with(b"x\xff"))
+    said = _said(_data(source, tmp_path), tmp_path / "cache")
+    assert said.startswith(f"{tmp_path}/b.{source}, row 1 is not UTF-8: byte 0xff at 1 of the text")
+    write(f"b.{source}", ["a", "b", None])
+    said = _said(_data(source, tmp_path), tmp_path / "cache")
+    assert said.startswith(f"{tmp_path}/b.{source}, row 2 has no text (null)")
+
+
+class Broken(Numbers):
+    """A source that fails at its second document."""
+
+    fault: object = None
+
+    def __getitem__(self, index: int) -> str:
+        if index != 1:
+            return "text"
+        if isinstance(self.fault, Exception):
+            raise self.fault
+        return self.fault  # pyright: ignore[reportReturnType]
+
+
+def broken(data: DataConfig) -> Broken:
+    return Broken()
+
+
+FAULTS = [
+    (OSError(5, "Input/output error", "/far/away.bin"), "OSError: [Errno 5] .*: '/far/away.bin'"),
+    (IndexError("past the end"), "IndexError: past the end"),
+    (None, "document 1 is a NoneType, not a string"),
+]
+
+
+@pytest.mark.parametrize(("fault", "message"), FAULTS)
+def test_what_a_source_of_ones_own_does_wrong_is_told_of_it(
+    fault: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Broken, "fault", fault)
+    data = DataConfig(source=f"{__name__}:broken")
+    said = _said(data, tmp_path)
+    assert f'data.source="{__name__}:broken": document 1 ' in said
+    assert re.search(re.escape(message).replace(re.escape(".*"), ".*"), said)
+    with pytest.raises(DataError) as caught:  # nor is it told of the folder that is written
+        run.run(data, ByteTokenizer(), tmp_path / "out", tmp_path / "cache", workers=1)
+    assert str(caught.value) == said

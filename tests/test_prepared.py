@@ -1,5 +1,6 @@
 """Prepared corpora: the same bytes from any number of processes, also after a kill."""
 
+import dataclasses
 import json
 import os
 import re
@@ -31,6 +32,7 @@ from llmasos_jax.data.prepared.read import (
     open_prepared,
     prepared_tokenizer,
 )
+from llmasos_jax.data.prepared.run import run
 from llmasos_jax.data.sources import documents
 from llmasos_jax.data.split import Sides
 from llmasos_jax.data.tokenizers.load import tokenizer_of_run
@@ -488,3 +490,18 @@ def test_damaged_steps_of_a_stopped_preparation_are_done_again(
             with pytest.raises(TypeError):
                 _prepare(texts, out)
     _assert_same(_prepare(texts, out), straight)
+
+
+def test_a_folder_in_the_text_itself_is_refused(
+    texts: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    with pytest.raises(ConfigError, match="texts/ids is inside of data.path=.*/texts, so what"):
+        run(texts, ByteTokenizer(), tmp_path / "texts" / "ids", cache, workers=1)
+    assert not (tmp_path / "texts" / "ids").exists()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = run(texts, ByteTokenizer(), Path("~/ids"), cache, workers=1)
+    assert found.folder == tmp_path / "ids" and check_folder(Path("~/ids")).is_whole
+    records = dataclasses.replace(texts, heldout_path="x")
+    with pytest.raises(ConfigError, match="heldout_path=x is for objectives that learn from rec"):
+        run(records, ByteTokenizer(), tmp_path / "other", cache)

@@ -1,5 +1,6 @@
 """Sources and the split: the same documents in the same order, and errors that say where."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 from pyarrow import parquet
 
 from llmasos_jax.config.schema import DataConfig
-from llmasos_jax.data.sources import PIECE_CHARS, documents
+from llmasos_jax.data.sources import PIECE_CHARS, documents, is_read
 from llmasos_jax.data.split import split_documents
+from llmasos_jax.data.streaming.sources import open_stream
 from llmasos_jax.errors import ConfigError, DataError
 
 
@@ -203,3 +205,66 @@ def test_each_side_has_a_document_or_there_is_an_error() -> None:
         _sides(["", " \n"])
     with pytest.raises(DataError, match="document 1: character 0"):
         _sides(["a", "\ud800"])
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n{"text": "b"}\n')
+    data = _data("jsonl", path)
+    assert list(documents(data, tmp_path / "cache")) == ["a", "b"]
+    stream = open_stream(dataclasses.replace(data, streaming=True))
+    (_, state), (text, _) = stream.read(None)
+    assert text == "b" and [text for text, _ in stream.read(state)] == ["b"]
+    path.write_bytes(b'\xef\xbb\xbf{"text": "a\xff"}\n')
+    for read in (lambda: documents(data, tmp_path / "cache"), lambda: next(stream.read(None))):
+        with pytest.raises(DataError, match="line 1: not UTF-8: byte 0xff at offset 14 of the"):
+            read()
+
+
+def test_the_key_of_a_glob_does_not_depend_on_where_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "texts" / "sub").mkdir(parents=True)
+    for name in ("a.txt", "sub/b.txt"):
+        (tmp_path / "texts" / name).write_text("text")
+    for pattern in ("*.txt", "**/*.txt", "s*/b.txt"):
+        data, keys = _data("text", tmp_path / "texts" / pattern), set()
+        for place in (tmp_path, tmp_path / "texts" / "sub", Path("/")):
+            monkeypatch.chdir(place)
+            keys.add(documents(data).key)
+        assert len(keys) == 1
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.txt").write_text("text")
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DataError, match=r"closed cannot be read \(Permission denied\); make it"):
+        documents(_data("text", tmp_path))
+
+
+def test_what_a_source_would_read(tmp_path: Path) -> None:
+    for source, path, file, expected in (
+        ("text", "", "ids/manifest.json", True),
+        ("text", "", "../ids/manifest.json", False),
+        ("text", "", ".ids/manifest.json", False),
+        ("jsonl", "", "ids/manifest.json", False),
+        ("jsonl", "", "ids/a.jsonl", True),
+        ("text", "*", "ids/manifest.json", False),
+        ("text", "*/*", "ids/manifest.json", True),
+        ("text", "*/*.txt", "ids/manifest.json", False),
+        ("text", "**", "ids/manifest.json", True),
+        ("text", "**/*.json", "ids/manifest.json", True),
+        ("text", "**/*.txt", "ids/manifest.json", False),
+    ):
+        assert is_read(_data(source, tmp_path / path), tmp_path / file) == expected, (path, file)
+    assert not is_read(DataConfig(), tmp_path / "a")

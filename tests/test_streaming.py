@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import datasets
@@ -212,6 +213,53 @@ def test_what_a_stream_cannot_do_is_refused(folder: Path) -> None:
         _config(folder, mixture={"a": {}}, path=None)
     with pytest.raises(DataError, match="was made on a corpus with digest"):
         _open(_config(folder, heldout_documents=4)).restore(data.state())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_place_in_other_files_is_refused(folder: Path, kind: str, tmp_path: Path) -> None:
+    shutil.copytree(folder / kind, tmp_path / "first" / kind)
+    data = _open(_config(tmp_path / "first", kind))
+    expected = _take(data, 3)
+    state = json.loads(json.dumps(data.state()))
+    data.close()
+    data.restore({name: value for name, value in state.items() if name != "files"})
+    expected += _take(data, 1)
+    data.close()
+    # The folder may have moved; what is in it may not have changed.
+    (tmp_path / "first").rename(tmp_path / "second")
+    again = _open(_config(tmp_path / "second", kind))
+    again.restore(state)
+    assert _take(again, 1) == expected[3:]
+    again.close()
+    last = max(path for path in (tmp_path / "second" / kind).iterdir() if path.suffix != ".json")
+    size, whole = last.stat().st_size, last.read_bytes()
+    added = last.with_name("z" + last.name)
+    added.write_bytes(whole)
+    cut = whole[: whole.rstrip().rindex(b"\n") + 1] if kind == "jsonl" else whole
+    changes = [f"{added.name} is new"]
+    if kind == "jsonl":
+        changes.append(f"{added.name} is new; {last.name} has {len(cut)} bytes, and had {size}")
+    for number, change in enumerate(changes):
+        if number:
+            last.write_bytes(cut)
+        other = _open(_config(tmp_path / "second", kind))
+        with pytest.raises(DataError, match=rf"made on \({change}\), so its place .* new run"):
+            other.restore(state)
+        other.close()
+    added.unlink()
+    if kind in ("jsonl", "parquet"):
+        last.unlink()
+        with pytest.raises(DataError, match=rf"made on \({last.name} is gone\)"):
+            _open(_config(tmp_path / "second", kind)).restore(state)
+
+
+def test_a_row_of_parquet_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "parquet").mkdir()
+    offsets = pyarrow.py_buffer(np.array([0, 1, 3, 4], "<i4").tobytes())
+    column = pyarrow.StringArray.from_buffers(3, offsets, pyarrow.py_buffer(b"ax\xffc"))
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "parquet" / "a.parquet")
+    with pytest.raises(DataError, match=r"a.parquet, row 1 is not UTF-8: byte 0xff at 1 of the"):
+        _open(_config(tmp_path, "parquet", heldout_documents=1))
 
 
 def test_the_thread_ends_when_the_data_is_closed(folder: Path) -> None:

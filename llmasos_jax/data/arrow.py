@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import pyarrow
 from pyarrow import ipc
 
-from llmasos_jax.data.columns import hint_of_fields
+from llmasos_jax.data.columns import FileRows, hint_of_fields
 from llmasos_jax.errors import DataError
 
 
-def read_arrow(files: Sequence[Path], field: str) -> pyarrow.ChunkedArray:
+def read_arrow(files: Sequence[Path], field: str) -> tuple[pyarrow.ChunkedArray, FileRows]:
     """The text column of Arrow IPC files and streams, one after the other.
+
+    Returns:
+      The column, and where each of its rows stands.
 
     Raises:
       DataError: a file is neither, or has no such column, or one that holds no text.
@@ -25,15 +29,18 @@ def read_arrow(files: Sequence[Path], field: str) -> pyarrow.ChunkedArray:
       >>> table = pyarrow.table({"text": ["one", "two"]})
       >>> with ipc.new_stream(path, table.schema) as stream:
       ...     stream.write_table(table)
-      >>> read_arrow([path], "text")[1].as_py()
-      'two'
+      >>> column, where = read_arrow([path], "text")
+      >>> column[1].as_py(), where(1).endswith("a.arrow, row 1")
+      ('two', True)
     """
     chunks: list[pyarrow.Array] = []
+    counts: list[int] = []
     for path in files:
         table = _table(path)
         require_text(table.schema, field, str(path))
         chunks += table.column(field).cast(pyarrow.large_string()).chunks
-    return pyarrow.chunked_array(chunks, type=pyarrow.large_string())
+        counts.append(table.num_rows)
+    return pyarrow.chunked_array(chunks, type=pyarrow.large_string()), FileRows(files, counts)
 
 
 def require_text(schema: pyarrow.Schema, field: str, where: str) -> None:
@@ -52,7 +59,12 @@ def require_text(schema: pyarrow.Schema, field: str, where: str) -> None:
 
 
 def _table(path: Path) -> Any:
-    source = pyarrow.memory_map(str(path))
+    try:
+        source = pyarrow.memory_map(str(path))
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({os.strerror(error.errno or 0)}); check data.path"
+        ) from error
     try:
         return ipc.open_file(source).read_all()
     except pyarrow.ArrowInvalid:  # no footer: a stream

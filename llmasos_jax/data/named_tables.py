@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +56,49 @@ def open_named(data: DataConfig, *, streaming: bool) -> Any:
 
 
 def _saved(folder: Path, data: DataConfig, streaming: bool) -> Any:
-    """What `save_to_disk` wrote: one split, or several by name."""
+    """What `save_to_disk` wrote: one split, or several by name; or a part of them."""
     found: Any = datasets.load_from_disk(str(folder))
-    if isinstance(found, datasets.DatasetDict):
-        if data.split not in found:
-            known = ", ".join(map(str, found))
-            raise DataError(
-                f'{folder} has no split "{data.split}"; set data.split to one of {known}'
-            )
-        found = found[data.split]
-    return found.to_iterable_dataset() if streaming else found
+    splits: Any = found if isinstance(found, datasets.DatasetDict) else {_split_of(found): found}
+    table = _part(splits, data.split, folder)
+    subset = table.info.config_name
+    if data.subset not in (None, subset):
+        there = f'is of subset "{subset}"' if subset else "has no subsets"
+        raise DataError(
+            f'{folder} was written by save_to_disk and {there}; got data.subset="{data.subset}": '
+            "leave it out"
+        )
+    return table.to_iterable_dataset() if streaming else table
+
+
+def _split_of(table: Any) -> str:
+    """The name of a split that was saved alone; one without a name is "train"."""
+    return "train" if table.split is None else str(table.split)
+
+
+def _part(splits: Mapping[str, Any], wanted: str, folder: Path) -> Any:
+    """A split by its name, or slices of it as `datasets` writes them: "train[:10%]"."""
+    if wanted in splits:
+        return splits[wanted]
+    # A slice that was saved under its own name is what there is of that split.
+    named = {name.partition("[")[0]: table for name, table in splits.items()}
+    if wanted in named:
+        return named[wanted]
+    known = ", ".join(splits)
+    try:
+        lengths = {name: len(table) for name, table in splits.items()}
+        slices = datasets.ReadInstruction.from_spec(wanted).to_absolute(lengths)
+        parts = [splits[s.splitname].select(range(s.from_ or 0, _end(s, lengths))) for s in slices]
+    except (ValueError, AssertionError, KeyError, IndexError) as error:
+        why = f" ({' '.join(str(error).split())[:200]})" if "[" in wanted else ""
+        raise DataError(
+            f'{folder} has no split "{wanted}"{why}; set data.split to one of {known}, or to a '
+            "slice of one (NAME[:1000])"
+        ) from error
+    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+
+
+def _end(piece: Any, lengths: Mapping[str, int]) -> int:
+    return lengths[piece.splitname] if piece.to is None else piece.to
 
 
 def require_column(features: Any, data: DataConfig) -> None:

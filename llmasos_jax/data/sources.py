@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import hashlib
+import itertools
 import os
 import sysconfig
 import tempfile
@@ -14,7 +16,8 @@ from typing import Protocol, overload, runtime_checkable
 
 from llmasos_jax.config.named import resolve
 from llmasos_jax.config.schema import DataConfig
-from llmasos_jax.errors import DataError
+from llmasos_jax.data.columns import read_cell
+from llmasos_jax.errors import DataError, LLMasOSError
 
 # A single text file is cut into documents of about so many characters: a split needs several.
 PIECE_CHARS = 16_384
@@ -96,9 +99,30 @@ def documents(data: DataConfig, cache: Path | None = None) -> Documents:
         found = _from_sequence(open_source(data), data.source)
     if len(found) == 0:
         raise DataError(f'data.source="{data.source}" gave no document; expected at least one')
+    read = partial(_text_of, found.read, data.source)
     if data.max_documents is None or data.max_documents >= len(found):
-        return found
-    return Documents(found.read, data.max_documents, f"{found.key}-{data.max_documents}")
+        return Documents(read, len(found), found.key)
+    return Documents(read, data.max_documents, f"{found.key}-{data.max_documents}")
+
+
+def _text_of(read: Callable[[int], object], source: str, index: int) -> str:
+    """One document; whatever a source raises or gives, the message names source and document."""
+    try:
+        text = read(index)
+    except LLMasOSError:
+        raise
+    except Exception as error:
+        line = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise DataError(
+            f'data.source="{source}": document {index} cannot be read ({line}); mend the source, '
+            "or leave the document out of it"
+        ) from error
+    if not isinstance(text, str):
+        raise DataError(
+            f'data.source="{source}": document {index} is a {type(text).__name__}, not a string; '
+            "convert it"
+        )
+    return text
 
 
 def _from_sequence(texts: object, name: str) -> Documents:
@@ -112,12 +136,8 @@ def _from_sequence(texts: object, name: str) -> Documents:
         )
     digest = hashlib.sha256()
     for i in range(len(texts)):
-        if not isinstance(texts[i], str):
-            raise DataError(
-                f'data.source="{name}": document {i} is a {type(texts[i]).__name__}, not a string; '
-                "convert it"
-            )
-        digest.update(texts[i].encode("utf-8", "surrogatepass") + b"\0")
+        text = _text_of(texts.__getitem__, name, i)
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     return Documents(texts.__getitem__, len(texts), digest.hexdigest())
 
 
@@ -137,7 +157,7 @@ def _stdlib(data: DataConfig, cache: Path) -> Documents:
 
 
 def _text(data: DataConfig, cache: Path) -> Documents:
-    files, root = matching_files(data, "*")
+    files, root = matching_files(data, _PATTERNS["text"])
     if len(files) > 1:
         return _from_files(files, root)
     pieces = _cut_at_lines(read_text(files[0]), PIECE_CHARS)
@@ -151,27 +171,27 @@ def _from_files(files: Sequence[Path], root: Path) -> Documents:
 def _jsonl(data: DataConfig, cache: Path) -> Documents:
     from llmasos_jax.data.tables import read_jsonl  # `datasets` takes half a second to import
 
-    files, root = matching_files(data, "*.jsonl")
+    files, root = matching_files(data, _PATTERNS["jsonl"])
     key = _stat_key(files, root)
     column = read_jsonl(files, data.text_field, cache / "datasets", key)
-    return Documents(partial(_cell, column), len(column), f"{key}-{data.text_field}")
+    return Documents(column.__getitem__, len(column), f"{key}-{data.text_field}")
 
 
 def _parquet(data: DataConfig, cache: Path) -> Documents:
     from llmasos_jax.data.tables import read_parquet
 
-    files, root = matching_files(data, "*.parquet")
-    column = read_parquet(files, data.text_field, cache / "datasets")
+    files, root = matching_files(data, _PATTERNS["parquet"])
+    column, where = read_parquet(files, data.text_field, cache / "datasets")
     key = f"{_stat_key(files, root)}-{data.text_field}"
-    return Documents(partial(_cell, column), len(column), key)
+    return Documents(lambda i: read_cell(lambda: column[i], where(i)), len(column), key)
 
 
 def _arrow(data: DataConfig, cache: Path) -> Documents:
     from llmasos_jax.data.arrow import read_arrow
 
-    files, root = matching_files(data, "*.arrow")
-    column = read_arrow(files, data.text_field)
-    read = lambda i: _not_null(column[i].as_py(), i)
+    files, root = matching_files(data, _PATTERNS["arrow"])
+    column, where = read_arrow(files, data.text_field)
+    read = lambda i: read_cell(column[i].as_py, where(i))
     return Documents(read, len(column), f"{_stat_key(files, root)}-{data.text_field}")
 
 
@@ -179,32 +199,17 @@ def _huggingface(data: DataConfig, cache: Path) -> Documents:
     from llmasos_jax.data.named_tables import read_named
 
     column, key = read_named(data)
-    return Documents(partial(_cell, column), len(column), key)
+    where = lambda i: f'dataset "{data.path}" ({data.split}), row {i}'
+    return Documents(lambda i: read_cell(lambda: column[i], where(i)), len(column), key)
 
 
 def _array_record(data: DataConfig, cache: Path, *, is_json: bool = True) -> Documents:
     from llmasos_jax.data.array_records import RecordTexts
 
-    files, root = matching_files(data, "*.array*record*")
+    files, root = matching_files(data, _PATTERNS[data.source])
     field = data.text_field if is_json else None
     texts = RecordTexts(files, field)
     return Documents(texts.__getitem__, len(texts), f"{_stat_key(files, root)}-{field}")
-
-
-def _cell(column: Sequence[str | None], index: int) -> str:
-    try:
-        text = column[index]
-    except UnicodeDecodeError as error:
-        raise DataError(f"row {index} is not UTF-8 ({error}); write the file again") from error
-    return _not_null(text, index)
-
-
-def _not_null(text: str | None, index: int) -> str:
-    if text is None:
-        raise DataError(
-            f"row {index} has no text (null); take the row out, or write an empty string"
-        )
-    return text
 
 
 def _prepared(data: DataConfig, cache: Path) -> Documents:
@@ -223,6 +228,17 @@ SOURCES: dict[str, Callable[[DataConfig, Path], Documents]] = {
     "arrayrecord": _array_record,
     "arrayrecord_text": partial(_array_record, is_json=False),
     "prepared": _prepared,
+}
+
+
+# What of a folder is read.
+_PATTERNS = {
+    "text": "*",
+    "jsonl": "*.jsonl",
+    "parquet": "*.parquet",
+    "arrow": "*.arrow",
+    "arrayrecord": "*.array*record*",
+    "arrayrecord_text": "*.array*record*",
 }
 
 
@@ -245,9 +261,11 @@ def matching_files(data: DataConfig, pattern: str) -> tuple[list[Path], Path]:
         files, root = [path], path.parent
     elif path.is_dir():
         root = path
-        files = [p for p in path.rglob(pattern) if p.is_file() and not _is_hidden(p, path)]
+        files = _below(path, pattern)
     elif glob.has_magic(str(path)):
-        root = Path(glob.escape("")).resolve()
+        # The folder that the pattern begins in, so that names do not depend on where one stands.
+        fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
+        root = Path(*fixed) if path.is_absolute() else Path.cwd()
         files = [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file()]
     else:
         raise DataError(f"data.path={data.path} is not there; expected a file, a folder or a glob")
@@ -277,6 +295,45 @@ def read_text(path: Path) -> str:
         ) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check data.path") from error
+
+
+def _below(folder: Path, pattern: str) -> list[Path]:
+    """Files of that name under a folder; what is hidden is left out."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(
+            f"{error.filename} cannot be read ({error.strerror}); make it readable, or leave it "
+            "out of data.path"
+        ) from error
+
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = [Path(place, name) for name in fnmatch.filter(names, pattern)]
+        found += [p for p in paths if not p.name.startswith(".") and p.is_file()]
+    return found
+
+
+def is_read(data: DataConfig, file: Path) -> bool:
+    """Whether a source of files would read a file, if it stood there.
+
+    Args:
+      data: `source` and `path` are read.
+      file: a path, relative ones from here.
+    """
+    pattern = _PATTERNS.get(data.source)
+    if pattern is None or not data.path:
+        return False
+    path, file = Path(data.path).expanduser(), file.resolve()
+    if path.is_dir():
+        root = path.resolve()
+        is_below = file.is_relative_to(root) and not _is_hidden(file, root)
+        return is_below and fnmatch.fnmatchcase(file.name, pattern)
+    if path.is_file() or not glob.has_magic(str(path)):
+        return False
+    if "**" in path.parts:  # any number of folders, also none
+        return fnmatch.fnmatchcase(str(file), str(path.absolute()).replace("**/", "*"))
+    return file.match(str(path.absolute()))
 
 
 def _is_hidden(path: Path, root: Path) -> bool:

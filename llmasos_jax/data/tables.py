@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 from datasets.exceptions import DatasetGenerationError
 
 from llmasos_jax.data.arrow import require_text
+from llmasos_jax.data.columns import FileRows
 from llmasos_jax.data.json_lines import text_of
 from llmasos_jax.data.quiet import quiet
 from llmasos_jax.errors import DataError
@@ -55,16 +58,24 @@ def read_jsonl(files: Sequence[Path], field: str, cache: Path, key: str) -> Sequ
 
 def _rows(files: Sequence[str], field: str, key: str) -> Iterator[dict[str, str]]:
     for name in files:
-        offset = 0
-        with open(name, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield {field: text_of(line, field, f"{name}, line {number}", offset)}
-                offset += len(line)
+        end = 0
+        try:
+            with open(name, "rb") as file:
+                for number, line in enumerate(file, start=1):
+                    end += len(line)
+                    if number == 1:
+                        line = line.removeprefix(codecs.BOM_UTF8)
+                    if line.strip():
+                        where, start = f"{name}, line {number}", end - len(line)
+                        yield {field: text_of(line, field, where, start)}
+        except OSError as error:
+            raise DataError(f"{name} cannot be read ({error.strerror}); check data.path") from error
 
 
-def read_parquet(files: Sequence[Path], field: str, cache: Path) -> Sequence[str | None]:
-    """Returns the text column of Parquet files.
+def read_parquet(
+    files: Sequence[Path], field: str, cache: Path
+) -> tuple[Sequence[str | None], FileRows]:
+    """Returns the text column of Parquet files, and where each of its rows stands.
 
     Raises:
       DataError: a file is no Parquet file, or has no such column, or one that holds no text.
@@ -72,9 +83,14 @@ def read_parquet(files: Sequence[Path], field: str, cache: Path) -> Sequence[str
     import pyarrow
     from pyarrow import parquet
 
+    counts: list[int] = []
     for path in files:
         try:
-            schema = parquet.read_schema(path)
+            with parquet.ParquetFile(path) as file:
+                schema = file.schema_arrow
+                counts.append(file.metadata.num_rows)
+        except PermissionError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}); check data.path") from error
         except (pyarrow.ArrowInvalid, OSError) as error:
             raise DataError(f"{path} is not a Parquet file ({error}); check data.path") from error
         require_text(schema, field, str(path))
@@ -88,4 +104,5 @@ def read_parquet(files: Sequence[Path], field: str, cache: Path) -> Sequence[str
                 f"{files[0].parent}: Parquet files cannot be read ({error.__cause__ or error}); "
                 "write them again"
             ) from error
-    return table[field]  # pyright: ignore[reportReturnType]
+    column: Any = table[field]
+    return column, FileRows(files, counts)

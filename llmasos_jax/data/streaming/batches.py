@@ -16,6 +16,7 @@ import numpy as np
 from llmasos_jax.config.schema import Config
 from llmasos_jax.data.batch import Batch
 from llmasos_jax.data.packing import PackedRow, TokenDocuments
+from llmasos_jax.data.streaming.inventory import require_same
 from llmasos_jax.data.streaming.rows import StreamRows, encode_documents, text_hash
 from llmasos_jax.data.streaming.sources import open_stream
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer, fingerprint
@@ -112,12 +113,22 @@ class StreamBatches(Iterator[Batch]):
         return batch
 
     def state(self) -> dict[str, Any]:
-        """What JSON keeps: the step, and the stream's state behind the batches taken."""
-        return {"step": self.position, "stream": self._state}
+        """What JSON keeps: the step, the stream's state behind the batches taken, its files."""
+        return {
+            "step": self.position,
+            "stream": self._state,
+            "files": dict(self._rows.files),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on behind the batches that had been taken when `state` was."""
+        """Goes on behind the batches that had been taken when `state` was.
+
+        Raises:
+          DataError: the stream's files are not those of `state`.
+        """
         self.close()
+        if "files" in state:  # earlier versions kept none
+            require_same(state["files"], self._rows.files)
         self.position, self._state = int(state["step"]), state["stream"]
 
     def close(self) -> None:

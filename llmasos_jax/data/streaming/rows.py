@@ -11,7 +11,7 @@ alone, so the state is where that document begins in the stream, and how much of
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +56,11 @@ class StreamRows:
     ) -> None:
         self._stream, self._tokenizer = stream, tokenizer
         self._length, self._heldout = sequence_length, heldout
+
+    @property
+    def files(self) -> Mapping[str, int]:
+        """Those of the stream: bytes of each, by name."""
+        return self._stream.files
 
     def read(self, state: Any = None) -> Iterator[tuple[PackedRow, dict[str, Any]]]:
         """Gives each row, arrays [T + 1], with the state behind it.

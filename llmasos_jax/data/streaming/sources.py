@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from llmasos_jax.config.data import DataConfig
+from llmasos_jax.data.columns import read_cell
 from llmasos_jax.data.sources import matching_files
+from llmasos_jax.data.streaming.inventory import files_below, sizes_of
 from llmasos_jax.errors import ConfigError, DataError
 
 _PARQUET_ROWS = 256  # read at a time
@@ -16,6 +19,11 @@ _PARQUET_ROWS = 256  # read at a time
 
 class DocumentStream(Protocol):
     """One epoch of documents, from any place on."""
+
+    @property
+    def files(self) -> Mapping[str, int]:
+        """Bytes of each file that is read, by name; empty where that is not known."""
+        ...
 
     def read(self, state: Any) -> Iterator[tuple[str, Any]]:
         """Gives each document with the state behind it, from which `read` goes on after it.
@@ -46,9 +54,9 @@ def open_stream(data: DataConfig) -> DocumentStream:
       ('one', ['two'])
     """
     if data.source == "jsonl":
-        return JsonLines(matching_files(data, "*.jsonl")[0], data.text_field)
+        return JsonLines(*matching_files(data, "*.jsonl"), data.text_field)
     if data.source == "parquet":
-        return ParquetRows(matching_files(data, "*.parquet")[0], data.text_field)
+        return ParquetRows(*matching_files(data, "*.parquet"), data.text_field)
     if data.source == "huggingface":
         return NamedDataset(data)
     raise ConfigError(
@@ -60,8 +68,9 @@ def open_stream(data: DataConfig) -> DocumentStream:
 class JsonLines:
     """Lines of JSON objects; the state is a file, a byte in it and a line."""
 
-    def __init__(self, files: Sequence[Path], field: str) -> None:
+    def __init__(self, files: Sequence[Path], root: Path, field: str) -> None:
         self._files, self._field = files, field
+        self.files = sizes_of(files, root)
 
     def read(self, state: Any) -> Iterator[tuple[str, Any]]:
         """See `DocumentStream`."""
@@ -75,6 +84,9 @@ class JsonLines:
                     file.seek(offset)
                     for line in file:
                         start, offset, number = offset, offset + len(line), number + 1
+                        if start == 0:
+                            line = line.removeprefix(codecs.BOM_UTF8)
+                            start = offset - len(line)
                         if line.strip():
                             text = text_of(line, self._field, f"{path}, line {number}", start)
                             yield text, [index, offset, number]
@@ -88,8 +100,9 @@ class JsonLines:
 class ParquetRows:
     """Rows of Parquet files; the state is a file and a row in it."""
 
-    def __init__(self, files: Sequence[Path], field: str) -> None:
+    def __init__(self, files: Sequence[Path], root: Path, field: str) -> None:
         self._files, self._field = files, field
+        self.files = sizes_of(files, root)
 
     def read(self, state: Any) -> Iterator[tuple[str, Any]]:
         """See `DocumentStream`."""
@@ -119,11 +132,11 @@ class ParquetRows:
                         _PARQUET_ROWS, row_groups=[group], columns=[self._field]
                     )
                     for batch in batches:
-                        for text in batch.column(0).to_pylist():
+                        for text in _column(batch.column(0), path, number):
                             number += 1
                             if number > row:
                                 yield _text(text, f"{path}, row {number - 1}")
-        except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        except (pyarrow.ArrowException, OSError) as error:
             line = " ".join(str(error).split())[:200]
             raise DataError(f"{path} cannot be read as Parquet ({line}); write it again") from error
 
@@ -136,6 +149,8 @@ class NamedDataset:
 
         self._dataset: Any = open_named(data, streaming=True)
         self._field, self._name = data.text_field, f'dataset "{data.path}" ({data.split})'
+        folder = Path(data.path or "").expanduser()
+        self.files = sizes_of(files_below(folder), folder) if data.path else {}
 
     def read(self, state: Any) -> Iterator[tuple[str, Any]]:
         """See `DocumentStream`."""
@@ -163,6 +178,16 @@ class NamedDataset:
             number += 1
             text = _text(row[self._field], where)
             yield text, {"number": number, "dataset": dataset.state_dict()}
+
+
+def _column(column: Any, path: Path, first: int) -> Sequence[object]:
+    """The values of a batch of rows, of which the first is row `first`."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:  # which one, nobody says
+        for number, cell in enumerate(column, start=first):
+            read_cell(cell.as_py, f"{path}, row {number}")
+        raise
 
 
 def _text(text: object, where: str) -> str:
