@@ -149,7 +149,21 @@ class Manifest:
 
 
 class DamagedManifestError(DataError):
-    """A manifest that is not what was written."""
+    """A manifest that is not what was written.
+
+    Attributes:
+      path: of it.
+      why: what is wrong with it.
+    """
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(
+            f"{path} is damaged ({why}); llmasos data prepare with the same config makes it again"
+        )
+        self.path, self.why = path, why
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.why)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -190,10 +204,8 @@ def read_manifest(folder: Path) -> Manifest:
             values[side] = side_from(values[side])
         return Manifest(**values)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedManifestError(
-            f"{path} is damaged ({error!r}); llmasos data prepare with the same config makes it "
-            "again"
-        ) from error
+        why = str(error) if isinstance(error, ValueError) else repr(error)
+        raise DamagedManifestError(path, why) from error
 
 
 def dropped_from(values: Mapping[str, Any]) -> dict[str, Dropped]:

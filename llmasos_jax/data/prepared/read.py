@@ -13,6 +13,7 @@ from llmasos_jax.data.prepared.arrays import ShardedArray, mapped
 from llmasos_jax.data.prepared.manifest import (
     MANIFEST,
     TOKENIZER,
+    DamagedManifestError,
     Manifest,
     Side,
     StoredFile,
@@ -205,10 +206,13 @@ def check_folder(folder: Path) -> Checked:
     """Hashes every file of a folder, and compares what its manifest says with what is there.
 
     Raises:
-      DataError: it is no prepared folder, or its manifest is damaged.
+      DataError: it is no prepared folder, or a file of it may not be read.
     """
     folder = folder.expanduser()
-    manifest = read_manifest(folder)
+    try:
+        manifest = read_manifest(folder)
+    except DamagedManifestError as error:
+        return Checked(folder, 1, (folder / MANIFEST).stat().st_size, (f"{MANIFEST}: {error.why}",))
     files = list(manifest.files())
     wrong = damaged(folder, manifest, by_hash=True)
     return Checked(folder, len(files), sum(file.bytes for file in files), tuple(wrong))
