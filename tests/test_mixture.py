@@ -201,6 +201,13 @@ def test_errors_name_the_part(folder: Path) -> None:
     cfg = _config(folder, {"code": {}, "gone": {}})
     with pytest.raises(DataError, match=r"data\.mixture\.gone: data\.path=.*is not there"):
         _open(folder, cfg)
+    with pytest.raises(DataError, match=r"data\.mixture\.gone: data\.path=.*is not there"):
+        TrainingDocuments(cfg.data, folder / "cache")
+    (folder / "blank").mkdir()
+    (folder / "blank" / "0.txt").write_text(" ")
+    cfg = _config(folder, {"code": {}, "blank": {}})
+    with pytest.raises(DataError, match=r"data\.mixture\.blank: .* all are empty"):
+        len(TrainingDocuments(cfg.data, folder / "cache"))
 
 
 def test_hosts_and_reading_ahead_change_nothing(folder: Path) -> None:

@@ -12,12 +12,13 @@ So the row at any place is found without those before it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -103,19 +104,25 @@ def open_mixture(
     corpora: dict[str, Corpus] = {}
     for name, part in data.mixture.items():
         own = part_config(data, part)
-        try:
+        with _named(name):
             texts = documents(own, cache)
             corpora[name] = open_corpus(texts, tokenizer, own, cache, by_sentence=by_sentence)
             if corpora[name].train.num_tokens == 0:
                 raise DataError("no token to train on; give it longer documents")
-        except DataError as error:
-            raise DataError(f"data.mixture.{name}: {error}") from error
     said = sorted((name, corpora[name].digest, shares[name]) for name in corpora)
     digest = hashlib.sha256(repr(said).encode()).hexdigest()
     parts = {name: _held_out_everywhere(name, corpora, cache) for name in corpora}
     count = lambda corpus: corpus.heldout.num_documents
     fewer = {n: count(corpora[n]) - count(part) for n, part in parts.items()}
     return MixedCorpus(parts, shares, digest, {n: number for n, number in fewer.items() if number})
+
+
+@contextlib.contextmanager
+def _named(part: str) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"data.mixture.{part}: {error}") from error
 
 
 def _held_out_everywhere(name: str, corpora: Mapping[str, Corpus], cache: Path) -> Corpus:
@@ -196,9 +203,12 @@ class TrainingDocuments(Documents):
     """
 
     def __init__(self, data: DataConfig, cache: Path) -> None:
-        configs = [part_config(data, part) for part in data.mixture.values()]
-        self._configs = configs
-        self._sources = [documents(config, cache) for config in configs]
+        self._names = list(data.mixture)
+        self._configs = [part_config(data, part) for part in data.mixture.values()]
+        self._sources: list[Documents] = []
+        for name, config in zip(self._names, self._configs, strict=True):
+            with _named(name):
+                self._sources.append(documents(config, cache))
         key = hashlib.sha256("".join(source.key for source in self._sources).encode())
         super().__init__(self._read, 0, f"mixture-{key.hexdigest()}")
 
@@ -207,12 +217,12 @@ class TrainingDocuments(Documents):
 
     @functools.cached_property
     def _places(self) -> list[tuple[int, int]]:
-        parts = zip(self._sources, self._configs, strict=True)
-        return [
-            (number, index)
-            for number, (source, config) in enumerate(parts)
-            for index in split_documents(source, config).train
-        ]
+        found: list[tuple[int, int]] = []
+        parts = zip(self._names, self._sources, self._configs, strict=True)
+        for number, (name, source, config) in enumerate(parts):
+            with _named(name):
+                found += [(number, index) for index in split_documents(source, config).train]
+        return found
 
     def _read(self, index: int) -> str:
         part, document = self._places[index]
