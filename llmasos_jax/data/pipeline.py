@@ -89,6 +89,7 @@ class Data:
         Raises:
           DataError: the state belongs to another text or tokenizer.
         """
+        self.train.restore(state)  # first: of a stream it says which files are others
         if state["corpus"] != self.corpus.digest:
             raise DataError(
                 f"the run was made on a corpus with digest {state['corpus'][:12]}, this one has "
@@ -96,7 +97,6 @@ class Data:
                 "was made with (the standard library's source changes with its version), or start "
                 "a new run"
             )
-        self.train.restore(state)
 
     def close(self) -> None:
         """Stops reading ahead."""
