@@ -249,7 +249,7 @@ class Checkpointer:
         for each in found:
             if each[1] is not None:
                 raise CheckpointError(each[1])
-        lines = [line for each in found for line in each[0]]
+        lines = list(dict.fromkeys(line for each in found for line in each[0]))
         if lines:
             raise steps.damaged(folder, manifest.first_of(lines))
         return written

@@ -189,6 +189,7 @@ def stack(rows: Sequence[Batch]) -> Batch:
     """Puts prepared rows together: [T] each becomes [B, T].
 
     Example:
+      >>> from llmasos_jax.data.objectives import causal
       >>> from llmasos_jax.data.packing import empty_row
       >>> row = causal(empty_row(4))
       >>> stack([row, row]).tokens.shape
