@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from llmasos_jax.errors import DataError
 
 TEMPORARY = ".tmp-"  # begins the name of a file that is not whole
+_NEW_S = 60.0
 
 
 @contextlib.contextmanager
@@ -82,11 +85,16 @@ def build_folder(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary folder, then gives it its name.
 
     If another process was faster, its folder is kept and this one dropped: both hold the same.
+    What killed processes left of this folder goes.
     """
     with _named_error(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_abandoned(path)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=path.name, suffix=".tmp"))
+        handle = os.open(temporary, os.O_RDONLY)
     try:
+        with contextlib.suppress(OSError):  # a disk without locks keeps what is abandoned
+            fcntl.flock(handle, fcntl.LOCK_EX)
         write(temporary)
         for file in [path for path in temporary.rglob("*") if path.is_file()]:
             with open(file, "rb") as written:
@@ -98,6 +106,24 @@ def build_folder(path: Path, write: Callable[[Path], object]) -> None:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(handle)
+
+
+def _drop_abandoned(path: Path) -> None:
+    """Removes temporary folders of `path` that no process holds: a dead one's lock is free.
+
+    One that is new may belong to a process that is about to lock it.
+    """
+    for left in path.parent.glob(f"{glob.escape(path.name)}*.tmp"):
+        with contextlib.suppress(OSError):  # another process writes there, or removes it too
+            if time.time() - left.stat().st_mtime < _NEW_S:
+                continue
+            handle = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(handle)
 
 
 @contextlib.contextmanager
