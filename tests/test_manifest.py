@@ -220,6 +220,34 @@ def test_a_file_that_may_not_be_read_is_no_damage(
     assert steps.all_steps(folder) == [3, 5, 7]
 
 
+def test_links_are_steps_by_their_own_names(folder: Path, tmp_path: Path) -> None:
+    away = (folder / "7").rename(tmp_path / "archived")
+    (folder / "7").symlink_to(away)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / steps.FOLDER).symlink_to(folder)
+    found = steps.find_step(tmp_path / "run")
+    assert steps.training_folder(found) == tmp_path / "run"
+    keeper = Checkpointer(tmp_path / "run" / steps.FOLDER)
+    assert keeper.restore(TARGET).step == 7
+    bit(folder / "7")
+    assert keeper.restore(TARGET).step == 5
+    # The link has another name now; what is elsewhere stays as it was.
+    keeper.save(7, state(70), None, {})
+    keeper.close()
+    assert away.is_dir() and (folder / "7.damaged").is_symlink()
+    assert not (folder / "7").is_symlink()
+
+
+def test_processes_come_to_the_same_verdict(folder: Path) -> None:
+    step = folder / "7"
+    assert manifest.require_sound(step, lambda own: [own, [[], None]]) == manifest.read(step)
+    with pytest.raises(DamagedCheckpointError, match=r"\(x is missing, and 1 more\)"):
+        manifest.require_sound(step, lambda own: [own, [["x is missing", "y"], None]], (0, 2))
+    with pytest.raises(CheckpointError, match="^cannot read x$") as caught:
+        manifest.require_sound(step, lambda own: [[["y"], None], [[], "cannot read x"]], (0, 2))
+    assert not isinstance(caught.value, DamagedCheckpointError)
+
+
 def test_a_name_with_zeros_before_it_is_no_step(folder: Path) -> None:
     (folder / "7").rename(folder / "007")
     assert steps.all_steps(folder) == [3, 5]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,8 +70,8 @@ def examine(source: str | Path) -> Report:
     Raises:
       CheckpointError: there is no checkpoint, whole or broken.
     """
-    source = Path(source)
-    folder = (source / steps.FOLDER if (source / steps.FOLDER).is_dir() else source).resolve()
+    source = Path(os.path.abspath(source))  # links keep their names
+    folder = source / steps.FOLDER if (source / steps.FOLDER).is_dir() else source
     entries = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     found, others = [path for path in entries if steps.is_step_name(path.name)], []
     if steps.is_step_name(folder.name) and not found and entries:  # one step, whole or not

@@ -11,7 +11,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
@@ -21,7 +21,10 @@ from typing import Any
 from llmasos_jax import __version__
 from llmasos_jax.checkpoint import steps
 from llmasos_jax.checkpoint.leaves import Leaf
-from llmasos_jax.errors import CheckpointError
+from llmasos_jax.errors import CheckpointError, DamagedCheckpointError
+
+# Takes a value of this process, gives those of all, in order (`parallel.roll.Roll.gather`).
+Gather = Callable[[Any], list[Any]]
 
 FORMAT = 1
 # What a system says of a file that is gone, is something else now, or lies on bad blocks.
@@ -160,16 +163,39 @@ def check_files(
         return [line for line in found if line is not None]
 
 
-def require_sound(folder: Path) -> None:
+def require_sound(
+    folder: Path, gather: Gather | None = None, share: tuple[int, int] = (0, 1)
+) -> Manifest | None:
     """Hashes the files of a step folder; one written before there were manifests is taken as it is.
+
+    Args:
+      folder: the step folder.
+      gather: what several processes agree through, which then all come to the same verdict.
+      share: (index, count) of this process, which looks at some of the files.
+
+    Returns:
+      Its manifest; None where there is none.
 
     Raises:
       DamagedCheckpointError: a file is gone or is not what was written.
+      CheckpointError: the system does not let one be read, which says nothing of what is in it.
     """
-    written = read(folder)
-    lines = [] if written is None else check_files(folder, written)
+    written, lines, unread = None, [], None
+    try:
+        written = read(folder)
+        lines = [] if written is None else check_files(folder, written, share)
+    except DamagedCheckpointError as error:
+        lines = [error.what]
+    except CheckpointError as error:
+        unread = str(error)
+    found = [(lines, unread)] if gather is None else gather([lines, unread])
+    for _, text in found:
+        if text is not None:
+            raise CheckpointError(text)
+    lines = list(dict.fromkeys(line for each, _ in found for line in each))
     if lines:
         raise steps.damaged(folder, first_of(lines))
+    return written
 
 
 def first_of(lines: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,10 @@ import orbax.checkpoint as ocp
 from llmasos_jax.checkpoint import manifest, steps
 from llmasos_jax.checkpoint.hashes import HashesHandler, SaveHashes
 from llmasos_jax.checkpoint.leaves import check_same, describe, flatten, is_stacked, nest
+from llmasos_jax.checkpoint.manifest import Gather
 from llmasos_jax.checkpoint.stored import read_leaves
 from llmasos_jax.checkpoint.sums import added, own_pieces, sums_of_pieces
 from llmasos_jax.errors import CheckpointError, DamagedCheckpointError, SaveFailedError
-
-# Takes a value of this process, gives those of all, in order (`parallel.roll.Roll.gather`).
-Gather = Callable[[Any], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -229,29 +227,11 @@ class Checkpointer:
         return Restored(int(folder.name), state, data_state, config)
 
     def _checked(self, folder: Path) -> manifest.Manifest | None:
-        """The manifest of a step folder whose files are those that it lists.
-
-        Each process looks at some of the files, and all come to the same verdict.
-        """
-        written, lines, unread = None, [], None
-        try:
-            written = manifest.read(folder)
-            if written is not None:
-                lines = manifest.check_files(folder, written, self._share)
-            elif self._is_first:
-                note = "was written before there were hashes, so it is not checked for damage"
-                print(f"note: checkpoint {folder} {note}", file=sys.stderr)
-        except DamagedCheckpointError as error:
-            lines = [error.what]
-        except CheckpointError as error:
-            unread = str(error)
-        found = self._gather([lines, unread])
-        for each in found:
-            if each[1] is not None:
-                raise CheckpointError(each[1])
-        lines = list(dict.fromkeys(line for each in found for line in each[0]))
-        if lines:
-            raise steps.damaged(folder, manifest.first_of(lines))
+        """The manifest of a step folder whose files are those that it lists."""
+        written = manifest.require_sound(folder, self._gather, self._share)
+        if written is None and self._is_first:
+            note = "was written before there were hashes, so it is not checked for damage"
+            print(f"note: checkpoint {folder} {note}", file=sys.stderr)
         return written
 
     def _set_aside_broken(self) -> None:

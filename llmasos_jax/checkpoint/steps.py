@@ -9,6 +9,7 @@ Orbax writes to another name and renames at the end, so a folder named by a numb
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,9 @@ def find_step(source: str | Path, step: int | None = None) -> Path:
     Raises:
       CheckpointError: there is no checkpoint, or not that one.
     """
-    source = Path(source)
+    source = _absolute(source)
     if is_step_folder(source):
-        return source.resolve()
+        return source
     folder = source / FOLDER if (source / FOLDER).is_dir() else source
     steps = all_steps(folder)
     if not steps:
@@ -70,12 +71,17 @@ def find_step(source: str | Path, step: int | None = None) -> Path:
     if step is not None and step not in steps:
         held = ", ".join(str(s) for s in steps)
         raise CheckpointError(f'no checkpoint of step {step} in "{folder}"; it holds steps {held}')
-    return (folder / str(steps[-1] if step is None else step)).resolve()
+    return folder / str(steps[-1] if step is None else step)
+
+
+def _absolute(path: str | Path) -> Path:
+    """Without following links: a step has the name, and is of the run, that the link says."""
+    return Path(os.path.abspath(path))
 
 
 def training_folder(step_folder: Path) -> Path:
     """The folder of the run that a step folder belongs to."""
-    parent = step_folder.resolve().parent
+    parent = _absolute(step_folder).parent
     return parent.parent if parent.name == FOLDER else parent
 
 

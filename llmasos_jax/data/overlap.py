@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import io
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from llmasos_jax.data.files import renamed
+from llmasos_jax.data.files import write_atomically
 from llmasos_jax.data.packing import TokenDocuments
 from llmasos_jax.data.prepared.read import Corpus
 from llmasos_jax.progress import Progress
@@ -48,19 +49,18 @@ def trained_elsewhere(name: str, parts: Mapping[str, Corpus], cache: Path) -> np
     found: set[int] = set()
     for part in others:
         # Few are as long as one that is held out where documents are long; the rest is not read.
-        near = np.flatnonzero(np.isin(np.diff(part.train.offsets), lengths)).tolist()
+        near = np.flatnonzero(np.isin(np.diff(part.train.offsets), lengths))
         with Progress("Comparing", total=len(near), say_every_s=_SAID_EVERY_S) as progress:
             for _, key in _keys(part.train, near):
                 found.update(wanted.get(key, ()))
                 progress.advance(1)
-    answer = np.array(sorted(found), np.int64)
-    cache.mkdir(parents=True, exist_ok=True)
-    with renamed(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, answer)
+    answer, file = np.array(sorted(found), np.int64), io.BytesIO()
+    np.save(file, answer)
+    write_atomically(path, file.getvalue())
     return answer
 
 
-def _keys(documents: TokenDocuments, numbers: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+def _keys(documents: TokenDocuments, numbers: Iterable[int]) -> Iterator[tuple[int, bytes]]:
     for number in numbers:
         start, stop = documents.offsets[number : number + 2].tolist()
         ids = np.asarray(documents.ids[start:stop], dtype="<u4")
@@ -89,8 +89,9 @@ def without(documents: TokenDocuments, numbers: np.ndarray) -> TokenDocuments:
         return TokenDocuments(ids, new)
     ends = np.asarray(documents.sentences)
     # Of each document the borders after its first token, moved to where the document is now.
+    borders = np.searchsorted(ends, offsets, side="right")
     moved = [
-        ends[(ends > offsets[i]) & (ends <= offsets[i + 1])] - offsets[i] + start
+        ends[borders[i] : borders[i + 1]] - offsets[i] + start
         for i, start in zip(kept, new, strict=False)
     ]
     return TokenDocuments(ids, new, np.concatenate([np.zeros(1, np.int64), *moved]))

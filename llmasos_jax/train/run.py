@@ -153,11 +153,15 @@ def tokenizer_for(
 
 def _finished(workdir: Path, config: Config, step: int) -> TrainResult | None:
     """The result of a run that has nothing left to do."""
-    result = read_result(workdir)
+    result, roll = read_result(workdir), distributed.current()
     if result is None or result.step != step or step < config.train.steps:
         return None
     try:
-        manifest.require_sound(steps.find_step(workdir, step))
+        manifest.require_sound(
+            steps.find_step(workdir, step),
+            None if roll is None else roll.gather,
+            (jax.process_index(), jax.process_count()) if roll is not None else (0, 1),
+        )
     except DamagedCheckpointError:
         return None  # it is named when it is restored, and its steps are done again
     print(
