@@ -220,6 +220,19 @@ def test_a_file_that_may_not_be_read_is_no_damage(
     assert steps.all_steps(folder) == [3, 5, 7]
 
 
+def test_a_mark_that_may_not_be_read_is_no_damage(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    shutil.rmtree(folder / "7" / "manifest")
+    monkeypatch.setattr(steps, "had_manifest", refused)
+    with pytest.raises(CheckpointError, match=r"METADATA\" \(Permission denied\)") as caught:
+        manifest.read(folder / "7")
+    assert not isinstance(caught.value, DamagedCheckpointError)
+
+
 def test_links_are_steps_by_their_own_names(folder: Path, tmp_path: Path) -> None:
     away = (folder / "7").rename(tmp_path / "archived")
     (folder / "7").symlink_to(away)

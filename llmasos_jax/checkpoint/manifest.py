@@ -107,7 +107,12 @@ def read(folder: Path) -> Manifest | None:
     """
     path = folder / steps.MANIFEST_FILE
     if not path.parent.exists():
-        if steps.had_manifest(folder):
+        try:
+            is_lost = steps.had_manifest(folder)
+        except OSError as error:
+            mark = _NOT_LISTED[0]
+            raise steps.damaged(folder, _unread(folder / mark, mark, error)) from error
+        if is_lost:
             raise steps.damaged(folder, f"{steps.MANIFEST}/ is missing")
         return None
     try:

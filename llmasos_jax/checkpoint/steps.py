@@ -33,11 +33,16 @@ def is_step_folder(folder: Path) -> bool:
 
 
 def had_manifest(step_folder: Path) -> bool:
-    """Whether a manifest was written with this step; those of early versions have none."""
+    """Whether a manifest was written with this step; those of early versions have none.
+
+    Raises:
+      DamagedCheckpointError: Orbax's mark, which says so, is not what was written.
+      OSError: the mark cannot be read.
+    """
+    raw = (step_folder / _DONE).read_bytes()
     try:
-        said = json.loads((step_folder / _DONE).read_bytes())
-        return MANIFEST in said["item_handlers"]
-    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
+        return MANIFEST in json.loads(raw)["item_handlers"]
+    except (ValueError, RecursionError, TypeError, KeyError) as error:
         raise damaged(step_folder, f"it has no {MANIFEST}/, and {_DONE} is unreadable") from error
 
 

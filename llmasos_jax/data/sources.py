@@ -261,7 +261,7 @@ def matching_files(data: DataConfig, pattern: str) -> tuple[list[Path], Path]:
         files, root = [path], path.parent
     elif path.is_dir():
         root = path
-        files = _below(path, pattern)
+        files = files_below(path, pattern)
     elif glob.has_magic(str(path)):
         # The folder that the pattern begins in, so that names do not depend on where one stands.
         fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
@@ -297,8 +297,12 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path} cannot be read ({error.strerror}); check data.path") from error
 
 
-def _below(folder: Path, pattern: str) -> list[Path]:
-    """Files of that name under a folder; what is hidden is left out."""
+def files_below(folder: Path, pattern: str) -> list[Path]:
+    """Files of that name under a folder; what is hidden is left out.
+
+    Raises:
+      DataError: a folder may not be read.
+    """
 
     def refuse(error: OSError) -> None:
         raise DataError(

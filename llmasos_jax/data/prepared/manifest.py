@@ -133,7 +133,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of `manifest.json`, with its own hash."""
-        values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        values = dataclasses.asdict(self)
         values["sha256"] = _digest(values)
         return json.dumps(values, ensure_ascii=False, indent=1) + "\n"
 

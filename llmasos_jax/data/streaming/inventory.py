@@ -25,13 +25,6 @@ def sizes_of(files: Sequence[Path], root: Path) -> dict[str, int]:
         ) from error
 
 
-def files_below(folder: Path) -> list[Path]:
-    """All files of a folder but hidden ones, sorted."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    is_hidden = lambda path: any(n.startswith(".") for n in path.relative_to(folder).parts)
-    return sorted(path for path in found if not is_hidden(path))
-
-
 def require_same(saved: Mapping[str, int], now: Mapping[str, int]) -> None:
     """Refuses to go on in other files than those that a place was kept of.
 

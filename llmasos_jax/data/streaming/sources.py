@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from llmasos_jax.config.data import DataConfig
 from llmasos_jax.data.columns import read_cell
-from llmasos_jax.data.sources import matching_files
-from llmasos_jax.data.streaming.inventory import files_below, sizes_of
+from llmasos_jax.data.sources import files_below, matching_files
+from llmasos_jax.data.streaming.inventory import sizes_of
 from llmasos_jax.errors import ConfigError, DataError
 
 _PARQUET_ROWS = 256  # read at a time
@@ -150,7 +150,9 @@ class NamedDataset:
         self._dataset: Any = open_named(data, streaming=True)
         self._field, self._name = data.text_field, f'dataset "{data.path}" ({data.split})'
         folder = Path(data.path or "").expanduser()
-        self.files = sizes_of(files_below(folder), folder) if data.path else {}
+        # Of a name on the hub nothing is known.
+        is_here = bool(data.path) and folder.is_dir()
+        self.files = sizes_of(sorted(files_below(folder, "*")), folder) if is_here else {}
 
     def read(self, state: Any) -> Iterator[tuple[str, Any]]:
         """See `DocumentStream`."""
