@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ from llmasos_jax.models.adapters import Adapters, attach
 from llmasos_jax.models.layout import ENCODER, PARTS, Layout, encoder_config, unrolled_layout
 from llmasos_jax.models.transformer import Transformer
 from llmasos_jax.nn.cache import Cache, CrossCache, LayerCache
+from llmasos_jax.nn.paged import PagedLayer
 from llmasos_jax.nn.weight import RANDOM, is_weight
 from llmasos_jax.types import Tree
 
@@ -231,21 +232,53 @@ def empty_cache(
     return Cache(layers, starts_b, jnp.int32(0), lengths_b, cross)
 
 
+def empty_pages(
+    definition: ModelDef, num_pages: int, page_size: int, dtype: Any = jnp.float32
+) -> dict[str, dict[str, PagedLayer]]:
+    """Pages of zeros for each layer, as `nn.paged.PagedCache.layers` has them.
+
+    Their bytes are L P C K times the widths of a key and a value times the width of `dtype`.
+
+    Args:
+      definition: the model.
+      num_pages: P, page 0, which is nobody's, included.
+      page_size: C, tokens of a page.
+      dtype: of keys and values.
+    """
+    cfg = definition.cfg
+    keys = (num_pages, cfg.kv_heads, cfg.head_width, page_size)
+    values = (num_pages, cfg.kv_heads, page_size, cfg.value_width)
+    return _for_each_layer(
+        definition,
+        lambda lead: PagedLayer(
+            jnp.zeros((*lead, *keys), dtype), jnp.zeros((*lead, *values), dtype)
+        ),
+    )
+
+
 def _empty_layers(
     definition: ModelDef, batch_size: int, num_slots: int, dtype: Any
 ) -> dict[str, dict[str, LayerCache]]:
-    cfg, layout = definition.cfg, definition.layout
+    cfg = definition.cfg
     rows = cfg.kv_heads * batch_size
+    keys, values = (rows, cfg.head_width, num_slots), (rows, num_slots, cfg.value_width)
+    return _for_each_layer(
+        definition,
+        lambda lead: LayerCache(
+            jnp.zeros((*lead, *keys), dtype), jnp.zeros((*lead, *values), dtype)
+        ),
+    )
 
-    def make(num: int, lead: tuple[int, ...] = ()) -> dict[str, LayerCache]:
-        keys, values = (rows, cfg.head_width, num_slots), (rows, num_slots, cfg.value_width)
-        shapes = ((*lead, *keys), (*lead, *values))
-        return {str(i): LayerCache(*(jnp.zeros(s, dtype) for s in shapes)) for i in range(num)}
 
+def _for_each_layer(
+    definition: ModelDef, make: Callable[[tuple[int, ...]], Any]
+) -> dict[str, dict[str, Any]]:
+    """What `make` gives for each layer in the layout's places; its argument is the stacked axis."""
+    layout = definition.layout
     parts = {
-        "prefix": make(layout.prefix),
-        "periods": make(layout.period, (layout.count,)),
-        "suffix": make(layout.suffix),
+        "prefix": {str(i): make(()) for i in range(layout.prefix)},
+        "periods": {str(i): make((layout.count,)) for i in range(layout.period)},
+        "suffix": {str(i): make(()) for i in range(layout.suffix)},
     }
     return {name: part for name, part in parts.items() if part}
 

@@ -23,6 +23,7 @@ from llmasos_jax.nn.dropout import Dropout
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.moe import Routing
 from llmasos_jax.nn.norm import Norm
+from llmasos_jax.nn.paged import PagedCache
 from llmasos_jax.nn.relative import RelativeBias
 from llmasos_jax.nn.rope import document_lengths, rotations
 from llmasos_jax.nn.runtime import Runtime
@@ -44,7 +45,7 @@ class Hidden:
     """
 
     x_btd: jax.Array
-    cache: Cache | None = None
+    cache: Cache | PagedCache | None = None
     layers: tuple[jax.Array, ...] | None = None
     routing: Routing | None = None
 
@@ -69,7 +70,7 @@ class Stack(nnx.Module):
         x_btd: jax.Array,
         inputs: BlockInputs,
         *,
-        cache: Cache | None = None,
+        cache: Cache | PagedCache | None = None,
         dropout: Dropout | None = None,
         runtime: Runtime,
         all_layers: bool = False,
@@ -85,7 +86,9 @@ class Stack(nnx.Module):
         if self.final_norm is not None:
             x_btd = gathered(self.final_norm, runtime)(x_btd)
             x_btd = runtime.fence(x_btd)
-        if cache is not None:
+        if isinstance(cache, PagedCache):
+            cache = dataclasses.replace(cache, layers=new)
+        elif cache is not None:
             cache = dataclasses.replace(cache, layers=new, slot=cache.slot + x_btd.shape[1])
         layers = None if run.outputs is None else (*run.outputs[:-1], x_btd)
         return Hidden(x_btd, cache, layers, run.routing())
@@ -96,7 +99,7 @@ class Stack(nnx.Module):
         segments_bt: jax.Array | None,
         runtime: Runtime,
         *,
-        cache: Cache | None = None,
+        cache: Cache | PagedCache | None = None,
         prefix_bt: jax.Array | None = None,
         branches_bt: jax.Array | None = None,
         cross: CrossInputs | None = None,
@@ -106,7 +109,9 @@ class Stack(nnx.Module):
         q_index = jnp.arange(t, dtype=jnp.int32)[None]
         k_index, k_segments, slot = q_index, segments_bt, None
         k_prefix = None if prefix_bt is None else prefix_bt != 0
-        if cache is not None:
+        if isinstance(cache, PagedCache):
+            slot, segments_bt = cache.places, jnp.ones((b, t), jnp.int32)
+        elif cache is not None:
             slot = cache.slot
             q_index, k_index = q_index + slot, jnp.arange(cache.num_slots, dtype=jnp.int32)[None]
             # Slots before a row's start hold padding: segment 0, which no query of segment 1 sees.
@@ -198,7 +203,7 @@ def _in_layer_order(*stacks: jax.Array) -> jax.Array:
 class _Caches:
     """The caches of each part's layers: their own, and that of the encoder's states."""
 
-    def __init__(self, cache: Cache | None) -> None:
+    def __init__(self, cache: Cache | PagedCache | None) -> None:
         self._own = {} if cache is None else cache.layers
         self._cross = {} if cache is None or cache.cross is None else cache.cross.layers
 

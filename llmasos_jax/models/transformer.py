@@ -21,6 +21,7 @@ from llmasos_jax.nn.dropout import Dropout
 from llmasos_jax.nn.embed import Embed, Head, attend_table
 from llmasos_jax.nn.heads import Affine, MLMHead, Scores, pool
 from llmasos_jax.nn.mask import Visibility
+from llmasos_jax.nn.paged import PagedCache
 from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.nn.weight import gathered
 
@@ -72,7 +73,7 @@ class Transformer(Stack):
         prefix_bt: jax.Array | None = None,
         branches_bt: jax.Array | None = None,
         encoded: Encoded | None = None,
-        cache: Cache | None = None,
+        cache: Cache | PagedCache | None = None,
         runtime: Runtime,
         dropout: Dropout | None = None,
         all_layers: bool = False,
@@ -269,7 +270,7 @@ class Transformer(Stack):
         tokens_bt: jax.Array,
         segments_bt: jax.Array | None,
         encoded: Encoded | None,
-        cache: Cache | None,
+        cache: Cache | PagedCache | None,
     ) -> CrossInputs | None:
         """What a decoder's blocks read of the encoder; arguments as in `hidden`."""
         kept = None if cache is None else cache.cross
@@ -316,8 +317,12 @@ def _head(cfg: ModelConfig) -> Head | MLMHead | None:
     return None if cfg.tie_embeddings else Head(cfg)
 
 
-def _positions(tokens_bt: jax.Array, cache: Cache | None, runtime: Runtime) -> jax.Array:
+def _positions(
+    tokens_bt: jax.Array, cache: Cache | PagedCache | None, runtime: Runtime
+) -> jax.Array:
     counted = jnp.arange(tokens_bt.shape[1], dtype=jnp.int32)[None]
     if cache is None:
         return jnp.broadcast_to(counted, tokens_bt.shape) + runtime.first_token(counted.shape[1])
+    if isinstance(cache, PagedCache):
+        return cache.places.positions(tokens_bt.shape[1])
     return jnp.maximum(counted + cache.slot - cache.start_b[:, None], 0)

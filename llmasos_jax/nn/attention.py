@@ -20,6 +20,7 @@ from llmasos_jax.nn.kernels import ATTENTIONS, cached, dot_product
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.mlp import add_bias
 from llmasos_jax.nn.norm import Norm
+from llmasos_jax.nn.paged import PagedLayer, Places, attend_pages, write
 from llmasos_jax.nn.rope import Rotation, rotate, rotate_by_product
 from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.nn.weight import weight
@@ -82,11 +83,11 @@ class Attention(Projections):
         x_btd: jax.Array,
         visible: Visibility,
         rotation: Rotation | None,
-        cache: LayerCache | None,
-        slot: jax.Array | None,
+        cache: LayerCache | PagedLayer | None,
+        slot: jax.Array | Places | None,
         runtime: Runtime,
         bias_nts: jax.Array | None = None,
-    ) -> tuple[jax.Array, LayerCache | None]:
+    ) -> tuple[jax.Array, Any]:
         """Maps [B, T, D] to [B, T, D].
 
         With a cache, writes T tokens from `slot` on and attends to all its slots. `bias_nts` is
@@ -153,19 +154,19 @@ def attend(
     attend_fn: Callable[..., jax.Array],
     qkv: tuple[jax.Array, jax.Array, jax.Array],
     visible: Visibility,
-    cache: LayerCache | None,
-    slot: jax.Array | None,
+    cache: LayerCache | PagedLayer | None,
+    slot: jax.Array | Places | None,
     runtime: Runtime,
     **options: Any,
-) -> tuple[jax.Array, LayerCache | None]:
+) -> tuple[jax.Array, Any]:
     """Attends among the tokens, or with a cache to all its slots after writing them there.
 
     Args:
       attend_fn: of the signature of `kernels.dot_product`.
       qkv: queries [B, T, N, H], keys [B, T, K, H] and values [B, T, K, Z], rotated already.
       visible: who sees whom.
-      cache: keys and values so far.
-      slot: int32 scalar, where the T tokens are written.
+      cache: keys and values so far, in slots or in pages.
+      slot: int32 scalar, where the T tokens are written; of pages their places.
       runtime: how to run.
       **options: `scale`, `soft_cap`, `slopes` and `bias` of `kernels.dot_product`.
 
@@ -174,7 +175,11 @@ def attend(
     """
     q_btnh = runtime.place(qkv[0], None, None, "heads", None)
     k_bskh, v_bskz = (runtime.place(x, None, None, "kv_heads", None) for x in qkv[1:])
-    if cache is not None and slot is not None:
+    if isinstance(cache, PagedLayer):
+        return _attend_paged(
+            attend_fn, (q_btnh, k_bskh, v_bskz), visible, cache, slot, runtime, options
+        )
+    if cache is not None and isinstance(slot, jax.Array):
         cache = cache.write(k_bskh, v_bskz, slot)
     with jax.named_scope("attention"):
         if cache is not None:
@@ -186,6 +191,26 @@ def attend(
         if attend_fn is not dot_product:  # that one tags what it gives, as each kernel wants it
             out_btnz = runtime.tag(out_btnz, "attention")
         return out_btnz, cache
+
+
+def _attend_paged(
+    attend_fn: Callable[..., jax.Array],
+    qkv: tuple[jax.Array, jax.Array, jax.Array],
+    visible: Visibility,
+    layer: PagedLayer,
+    places: Any,
+    runtime: Runtime,
+    options: dict[str, Any],
+) -> tuple[jax.Array, PagedLayer]:
+    if attend_fn is not dot_product or options.get("bias") is not None:
+        raise ValueError("pages know plain attention only: no function of one's own, and no bias")
+    layer = write(layer, *qkv[1:], places)
+    known = {name: options[name] for name in ("scale", "soft_cap", "slopes")}
+    with jax.named_scope("attention"):
+        out_btnz = attend_pages(
+            qkv[0], layer, places, window=visible.window, platform=runtime.platform, **known
+        )
+    return out_btnz, layer
 
 
 def _for_each_device(x_bskh: jax.Array, runtime: Runtime) -> jax.Array:

@@ -18,6 +18,7 @@ from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.mlp import MLP
 from llmasos_jax.nn.moe import MoE, Routing
 from llmasos_jax.nn.norm import Norm
+from llmasos_jax.nn.paged import PagedLayer, Places
 from llmasos_jax.nn.rope import Rotation
 from llmasos_jax.nn.runtime import Runtime
 
@@ -51,7 +52,7 @@ class BlockInputs:
     Attributes:
       visible: for each window that the model has (None included), who sees whom.
       rotations: rotary angles by name ("global", "local"); empty without rotary positions.
-      slot: int32 scalar, where a cache is written; None without a cache.
+      slot: int32 scalar, where a cache is written, or places in pages; None without a cache.
       counted_bt: bool [B, T], which tokens sums over a batch are over: not padding.
       bias_nts: float32 [N, T, S], the bias of relative positions; None in models without them.
       cross: in the decoder of an encoder-decoder.
@@ -59,7 +60,7 @@ class BlockInputs:
 
     visible: dict[int | None, Visibility]
     rotations: dict[str, Rotation]
-    slot: jax.Array | None
+    slot: jax.Array | Places | None
     counted_bt: jax.Array
     bias_nts: jax.Array | None = None
     cross: CrossInputs | None = None
@@ -96,11 +97,11 @@ class Block(nnx.Module):
         self,
         x_btd: jax.Array,
         inputs: BlockInputs,
-        cache: LayerCache | None,
+        cache: LayerCache | PagedLayer | None,
         dropout: Dropout | None,
         runtime: Runtime,
         cross_cache: LayerCache | None = None,
-    ) -> tuple[jax.Array, LayerCache | None, Routing | None]:
+    ) -> tuple[jax.Array, Any, Routing | None]:
         """Maps the residual stream [B, T, D] to the next one, and the cache to its next state.
 
         `cross_cache` has keys and values of the encoder's states, where they are kept. The third

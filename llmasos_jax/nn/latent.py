@@ -9,6 +9,7 @@ latent vectors themselves).
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from llmasos_jax.nn.kernels import ATTENTIONS
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.mlp import add_bias
 from llmasos_jax.nn.norm import Norm
+from llmasos_jax.nn.paged import PagedLayer, Places
 from llmasos_jax.nn.rope import Rotation, rotate
 from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.nn.weight import weight
@@ -66,10 +68,10 @@ class MultiHeadLatentAttention(nnx.Module):
         x_btd: jax.Array,
         visible: Visibility,
         rotation: Rotation | None,
-        cache: LayerCache | None,
-        slot: jax.Array | None,
+        cache: LayerCache | PagedLayer | None,
+        slot: jax.Array | Places | None,
         runtime: Runtime,
-    ) -> tuple[jax.Array, LayerCache | None]:
+    ) -> tuple[jax.Array, Any]:
         """Maps [B, T, D] to [B, T, D].
 
         With a cache, writes T tokens from `slot` on and attends to all its slots.
