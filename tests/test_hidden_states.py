@@ -233,10 +233,10 @@ def test_random_weights_must_fit_in_memory_while_they_are_drawn(monkeypatch) -> 
     cfg = ENCODER.replace(num_layers=1)
     num = count_parameters(cfg)
     for free in (6 * num - 1, 7 * num):  # less than the numbers take, then than the program does
-        monkeypatch.setattr(weights, "_free_bytes", lambda free=free: free)
+        monkeypatch.setattr(weights, "free_bytes", lambda free=free: free)
         with pytest.raises(GenerationError, match="drawing the weights takes .* smaller model"):
             init_model(cfg, dtype="bfloat16")
-    monkeypatch.setattr(weights, "_free_bytes", lambda: 100 * num)
+    monkeypatch.setattr(weights, "free_bytes", lambda: 100 * num)
     assert init_model(cfg, dtype="bfloat16").num_parameters == num
 
 

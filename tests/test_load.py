@@ -65,7 +65,7 @@ def test_memory_that_is_short_keeps_the_type(model, tmp_path, monkeypatch, caplo
     from llmasos_jax.generate import weights
 
     narrow = init_model(model.manifest, dtype="bfloat16").save(tmp_path / "narrow")
-    monkeypatch.setattr(weights, "_free_bytes", lambda: 1000)
+    monkeypatch.setattr(weights, "free_bytes", lambda: 1000)
     loaded = load_model(narrow)
     assert "float32 would take" in caplog.text
     assert loaded.logits(TOKENS).dtype == np.float32

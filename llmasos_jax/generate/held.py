@@ -47,6 +47,11 @@ class Held:
         """How many numbers the weights have, without adapters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self._weights.params))
 
+    @property
+    def weights(self) -> Weights:
+        """The weights where and how they run, without adapters."""
+        return self._weights
+
     def __repr__(self) -> str:
         cfg, count = self.config, self.num_parameters
         size = f"{count / 1e6:,.1f}M" if count >= 1e5 else f"{count:,}"

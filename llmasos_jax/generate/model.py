@@ -231,6 +231,19 @@ class Model(Reader):
         """
         return write_model(path, self.manifest, self._weights.stored(), self.tokenizer)
 
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Tokens that end a text and do not belong to it."""
+        tokenizer, eos_ids = self._require_tokenizer(), self.manifest.generation.eos_ids
+        if not eos_ids and tokenizer.eos_id is not None:
+            return (tokenizer.eos_id,)
+        return tuple(eos_ids)
+
+    @property
+    def num_ids(self) -> int:
+        """Tokens that can be drawn are 0 to num_ids - 1: the tokenizer's, of the vocabulary."""
+        return min(self._require_tokenizer().vocab_size, self.config.vocab_size)
+
     @cached_property
     def session(self) -> Session:
         """The compiled programs of generation and their shapes, of the model alone."""
@@ -246,15 +259,10 @@ class Model(Reader):
         return self.session if chosen is None else self._session_beside.on(chosen.weights.params)
 
     def _new_session(self, weights: Weights) -> Session:
-        tokenizer, manifest = self._require_tokenizer(), self.manifest
-        eos_ids = manifest.generation.eos_ids
-        if not eos_ids and tokenizer.eos_id is not None:
-            eos_ids = (tokenizer.eos_id,)
-        num_ids = min(tokenizer.vocab_size, self.config.vocab_size)
         return Session(
-            Programs(weights.definition, weights.runtime, num_ids),
+            Programs(weights.definition, weights.runtime, self.num_ids),
             weights.params,
-            eos_ids,
+            self.eos_ids,
             self.config.context_length,
             cache_sharding=weights.cache_sharding,
             cache_dtype=weights.runtime.act_dtype,

@@ -202,7 +202,7 @@ def place_random(placing: Placing, key: jax.Array, dtype: str) -> Weights:
 
 def _require_memory(placing: Placing, needed: int) -> None:
     """Raises GenerationError unless so many bytes are free, where that can be told: on a CPU."""
-    if placing.platform == "cpu" and needed > (free := _free_bytes()):
+    if placing.platform == "cpu" and needed > (free := free_bytes()):
         raise GenerationError(
             f"drawing the weights takes {needed / 1e9:.3g} GB of memory, {free / 1e9:.3g} GB are "
             "free; take a smaller model"
@@ -249,7 +249,7 @@ def _own_dtype(placing: Placing, tensors: Mapping[str, StoredTensor]) -> str:
     needed = sum(
         4 * tensor.nbytes // jnp.dtype(tensor.dtype).itemsize for tensor in tensors.values()
     )
-    free = _free_bytes()
+    free = free_bytes()
     sizes = f"{needed / 1e9:.1f} GB of {free / 1e9:.1f} GB free"
     if needed <= WIDEN_SHARE * free:
         _LOG.info("stored as %s, runs as float32 on this CPU (%s)", widest, sizes)
@@ -258,7 +258,7 @@ def _own_dtype(placing: Placing, tensors: Mapping[str, StoredTensor]) -> str:
     return widest
 
 
-def _free_bytes() -> int:
+def free_bytes() -> int:
     """Memory that a program can still take."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
