@@ -149,7 +149,8 @@ def test_stop_strings_end_a_text(model: Model) -> None:
 def test_repetition_penalty_is_over_the_text_and_not_the_prompt(model: Model) -> None:
     """As in transformers: what the decoder read, the token that it starts with included."""
     run = start(model, ["abc"], 12, temperature=0.0, repetition_penalty=1e9)
-    seen = np.flatnonzero(np.asarray(run.state.seen_bv)[0])
+    stands = run.state.seen
+    seen = np.flatnonzero(np.asarray(stands.prompt_bv | (stands.count_bv > 0))[0])
     assert set(seen) == {START, *run.new_ids()[0]}
     assert ord("a") in model.encode("abc") and ord("a") not in seen
     ids = new_ids(start(model, ["abc"], 12, temperature=0.0, repetition_penalty=1e9))[0]

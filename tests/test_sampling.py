@@ -9,12 +9,19 @@ from hypothesis import strategies as st
 
 from llmasos_jax.errors import GenerationError
 from llmasos_jax.generate import sampling
-from llmasos_jax.generate.sampling import Sampling, draw, filter_logits, sampling_rows
+from llmasos_jax.generate.sampling import Sampling, Seen, draw, filter_logits, sampling_rows
 
 V = 24
 draw_jit = jax.jit(draw)
 filter_jit = jax.jit(filter_logits)
-NOTHING_SEEN = np.zeros((1, V), bool)
+
+
+def nothing_seen(b: int = 1, v: int = V) -> Seen:
+    return Seen(jnp.zeros((b, v), bool), jnp.zeros((b, v), jnp.int32))
+
+
+def prompts_of(prompt_bv) -> Seen:
+    return Seen(jnp.asarray(prompt_bv), jnp.zeros(np.shape(prompt_bv), jnp.int32))
 
 
 def numpy_support(logits, s: Sampling) -> set[int]:
@@ -77,7 +84,7 @@ def test_equal_logits_stay_together_and_zeros_of_both_signs_are_equal():
 
 def test_top_k_one_equals_greedy(key):
     logits = jax.random.normal(key, (64, V))
-    seen, positions = jnp.zeros((64, V), bool), jnp.arange(64)
+    seen, positions = nothing_seen(64), jnp.arange(64)
     one = draw_jit(
         logits,
         seen,
@@ -100,7 +107,7 @@ def test_frequencies_by_chi_square(key, s):
     logits = np.asarray(jax.random.normal(key, (V,))) * 1.5
     num = 16_000
     rows = sampling_rows([Sampling(s.temperature, s.top_k, s.top_p, s.min_p, seed=7)] * num)
-    drawn = draw_jit(jnp.tile(logits, (num, 1)), jnp.zeros((num, V), bool), jnp.arange(num), rows)
+    drawn = draw_jit(jnp.tile(logits, (num, 1)), nothing_seen(num), jnp.arange(num), rows)
     kept = sorted(numpy_support(logits, s))
     p = np.exp(logits[kept].astype(np.float64) / s.temperature)
     counts = np.bincount(np.asarray(drawn), minlength=V)
@@ -110,7 +117,7 @@ def test_frequencies_by_chi_square(key, s):
 
 def test_noise_depends_on_seed_index_and_position_alone():
     logits = jnp.zeros((4, 999))
-    seen = jnp.zeros((4, 999), bool)
+    seen = nothing_seen(4, 999)
 
     def run(samplings, positions):
         return np.asarray(
@@ -138,14 +145,14 @@ def test_repetition_penalty_as_in_ctrl():
     np.testing.assert_array_equal(got[1:-1], logits[0, 1:-1])
     # It acts in greedy decoding too.
     rows = sampling_rows([Sampling(temperature=0, repetition_penalty=4.0)])
-    assert int(draw_jit(jnp.asarray(logits), seen, jnp.array([0]), rows)[0]) == V - 2
+    assert int(draw_jit(jnp.asarray(logits), prompts_of(seen), jnp.array([0]), rows)[0]) == V - 2
 
 
 def test_a_greedy_row_is_greedy_beside_a_sampled_one(key):
     logits = jnp.tile(jax.random.normal(key, (1, V)), (2, 1))
     rows = sampling_rows([Sampling(0), Sampling(50.0)])
     best = int(np.argmax(np.asarray(logits)[0]))
-    drawn = [draw_jit(logits, jnp.zeros((2, V), bool), jnp.full((2,), i), rows) for i in range(20)]
+    drawn = [draw_jit(logits, nothing_seen(2), jnp.full((2,), i), rows) for i in range(20)]
     assert {int(d[0]) for d in drawn} == {best}
     assert len({int(d[1]) for d in drawn}) > 5
 
@@ -153,19 +160,19 @@ def test_a_greedy_row_is_greedy_beside_a_sampled_one(key):
 def test_tiny_temperature_does_not_overflow():
     logits = jnp.array([[1e4, 1e4 - 1, -1e4] + [0.0] * (V - 3)])
     rows = sampling_rows([Sampling(1e-30, top_p=0.9, min_p=0.1)])
-    assert int(draw_jit(logits, NOTHING_SEEN, jnp.array([0]), rows)[0]) == 0
+    assert int(draw_jit(logits, nothing_seen(), jnp.array([0]), rows)[0]) == 0
 
 
 def test_logits_that_are_not_numbers_give_no_token():
     for s in (Sampling(0), Sampling(1.0, top_k=3, top_p=0.5)):
         drawn = draw_jit(
-            jnp.full((1, V), jnp.nan), NOTHING_SEEN, jnp.array([0]), sampling_rows([s])
+            jnp.full((1, V), jnp.nan), nothing_seen(), jnp.array([0]), sampling_rows([s])
         )
         assert int(drawn[0]) == V
 
 
 def test_other_options_compile_nothing(key):
-    logits, seen, positions = jax.random.normal(key, (1, V)), NOTHING_SEEN, jnp.array([0])
+    logits, seen, positions = jax.random.normal(key, (1, V)), nothing_seen(), jnp.array([0])
     draw_here = jax.jit(lambda *a: draw(*a))
     for s in (Sampling(0), Sampling(1.0), Sampling(0.5, 3, 0.5, 0.1, 1.2, 9, 4)):
         draw_here(logits, seen, positions, sampling_rows([s]))

@@ -32,7 +32,7 @@ from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.config.precision import PrecisionConfig
 from llmasos_jax.config.schema import Config, DataConfig, MeshConfig, TrainConfig
 from llmasos_jax.data.objectives import causal
-from llmasos_jax.generate.sampling import SamplingRows, draw
+from llmasos_jax.generate.sampling import Sampling, draw, sampling_rows, seen_in
 from llmasos_jax.parallel.mesh import make_mesh
 from llmasos_jax.plan.hlo import COLLECTIVES, read_program
 from llmasos_jax.train.losses import cross_entropy
@@ -145,16 +145,12 @@ def top_p(trainer: Trainer) -> jax.stages.Lowered:
         rows = logits_bv.shape[0]
         key = jax.random.wrap_key_data(key_data)
         index_b = manual.first_row(rows) + jnp.arange(rows)
-        ones = jnp.ones(rows, jnp.float32)
-        options = SamplingRows(
+        options = replace(
+            sampling_rows([Sampling(top_k=50, top_p=0.9)] * rows),
             key_b=jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index_b),
-            temperature_b=ones,
-            top_k_b=jnp.full(rows, 50, jnp.int32),
-            top_p_b=0.9 * ones,
-            min_p_b=0 * ones,
-            penalty_b=ones,
         )
-        return draw(logits_bv, jnp.zeros(logits_bv.shape, bool), index_b, options)
+        seen = seen_in(jnp.zeros((rows, 0), jnp.int32), logits_bv.shape[1])
+        return draw(logits_bv, seen, index_b, options)
 
     batch, whole = manual.spec("batch"), PartitionSpec()
     mapped = manual.shard_map(run, (trainer._specs, batch, whole), batch)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from llmasos_jax.generate.sampling import SamplingRows, draw
+from llmasos_jax.generate.sampling import SamplingRows, Seen, draw, seen_in
 from llmasos_jax.models.definition import ModelDef
 from llmasos_jax.models.transformer import Transformer
 from llmasos_jax.nn.cache import Cache, CrossCache
@@ -50,7 +50,7 @@ class State:
       tokens_bs: int32 [B, S], the tokens drawn; row b has `num_new_b[b]` of them.
       num_new_b: int32 [B].
       is_done_b: bool [B].
-      seen_bv: bool [B, V], tokens in the prompt or drawn.
+      seen: tokens in the prompts, and how often each was drawn.
       num_drawn: int32 scalar, draws so far, which are the columns of `tokens_bs` in use.
     """
 
@@ -59,7 +59,7 @@ class State:
     tokens_bs: jax.Array
     num_new_b: jax.Array
     is_done_b: jax.Array
-    seen_bv: jax.Array
+    seen: Seen
     num_drawn: jax.Array
 
 
@@ -130,18 +130,17 @@ class Programs:
         """
         b, v = logits_bv.shape
         s = cache.num_slots
-        index_b = jnp.arange(b, dtype=jnp.int32)
-        seen_bv = jnp.zeros((b, v), bool).at[index_b[:, None], prompt_bp].set(True, mode="drop")
+        seen = seen_in(prompt_bp, v)
         state = State(
             cache=cache,
             token_b=jnp.zeros((b,), jnp.int32),
             tokens_bs=jnp.zeros((b, s), jnp.int32),
             num_new_b=jnp.zeros((b,), jnp.int32),
             is_done_b=ends.max_new_b <= 0,
-            seen_bv=seen_bv,
+            seen=seen,
             num_drawn=jnp.int32(0),
         )
-        return _add(state, draw(logits_bv, seen_bv, num_prompt_b, rows), ends, v)
+        return _add(state, draw(logits_bv, seen, num_prompt_b, rows), ends, v)
 
     def decode(
         self,
@@ -164,7 +163,7 @@ class Programs:
             hidden = model.hidden(tokens_b1, cache=state.cache, runtime=self.runtime)
             logits_bv = self._logits(model, hidden.x_btd)
             position_b = num_prompt_b + state.num_drawn
-            token_b = draw(logits_bv, state.seen_bv, position_b, rows)
+            token_b = draw(logits_bv, state.seen, position_b, rows)
             state = dataclasses.replace(state, cache=_present(hidden.cache))
             return _add(state, token_b, ends, self.num_ids)
 
@@ -188,13 +187,12 @@ def _add(state: State, token_b: jax.Array, ends: Ends, num_ids: int) -> State:
     # An id outside the vocabulary says that the logits were not numbers: the session reports it.
     is_done_b = state.is_done_b | is_eos_b | (num_new_b >= ends.max_new_b) | (token_b >= num_ids)
     column = (jnp.int32(0), state.num_drawn)
-    row_b = jnp.arange(token_b.shape[0], dtype=jnp.int32)
     return State(
         cache=state.cache,
         token_b=token_b,
         tokens_bs=lax.dynamic_update_slice(state.tokens_bs, token_b[:, None], column),
         num_new_b=num_new_b,
         is_done_b=is_done_b,
-        seen_bv=state.seen_bv.at[row_b, token_b].set(True, mode="drop"),
+        seen=state.seen.add(token_b),
         num_drawn=state.num_drawn + 1,
     )
