@@ -20,6 +20,8 @@ from llmasos_jax.models.layout import ENCODER, PARTS, Layout, encoder_config, un
 from llmasos_jax.models.transformer import Transformer
 from llmasos_jax.nn.cache import Cache, CrossCache, LayerCache
 from llmasos_jax.nn.paged import PagedLayer
+from llmasos_jax.nn.ragged import RaggedLayer, ragged_fits
+from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.nn.weight import RANDOM, is_weight
 from llmasos_jax.types import Tree
 
@@ -233,27 +235,34 @@ def empty_cache(
 
 
 def empty_pages(
-    definition: ModelDef, num_pages: int, page_size: int, dtype: Any = jnp.float32
-) -> dict[str, dict[str, PagedLayer]]:
+    definition: ModelDef,
+    num_pages: int,
+    page_size: int,
+    dtype: Any = jnp.float32,
+    *,
+    runtime: Runtime = Runtime(),
+) -> dict[str, dict[str, PagedLayer | RaggedLayer]]:
     """Pages of zeros for each layer, as `nn.paged.PagedCache.layers` has them.
 
     Their bytes are L P C K times the widths of a key and a value times the width of `dtype`.
 
     Args:
-      definition: the model.
+      definition: the model, in a layout without stacked layers.
       num_pages: P, page 0, which is nobody's, included.
       page_size: C, tokens of a page.
       dtype: of keys and values.
+      runtime: its devices choose the kernel, and so how pages lie.
     """
     cfg = definition.cfg
-    keys = (num_pages, cfg.kv_heads, cfg.head_width, page_size)
-    values = (num_pages, cfg.kv_heads, page_size, cfg.value_width)
-    return _for_each_layer(
-        definition,
-        lambda lead: PagedLayer(
-            jnp.zeros((*lead, *keys), dtype), jnp.zeros((*lead, *values), dtype)
-        ),
-    )
+    kind = RaggedLayer if ragged_fits(cfg, runtime, dtype) else PagedLayer
+    widths = (cfg.head_width, cfg.value_width)
+
+    def make(lead: tuple[int, ...]) -> PagedLayer | RaggedLayer:
+        if lead:
+            raise ValueError("pages are for layouts without stacked layers")
+        return kind.empty(num_pages, page_size, cfg.kv_heads, widths, dtype)
+
+    return _for_each_layer(definition, make)
 
 
 def _empty_layers(

@@ -20,7 +20,8 @@ from llmasos_jax.nn.kernels import ATTENTIONS, cached, dot_product
 from llmasos_jax.nn.mask import Visibility
 from llmasos_jax.nn.mlp import add_bias
 from llmasos_jax.nn.norm import Norm
-from llmasos_jax.nn.paged import PagedLayer, Places, attend_pages, write
+from llmasos_jax.nn.paged import PagedLayer, Places
+from llmasos_jax.nn.ragged import RaggedLayer
 from llmasos_jax.nn.rope import Rotation, rotate, rotate_by_product
 from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.nn.weight import weight
@@ -83,7 +84,7 @@ class Attention(Projections):
         x_btd: jax.Array,
         visible: Visibility,
         rotation: Rotation | None,
-        cache: LayerCache | PagedLayer | None,
+        cache: LayerCache | PagedLayer | RaggedLayer | None,
         slot: jax.Array | Places | None,
         runtime: Runtime,
         bias_nts: jax.Array | None = None,
@@ -154,7 +155,7 @@ def attend(
     attend_fn: Callable[..., jax.Array],
     qkv: tuple[jax.Array, jax.Array, jax.Array],
     visible: Visibility,
-    cache: LayerCache | PagedLayer | None,
+    cache: LayerCache | PagedLayer | RaggedLayer | None,
     slot: jax.Array | Places | None,
     runtime: Runtime,
     **options: Any,
@@ -175,7 +176,7 @@ def attend(
     """
     q_btnh = runtime.place(qkv[0], None, None, "heads", None)
     k_bskh, v_bskz = (runtime.place(x, None, None, "kv_heads", None) for x in qkv[1:])
-    if isinstance(cache, PagedLayer):
+    if isinstance(cache, PagedLayer | RaggedLayer):
         return _attend_paged(
             attend_fn, (q_btnh, k_bskh, v_bskz), visible, cache, slot, runtime, options
         )
@@ -197,19 +198,17 @@ def _attend_paged(
     attend_fn: Callable[..., jax.Array],
     qkv: tuple[jax.Array, jax.Array, jax.Array],
     visible: Visibility,
-    layer: PagedLayer,
+    layer: PagedLayer | RaggedLayer,
     places: Any,
     runtime: Runtime,
     options: dict[str, Any],
-) -> tuple[jax.Array, PagedLayer]:
+) -> tuple[jax.Array, PagedLayer | RaggedLayer]:
     if attend_fn is not dot_product or options.get("bias") is not None:
         raise ValueError("pages know plain attention only: no function of one's own, and no bias")
-    layer = write(layer, *qkv[1:], places)
+    layer = layer.write(*qkv[1:], places)
     known = {name: options[name] for name in ("scale", "soft_cap", "slopes")}
     with jax.named_scope("attention"):
-        out_btnz = attend_pages(
-            qkv[0], layer, places, window=visible.window, platform=runtime.platform, **known
-        )
+        out_btnz = layer.attend(qkv[0], places, window=visible.window, runtime=runtime, **known)
     return out_btnz, layer
 
 

@@ -25,21 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from llmasos_jax.nn.runtime import Runtime
 from llmasos_jax.nn.scores import MASKED
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class PagedLayer:
-    """Keys and values of one layer, as attention's two products read them.
-
-    Attributes:
-      k_pkhc: keys [P, K, H, C].
-      v_pkch: values [P, K, C, H]; their H may be another than the keys' (latent attention).
-    """
-
-    k_pkhc: jax.Array
-    v_pkch: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -63,6 +50,101 @@ class Places:
         """Of the new tokens, int32 [B, T]."""
         return self.first_b[:, None] + jnp.arange(num_tokens, dtype=jnp.int32)[None]
 
+    def slots(self, num_tokens: int, page_size: int) -> tuple[jax.Array, jax.Array]:
+        """Page and slot of the new tokens, int32 [B, T]; page 0 for what no page is there for."""
+        positions_bt = self.positions(num_tokens)
+        page_bt = jnp.take_along_axis(
+            self.table_bm, positions_bt // page_size, axis=1, mode="fill", fill_value=0
+        )
+        return page_bt, positions_bt % page_size
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PagedLayer:
+    """Keys and values of one layer, as attention's two products read them.
+
+    Attributes:
+      k_pkhc: keys [P, K, H, C].
+      v_pkch: values [P, K, C, H]; their H may be another than the keys' (latent attention).
+    """
+
+    k_pkhc: jax.Array
+    v_pkch: jax.Array
+
+    @classmethod
+    def empty(
+        cls, num_pages: int, page_size: int, heads: int, widths: tuple[int, int], dtype: Any
+    ) -> PagedLayer:
+        """Pages of zeros; `widths` are those of a key and of a value."""
+        return cls(
+            jnp.zeros((num_pages, heads, widths[0], page_size), dtype),
+            jnp.zeros((num_pages, heads, page_size, widths[1]), dtype),
+        )
+
+    def write(self, k_btkh: jax.Array, v_btkz: jax.Array, places: Places) -> PagedLayer:
+        """With T more tokens of each row in its pages."""
+        num_tokens, page_size = k_btkh.shape[1], self.k_pkhc.shape[-1]
+        dtype = self.k_pkhc.dtype
+        if places.is_aligned:
+            return self._write_block(k_btkh.astype(dtype), v_btkz.astype(dtype), places)
+        page_bt, slot_bt = places.slots(num_tokens, page_size)
+        return PagedLayer(
+            self.k_pkhc.at[page_bt, :, :, slot_bt].set(k_btkh.astype(dtype)),
+            self.v_pkch.at[page_bt, :, slot_bt].set(v_btkz.astype(dtype)),
+        )
+
+    def _write_block(self, k_btkh: jax.Array, v_btkz: jax.Array, places: Places) -> PagedLayer:
+        k_bkht, v_bktz = k_btkh.transpose(0, 2, 3, 1), v_btkz.transpose(0, 2, 1, 3)
+        k_pkhc, v_pkch = self.k_pkhc, self.v_pkch
+        for row in range(k_bkht.shape[0]):
+            at = places.table_bm[row, places.first_b[row] // k_pkhc.shape[-1]]
+            start = (at, *[jnp.zeros_like(at)] * 3)
+            k_pkhc = lax.dynamic_update_slice(k_pkhc, k_bkht[row : row + 1], start)
+            v_pkch = lax.dynamic_update_slice(v_pkch, v_bktz[row : row + 1], start)
+        return PagedLayer(k_pkhc, v_pkch)
+
+    def attend(
+        self,
+        q_btnh: jax.Array,
+        places: Places,
+        *,
+        window: int | None,
+        scale: float,
+        soft_cap: float | None,
+        slopes: np.ndarray | None,
+        runtime: Runtime,
+    ) -> jax.Array:
+        """Causal attention of T new tokens of each row to all in its pages, their own included.
+
+        Args:
+          q_btnh: queries [B, T, N, H].
+          places: of the new tokens, which are written already.
+          window: how many places back a query sees, its own included; None sees all.
+          scale: multiplies the scores.
+          soft_cap: c in c tanh(scores / c), after the scale.
+          slopes: ALiBi's slope of each query head, float32 [N]; None for no such bias.
+          runtime: a CPU takes row after row, other devices all rows at once.
+
+        Returns:
+          [B, T, N, H of the values] in `q_btnh`'s dtype; the softmax is float32.
+        """
+        b, t, n, h = q_btnh.shape
+        k = self.k_pkhc.shape[1]
+        q_bkmh = q_btnh.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4).reshape(b, k, -1, h)
+        slopes_km = None
+        if slopes is not None:
+            slopes_km = jnp.repeat(jnp.asarray(slopes, jnp.float32).reshape(k, n // k), t, axis=1)
+        options = {"window": window, "scale": scale, "soft_cap": soft_cap, "slopes_km": slopes_km}
+        row = partial(_attend_row, self, num_tokens=t, **options)
+        rows = (q_bkmh, places.table_bm, places.first_b)
+        if runtime.platform == "cpu":
+            out_bkmz = lax.map(lambda each: row(*each), rows)
+        else:
+            out_bkmz = jax.vmap(row)(*rows)
+        out_bkgtz = out_bkmz.reshape(b, k, n // k, t, -1)
+        return out_bkgtz.transpose(0, 3, 1, 2, 4).reshape(b, t, n, -1).astype(q_btnh.dtype)
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -70,90 +152,18 @@ class PagedCache:
     """The pages of a model and the rows of one call.
 
     Attributes:
-      layers: a tree like the model's layers (`prefix`, `periods`, `suffix`) of PagedLayer.
+      layers: a tree like the model's layers (`prefix`, `periods`, `suffix`) of PagedLayer or, on
+        TPU, of `nn.ragged.RaggedLayer`.
       places: of the call's tokens.
       length_b: int32 [B], as in `nn.cache.Cache`.
     """
 
-    layers: dict[str, dict[str, PagedLayer]]
+    layers: dict[str, dict[str, Any]]
     places: Places
     length_b: jax.Array
 
     # A decoder alone: what has an encoder does not run on pages.
     cross: None = field(metadata={"static": True}, default=None)
-
-
-def write(layer: PagedLayer, k_btkh: jax.Array, v_btkz: jax.Array, places: Places) -> PagedLayer:
-    """Puts T tokens of each row into its pages."""
-    num_tokens, page = k_btkh.shape[1], layer.k_pkhc.shape[-1]
-    dtype = layer.k_pkhc.dtype
-    if places.is_aligned:
-        k_bkht = k_btkh.transpose(0, 2, 3, 1).astype(dtype)
-        v_bktz = v_btkz.transpose(0, 2, 1, 3).astype(dtype)
-        k_pkhc, v_pkch = layer.k_pkhc, layer.v_pkch
-        zero = jnp.int32(0)
-        for row in range(k_btkh.shape[0]):
-            at = places.table_bm[row, places.first_b[row] // page]
-            k_pkhc = lax.dynamic_update_slice(k_pkhc, k_bkht[row : row + 1], (at, *[zero] * 3))
-            v_pkch = lax.dynamic_update_slice(v_pkch, v_bktz[row : row + 1], (at, *[zero] * 3))
-        return PagedLayer(k_pkhc, v_pkch)
-    positions_bt = places.positions(num_tokens)
-    # A full table has no page for what comes behind it: that goes to page 0.
-    page_bt = jnp.take_along_axis(
-        places.table_bm, positions_bt // page, axis=1, mode="fill", fill_value=0
-    )
-    slot_bt = positions_bt % page
-    return PagedLayer(
-        layer.k_pkhc.at[page_bt, :, :, slot_bt].set(k_btkh.astype(dtype)),
-        layer.v_pkch.at[page_bt, :, slot_bt].set(v_btkz.astype(dtype)),
-    )
-
-
-def attend_pages(
-    q_btnh: jax.Array,
-    layer: PagedLayer,
-    places: Places,
-    *,
-    window: int | None,
-    scale: float,
-    soft_cap: float | None,
-    slopes: np.ndarray | None,
-    platform: str,
-) -> jax.Array:
-    """Causal attention of T new tokens of each row to all tokens in its pages, their own included.
-
-    Args:
-      q_btnh: queries [B, T, N, H].
-      layer: with the new tokens written.
-      places: of the new tokens.
-      window: how many places back a query sees, its own included; None sees all.
-      scale: multiplies the scores.
-      soft_cap: c in c tanh(scores / c), after the scale.
-      slopes: ALiBi's slope of each query head, float32 [N]; None for no such bias.
-      platform: a CPU takes row after row, other devices all rows at once.
-
-    Returns:
-      [B, T, N, H of the values] in `q_btnh`'s dtype; the softmax is float32.
-    """
-    b, t, n, h = q_btnh.shape
-    k = layer.k_pkhc.shape[1]
-    q_bkmh = q_btnh.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4).reshape(b, k, -1, h)
-    slopes_km = None
-    if slopes is not None:
-        slopes_km = jnp.repeat(jnp.asarray(slopes, jnp.float32).reshape(k, n // k), t, axis=1)
-    row = partial(
-        _attend_row,
-        layer,
-        num_tokens=t,
-        window=window,
-        scale=scale,
-        soft_cap=soft_cap,
-        slopes_km=slopes_km,
-    )
-    rows = (q_bkmh, places.table_bm, places.first_b)
-    out_bkmz = lax.map(lambda each: row(*each), rows) if platform == "cpu" else jax.vmap(row)(*rows)
-    out_bkgtz = out_bkmz.reshape(b, k, n // k, t, -1)
-    return out_bkgtz.transpose(0, 3, 1, 2, 4).reshape(b, t, n, -1).astype(q_btnh.dtype)
 
 
 def _attend_row(
