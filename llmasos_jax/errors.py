@@ -69,6 +69,14 @@ class GenerationError(LLMasOSError):
     """A sampling argument is out of range or a prompt does not fit the model."""
 
 
+class QueueFullError(GenerationError):
+    """As many texts wait for the engine as may."""
+
+
+class EngineClosedError(GenerationError):
+    """The engine takes no more texts: it is being shut down, or it failed."""
+
+
 class EvaluationError(LLMasOSError):
     """A metric, task or comparison was given what it cannot measure."""
 

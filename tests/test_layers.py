@@ -23,6 +23,7 @@ format
 interop
 hub
 generate
+engine
 evals
 finetune
 serve
