@@ -3,6 +3,7 @@
 import random
 import threading
 import time
+from dataclasses import replace
 
 import hypothesis
 import jax
@@ -202,6 +203,34 @@ def test_many_threads_ask_and_leave():
         thread.join(120)
     assert not faults
     assert settled(running).pages_in_use == 0
+
+
+def test_proposals_change_no_text():
+    """A repeating text is guessed from itself; what is drawn is what would have been drawn."""
+    head = tuple(b"abcabcabdabcabc" * 3)
+    samplings = [GREEDY, Sampling(0.7, seed=1), Sampling(0.2, top_p=0.9, frequency_penalty=0.3)]
+    asks = [Ask(head, 60, s, num_logprobs=1, stop=("zz",)) for s in samplings]
+    asks += [random_ask(seed) for seed in range(400, 420)]
+    wanted = [engine().submit(replace(ask, batch_size=1)) for ask in asks]
+    wanted = [pieces_of(ticket) for ticket in wanted]
+    options = EngineOptions((1, 4), 16, num_pages=60, num_proposed=4)
+    with Engine(model(), options) as guessing:
+        guessing.warm_up()
+        got = [pieces_of(guessing.submit(replace(ask, batch_size=1))) for ask in asks]
+        stats = settled(guessing)
+    assert stats.num_compiled == guessing.num_programs
+    assert 20 < stats.accepted_tokens < stats.proposed_tokens
+    for theirs, ours in zip(wanted, got, strict=True):
+        assert ["".join(p.text for p in theirs), theirs[-1].finish] == [
+            "".join(p.text for p in ours),
+            ours[-1].finish,
+        ]
+        told = [
+            [entry.logprob for p in pieces for entry in p.logprobs] for pieces in (theirs, ours)
+        ]
+        np.testing.assert_allclose(*told, atol=1e-4)
+    # Fewer steps than tokens, where the text repeats itself.
+    assert len(got[0]) < 0.8 * sum(len(piece.ids) for piece in got[0])
 
 
 def test_what_cannot_be_is_said_in_one_line():

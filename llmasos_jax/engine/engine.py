@@ -36,6 +36,8 @@ class EngineStats:
       generated_tokens: drawn so far.
       num_finished: texts that came to their end, the cancelled not counted.
       num_preempted: how often a text was set aside for want of pages.
+      proposed_tokens: that were proposed and checked.
+      accepted_tokens: of these, that were right.
       num_compiled: programs compiled; it stays as it is after `warm_up`.
     """
 
@@ -49,6 +51,8 @@ class EngineStats:
     generated_tokens: int
     num_finished: int
     num_preempted: int
+    proposed_tokens: int
+    accepted_tokens: int
     num_compiled: int
 
 
@@ -163,6 +167,8 @@ class Engine:
             generated_tokens=counts.drawn_tokens,
             num_finished=counts.finished,
             num_preempted=counts.set_aside,
+            proposed_tokens=counts.proposed,
+            accepted_tokens=counts.accepted,
             num_compiled=self._runner.num_compiled,
         )
 

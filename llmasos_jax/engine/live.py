@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from llmasos_jax.engine.pages import page_keys
+from llmasos_jax.engine.proposals import PromptLookup
 from llmasos_jax.engine.request import Finish, Piece, Ticket, TokenLogprob
 from llmasos_jax.engine.runner import Seat
 from llmasos_jax.generate.stream import Decoder, TextStream
@@ -40,6 +41,8 @@ class LiveText:
         self.size = 0
         self.row: int | None = None
         self.aside: list[Any] | None = None
+        self._lookup = PromptLookup()
+        self._lookup.extend(ticket.ask.ids)
         self._text = TextStream(decoder, ticket.ask.ids, ticket.ask.stop)
 
     @property
@@ -57,6 +60,16 @@ class LiveText:
         """What may come next, as the programs take it."""
         constraint = self.ask.constraint
         return None if constraint is None else constraint.allowed()
+
+    def propose(self, num: int) -> list[int]:
+        """At most `num` tokens that may come next, as far as the text may still grow.
+
+        A constraint knows one token ahead only, so a text that has one gets none.
+        """
+        left = self.ask.max_new - len(self.drawn) - 1
+        if self.ask.constraint is not None or min(num, left) < 1:
+            return []
+        return self._lookup.propose(min(num, left))
 
     def seat(self) -> Seat:
         """What a row has to know."""
@@ -94,6 +107,7 @@ class LiveText:
                 finish, error, kept = "stop", None, kept[: at + 1]
                 break
         self.drawn.extend(kept)
+        self._lookup.extend(kept)
         if finish is not None:
             text += self._text.finish()
             finish = "stop" if self._text.is_stopped and finish != "error" else finish

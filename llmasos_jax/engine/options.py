@@ -29,6 +29,9 @@ class EngineOptions:
       context: the most tokens of a text, prompt included; None is the model's own.
       max_queue: texts that may wait before others are refused.
       max_steps: decoding steps between two looks at the queue.
+      num_proposed: tokens that are proposed by looking up in the text itself what followed its last
+        tokens before, and checked in one step; 0 does not. For a text that decodes alone (a batch
+        of 1, which has to be among `batch_sizes`): its steps then hang on nobody else.
       shares_prefixes: whether prompts that begin alike share their pages.
 
     Example:
@@ -42,6 +45,7 @@ class EngineOptions:
     context: int | None = None
     max_queue: int = 256
     max_steps: int = 4
+    num_proposed: int = 0
     shares_prefixes: bool = True
 
     def __post_init__(self) -> None:
@@ -61,6 +65,12 @@ class EngineOptions:
             require_whole("context", self.context, 2, " tokens")
         require_whole("max_queue", self.max_queue, 1, " texts")
         require_whole("max_steps", self.max_steps, 1, " steps")
+        require_whole("num_proposed", self.num_proposed, 0, " tokens")
+        if self.num_proposed and 1 not in self.batch_sizes:
+            raise GenerationError(
+                f"num_proposed={self.num_proposed} needs a batch of 1, and batch_sizes are "
+                f"{', '.join(map(str, self.batch_sizes))}; add 1, or leave out num_proposed"
+            )
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,7 @@ class Sizes:
       num_pages: of the pool, page 0, which is nobody's, included.
       batch_sizes: as in `EngineOptions`.
       chunks: tokens that one call reads of a prompt: whole pages, and for the rest fewer.
-      max_steps: as in `EngineOptions`.
+      max_steps, num_proposed: as in `EngineOptions`.
     """
 
     context: int
@@ -84,6 +94,7 @@ class Sizes:
     batch_sizes: tuple[int, ...]
     chunks: tuple[int, ...]
     max_steps: int
+    num_proposed: int
 
     def chunk_of(self, num_tokens: int) -> int:
         """The smallest chunk that holds so many tokens, at most a page of them."""
@@ -121,7 +132,16 @@ def sizes_of(options: EngineOptions, weights: Weights) -> Sizes:
             )
         table = num_pages - 1
     chunks = tuple(1 << bit for bit in range(SMALLEST_CHUNK.bit_length() - 1, page.bit_length()))
-    return Sizes(context, page, table, num_pages, options.batch_sizes, chunks, options.max_steps)
+    return Sizes(
+        context=context,
+        page_size=page,
+        table=table,
+        num_pages=num_pages,
+        batch_sizes=options.batch_sizes,
+        chunks=chunks,
+        max_steps=options.max_steps,
+        num_proposed=options.num_proposed,
+    )
 
 
 def page_bytes(weights: Weights, page_size: int) -> int:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from llmasos_jax.engine.acceptance import accept
 from llmasos_jax.generate.penalties import mask_logits
 from llmasos_jax.generate.sampling import (
     Sampling,
@@ -72,7 +73,7 @@ class Drawn:
         where the logits were not numbers.
       num_b: int32 [B], columns of a row that count.
       logprob_bk: float32 [B, K], nats under the model; 0 where nobody asked.
-      top_bkn: int32 [B, K, MOST_LOGPROBS], the likeliest tokens.
+      top_bkn: int32 [B, K, N], the likeliest tokens, N at most MOST_LOGPROBS.
       top_logprob_bkn: float32, theirs.
     """
 
@@ -180,7 +181,7 @@ class Programs:
         """
         seen = seen_in(prompt_s[None], self.num_ids)
         token_b = self._draw(logits_1v, seen, length[None], sampling, allowed)
-        told = log_probs(logits_1v, jnp.minimum(token_b, self.num_ids - 1), MOST_LOGPROBS)
+        told = log_probs(logits_1v, token_b, self.num_told)
         return Drawn(token_b[:, None], jnp.ones(1, jnp.int32), *(x[:, None] for x in told))
 
     def seat(
@@ -252,8 +253,8 @@ class Programs:
             jnp.zeros((size, self.max_steps), jnp.int32),
             jnp.zeros(size, jnp.int32),
             jnp.zeros((size, self.max_steps)),
-            jnp.zeros((size, self.max_steps, MOST_LOGPROBS), jnp.int32),
-            jnp.zeros((size, self.max_steps, MOST_LOGPROBS)),
+            jnp.zeros((size, self.max_steps, self.num_told), jnp.int32),
+            jnp.zeros((size, self.max_steps, self.num_told)),
         )
 
         def goes_on(carry: tuple) -> jax.Array:
@@ -287,6 +288,65 @@ class Programs:
         _, _, layers, rows, drawn = lax.while_loop(goes_on, step, start)
         return layers, rows, drawn
 
+    def check(
+        self,
+        params: Tree,
+        layers: Layers,
+        rows: Rows,
+        table_bm: jax.Array,
+        proposed_bp: jax.Array,
+        num_proposed_b: jax.Array,
+    ) -> tuple[Layers, Rows, Drawn]:
+        """Reads proposals behind the newest tokens, and draws up to the first that is wrong.
+
+        Args:
+          params: the weights.
+          layers: the pages.
+          rows: the texts, all of them live.
+          table_bm: int32 [B, M], their pages, with room for the proposals.
+          proposed_bp: int32 [B, P].
+          num_proposed_b: int32 [B], how many of them there are.
+        """
+        model = self.definition.bind(params)
+        tokens_bt = jnp.concatenate([rows.token_b[:, None], proposed_bp], axis=1)
+        cache = PagedCache(layers, Places(table_bm, rows.length_b), rows.prompt_b)
+        hidden = model.hidden(tokens_bt, cache=cache, runtime=self.runtime)
+        logits_btv = model.logits(hidden.x_btd, self.runtime)[..., : self.num_ids]
+        places = (rows.seen, rows.length_b + 1, rows.sampling)
+        accepted = accept(logits_btv, proposed_bp, num_proposed_b, *places)
+        num_b = accepted.num_b + 1
+        told = jax.vmap(self._told, in_axes=(1, 1, None), out_axes=1)(
+            logits_btv, accepted.token_bt, rows.wants_b
+        )
+        rows = dataclasses.replace(
+            rows,
+            token_b=accepted.next_b,
+            length_b=rows.length_b + num_b,
+            num_new_b=rows.num_new_b + num_b,
+            seen=accepted.seen,
+        )
+        return _pages(hidden.cache), rows, Drawn(accepted.token_bt, num_b, *told)
+
+    def _told(
+        self, logits_bv: jax.Array, token_b: jax.Array, wants_b: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Log-probabilities as `Drawn` has them of one column; zeros where nobody asks."""
+        size, num = token_b.shape[0], self.num_told
+        return lax.cond(
+            jnp.any(wants_b),
+            lambda: log_probs(logits_bv, token_b, num),
+            lambda: (
+                jnp.zeros(size),
+                jnp.zeros((size, num), jnp.int32),
+                jnp.zeros((size, num)),
+            ),
+        )
+
+    @property
+    def num_told(self) -> int:
+        """Alternatives in `Drawn`."""
+        return min(MOST_LOGPROBS, self.num_ids)
+
     def _note(
         self,
         drawn: Drawn,
@@ -297,16 +357,7 @@ class Programs:
         wants_b: jax.Array,
     ) -> Drawn:
         """Writes one column."""
-        size = token_b.shape[0]
-        told = lax.cond(
-            jnp.any(wants_b & live_b),
-            lambda: log_probs(logits_bv, jnp.minimum(token_b, self.num_ids - 1), MOST_LOGPROBS),
-            lambda: (
-                jnp.zeros(size),
-                jnp.zeros((size, MOST_LOGPROBS), jnp.int32),
-                jnp.zeros((size, MOST_LOGPROBS)),
-            ),
-        )
+        told = self._told(logits_bv, token_b, wants_b & live_b)
         columns = zip(
             (drawn.token_bk, drawn.logprob_bk, drawn.top_bkn, drawn.top_logprob_bkn),
             (token_b, *told),

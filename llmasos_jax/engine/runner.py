@@ -93,7 +93,8 @@ class Runner:
     @property
     def num_programs(self) -> int:
         """Programs that there are."""
-        return len(self.sizes.chunks) + 2 * len(self.sizes.batch_sizes) + 3
+        is_checking = self.sizes.num_proposed > 0
+        return len(self.sizes.chunks) + 2 * len(self.sizes.batch_sizes) + 3 + is_checking
 
     def warm_up(self) -> Iterator[str]:
         """Compiles and runs every program once; yields the name of each before."""
@@ -109,6 +110,9 @@ class Runner:
             yield f"steps with {size}"
             live_b = np.arange(size) == 0
             self.step(size, np.zeros((size, self.sizes.table), np.int32), live_b, {}, 1)
+            if size == 1 and self.sizes.num_proposed:
+                yield "checks proposals"
+                self.check([], [])
             self._rows[size] = self._empty(size)
         yield "sets a page aside"
         page = self.take_page(0)
@@ -202,6 +206,21 @@ class Runner:
                 self._allowed(size, bits),
                 steps,
             ),
+            donate=(1, 2),
+            out=(self._heads, self._whole, self._whole),
+        )
+        return drawn
+
+    def check(self, pages: Sequence[int], proposed: Sequence[int]) -> Drawn:
+        """Reads proposals of the text that is alone in its batch, and draws behind them."""
+        proposed_1p = np.zeros((1, self.sizes.num_proposed), np.int32)
+        proposed_1p[0, : len(proposed)] = proposed
+        number = np.array([len(proposed)], np.int32)
+        args = self._put((self.table([pages]), proposed_1p, number))
+        self._layers, self._rows[1], drawn = self._call(
+            ("check",),
+            self._programs[1].check,
+            (self._weights[1].params, self._layers, self._rows[1], *args),
             donate=(1, 2),
             out=(self._heads, self._whole, self._whole),
         )

@@ -33,6 +33,8 @@ class Counts:
     drawn_tokens: int = 0
     finished: int = 0
     set_aside: int = 0
+    proposed: int = 0
+    accepted: int = 0
     steps: int = 0
     chunks: int = 0
 
@@ -94,7 +96,7 @@ class Scheduler:
         if self._reading:
             self._read(self._reading.pop(0))
         for size, rows in self._rows.items():
-            if any(rows):
+            if any(rows) and not (size == 1 and self._check()):
                 self._step(size)
 
     def cancel(self) -> None:
@@ -201,7 +203,9 @@ class Scheduler:
             if live is not None and live.ask.constraint is not None
         }
         # What may come next is known one token ahead only.
-        num_steps = 1 if bits else self._runner.sizes.max_steps
+        # Nor are proposals known before the token that they follow.
+        is_proposing = size == 1 and self._runner.sizes.num_proposed > 0
+        num_steps = 1 if bits or is_proposing else self._runner.sizes.max_steps
         for live in sorted(filter(None, rows), key=lambda live: live.number):
             if live.row is not None:  # not set aside by an older one in the meantime
                 left = live.ask.max_new - len(live.drawn)
@@ -216,6 +220,23 @@ class Scheduler:
         for row, live in enumerate(list(rows)):
             if live is not None:
                 self._take(live, drawn, row)
+
+    def _check(self) -> bool:
+        """Checks proposals for the text that is alone in its batch; False if there are none."""
+        live = self._rows[1][0]
+        if live is None or not self._runner.sizes.num_proposed:
+            return False
+        proposed = live.propose(self._runner.sizes.num_proposed)
+        if not proposed:
+            return False
+        if not self._has_room(live, live.num_held + 1 + len(proposed)):
+            return True  # set aside; there is nothing to step
+        drawn = self._runner.check(live.pages, proposed)
+        self.counts.steps += 1
+        self.counts.proposed += len(proposed)
+        self.counts.accepted += int(np.asarray(drawn.num_b)[0]) - 1
+        self._take(live, drawn, 0)
+        return True
 
     def _take(self, live: LiveText, drawn: Drawn, row: int) -> Finish | None:
         """Hands a row's new tokens to its text, which may end by them."""
