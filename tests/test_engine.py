@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.engine.engine import Engine
 from llmasos_jax.engine.options import EngineOptions
+from llmasos_jax.engine.replicas import start_engine
 from llmasos_jax.engine.request import Ask
 from llmasos_jax.errors import EngineClosedError, GenerationError, QueueFullError
 from llmasos_jax.format.manifest import Manifest
@@ -167,14 +168,24 @@ def test_log_probabilities_are_the_models_own():
 
 
 def test_a_mesh_writes_the_same_texts():
+    """Tensor parallel, and four replicas of that."""
     devices = jax.devices()
     assert len(devices) == 8
-    asks = [random_ask(seed) for seed in range(300, 306)]
+    asks = [random_ask(seed) for seed in range(300, 308)]
     wanted = [ids_of(ticket) for ticket in map(engine().submit, asks)]
     axes = (jax.sharding.AxisType.Auto,) * 2
     mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=axes)
-    with Engine(init_model(MANIFEST, seed=3, mesh=mesh), OPTIONS) as split:
-        assert [ids_of(ticket) for ticket in map(split.submit, asks)] == wanted
+    with start_engine(init_model(MANIFEST, seed=3, mesh=mesh), OPTIONS) as split:
+        assert (
+            len({d for e in split.engines for d in e.model.weights.placing.mesh.devices.flat}) == 8
+        )
+        split.warm_up()
+        tickets = [split.submit(ask) for ask in asks]
+        assert [ids_of(ticket) for ticket in tickets] == wanted
+        assert all(one.stats().num_finished >= 1 for one in split.engines)
+        assert split.stats().num_finished == 8
+        assert split.stats().num_compiled == split.num_programs
+        assert split.drain(10) and not split.is_open
 
 
 def test_many_threads_ask_and_leave():

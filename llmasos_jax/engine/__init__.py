@@ -8,6 +8,17 @@ Example:
 
 from llmasos_jax.engine.engine import Engine, EngineStats
 from llmasos_jax.engine.options import EngineOptions
+from llmasos_jax.engine.replicas import Replicas, start_engine
 from llmasos_jax.engine.request import Ask, Piece, Ticket, TokenLogprob
 
-__all__ = ["Ask", "Engine", "EngineOptions", "EngineStats", "Piece", "Ticket", "TokenLogprob"]
+__all__ = [
+    "Ask",
+    "Engine",
+    "EngineOptions",
+    "EngineStats",
+    "Piece",
+    "Replicas",
+    "Ticket",
+    "TokenLogprob",
+    "start_engine",
+]

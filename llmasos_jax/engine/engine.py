@@ -172,6 +172,11 @@ class Engine:
             num_compiled=self._runner.num_compiled,
         )
 
+    def stop_taking(self) -> None:
+        """Takes no more texts; those there are go on."""
+        with self._wake:
+            self._is_draining = True
+
     def drain(self, timeout_s: float | None = None) -> bool:
         """Takes no more texts and waits for those there are; whether all ended in time."""
         end = None if timeout_s is None else time.monotonic() + timeout_s
