@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from llmasos_jax.engine.pages import page_keys
 from llmasos_jax.engine.proposals import PromptLookup
 from llmasos_jax.engine.request import Finish, Piece, Ticket, TokenLogprob
 from llmasos_jax.engine.runner import Seat
+from llmasos_jax.errors import GenerationError
 from llmasos_jax.generate.stream import Decoder, TextStream
 
 
@@ -55,12 +54,6 @@ class LiveText:
         """Tokens that are in the pages: all but the newest drawn."""
         return self.num_read + max(len(self.drawn) - 1, 0)
 
-    @property
-    def bits(self) -> np.ndarray | None:
-        """What may come next, as the programs take it."""
-        constraint = self.ask.constraint
-        return None if constraint is None else constraint.allowed()
-
     def propose(self, num: int) -> list[int]:
         """At most `num` tokens that may come next, as far as the text may still grow.
 
@@ -93,8 +86,13 @@ class LiveText:
                 break
             kept.append(token)
             if self.ask.constraint is not None:
-                self.ask.constraint.take(token)
-                if self.ask.constraint.is_done:
+                try:
+                    self.ask.constraint.take(token)
+                    is_done = self.ask.constraint.is_done
+                except GenerationError as failure:
+                    finish, error = "error", str(failure)
+                    break
+                if is_done:
                     finish = "stop"
                     break
             if len(self.drawn) + len(kept) >= self.ask.max_new:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ import numpy as np
 
 from llmasos_jax.errors import GenerationError
 from llmasos_jax.generate.sampling import Sampling
+
+_LOG = logging.getLogger(__name__)
 
 # Why a text ended: a token or a string that ends it, its length, the one who asked, a fault.
 Finish = Literal["stop", "length", "cancelled", "error"]
@@ -125,8 +128,12 @@ class Ticket:
         return self._is_cancelled.is_set()
 
     def give(self, piece: Piece) -> None:
-        """Hands out a piece; the engine calls this."""
-        self._on_piece(piece)
+        """Hands out a piece; the engine calls this. Who cannot take it wants no more."""
+        try:
+            self._on_piece(piece)
+        except Exception:
+            _LOG.exception("a piece of text could not be handed out; its text is cancelled")
+            self.cancel()
 
     def __iter__(self) -> Iterator[Piece]:
         while True:

@@ -21,6 +21,7 @@ from llmasos_jax.engine.pages import PagePool
 from llmasos_jax.engine.programs import Drawn
 from llmasos_jax.engine.request import Finish, Piece, Ticket, TokenLogprob
 from llmasos_jax.engine.runner import Runner
+from llmasos_jax.errors import GenerationError
 from llmasos_jax.generate.stream import Decoder
 
 
@@ -62,6 +63,7 @@ class Scheduler:
         self._eos_ids = frozenset(eos_ids)
         self._shares = shares_prefixes
         self._number = 0
+        self._all: set[LiveText] = set()  # that have not ended
         self._waiting: list[LiveText] = []  # by number
         self._reading: list[LiveText] = []  # the next to read first
         self._rows: dict[int, list[LiveText | None]] = {
@@ -87,6 +89,7 @@ class Scheduler:
         """Takes a text to the end of the queue."""
         live = LiveText(self._number, ticket, self._decoder, self._runner.sizes.page_size)
         self._number += 1
+        self._all.add(live)
         self._waiting.append(live)
 
     def turn(self) -> None:
@@ -94,30 +97,30 @@ class Scheduler:
         self._drop_cancelled()
         self._admit()
         if self._reading:
-            self._read(self._reading.pop(0))
+            self._read(self._reading[0])
         for size, rows in self._rows.items():
             if any(rows) and not (size == 1 and self._check()):
                 self._step(size)
 
     def cancel(self) -> None:
         """Ends all texts, as if each had been cancelled."""
-        for live in (*self._waiting, *self._reading, *self._seated()):
+        for live in self._all:
             live.ticket.cancel()
         self._drop_cancelled()
 
     def fail(self, error: str) -> None:
         """Ends all texts by an error."""
-        for live in [*self._waiting, *self._reading, *self._seated()]:
-            self._leave(live)
+        for live in list(self._all):
+            self._end(live)
             live.ticket.give(Piece(finish="error", error=error))
 
     def _seated(self) -> Iterable[LiveText]:
         return (live for rows in self._rows.values() for live in rows if live is not None)
 
     def _drop_cancelled(self) -> None:
-        for live in [*self._waiting, *self._reading, *self._seated()]:
+        for live in list(self._all):
             if live.ticket.is_cancelled:
-                self._leave(live)
+                self._end(live)
                 live.ticket.give(Piece(finish="cancelled"))
 
     # Who comes in.
@@ -172,11 +175,17 @@ class Scheduler:
         if len(tokens) == page_size and self._shares:
             self.pool.name(live.pages[-1], live.keys[live.num_read // page_size])
         live.num_read += len(tokens)
+        # The next turn is another's.
+        self._reading.remove(live)
+        self._reading.append(live)
         if not live.is_read:
-            self._reading.append(live)
             return
-        drawn = self._runner.begin(logits, ids, live.ask.sampling, live.bits)
+        bits = self._bits([live])
+        if live not in self._reading:
+            return  # its constraint failed
+        drawn = self._runner.begin(logits, ids, live.ask.sampling, bits.get(0))
         if self._take(live, drawn, 0) is None:
+            self._reading.remove(live)
             self._runner.seat(live.size, self._row_for(live), live.seat())
 
     def _share_known(self, live: LiveText) -> None:
@@ -197,11 +206,7 @@ class Scheduler:
     def _step(self, size: int) -> None:
         """Makes a few steps with the texts of one batch."""
         rows = self._rows[size]
-        bits = {
-            row: live.ask.constraint.allowed()
-            for row, live in enumerate(rows)
-            if live is not None and live.ask.constraint is not None
-        }
+        bits = self._bits(rows)
         # What may come next is known one token ahead only.
         # Nor are proposals known before the token that they follow.
         is_proposing = size == 1 and self._runner.sizes.num_proposed > 0
@@ -220,6 +225,20 @@ class Scheduler:
         for row, live in enumerate(list(rows)):
             if live is not None:
                 self._take(live, drawn, row)
+
+    def _bits(self, rows: Iterable[LiveText | None]) -> dict[int, np.ndarray]:
+        """What may come next in the rows that a constraint binds; ends those whose own fails."""
+        bits = {}
+        for row, live in enumerate(list(rows)):
+            if live is None or live.ask.constraint is None:
+                continue
+            try:
+                bits[row] = live.ask.constraint.allowed()
+            except GenerationError as error:
+                self._end(live)
+                self.counts.finished += 1
+                live.ticket.give(Piece(finish="error", error=str(error)))
+        return bits
 
     def _check(self) -> bool:
         """Checks proposals for the text that is alone in its batch; False if there are none."""
@@ -247,9 +266,14 @@ class Scheduler:
         finish = live.add(ids, told, self._eos_ids, self._runner.num_ids)
         self.counts.drawn_tokens += len(live.drawn) - before
         if finish is not None:
-            self._leave(live)
+            self._end(live)
             self.counts.finished += 1
         return finish
+
+    def _end(self, live: LiveText) -> None:
+        """A text is over."""
+        self._leave(live)
+        self._all.discard(live)
 
     def _leave(self, live: LiveText) -> None:
         """Gives back all that a text has."""
@@ -272,9 +296,8 @@ class Scheduler:
             if page is not None:
                 live.pages.append(page)
                 continue
-            # Who reads `live` now stands in no queue.
-            holders = {live, *self._reading, *self._seated()}
-            last = max((h for h in holders if h.pages or h is live), key=lambda h: h.number)
+            holders = [h for h in (*self._reading, *self._seated()) if h.pages or h is live]
+            last = max(holders, key=lambda h: h.number)
             self._set_aside(last)
             if last is live:
                 return False
