@@ -147,6 +147,15 @@ def test_models(what, refuse):
         ("--max-length=0", "max_length=0 is not possible"),
         ("--repetition-penalty=0", "repetition_penalty=0.0 is not possible"),
         ("--seed=-1", "seed=-1 is not possible"),
+        ("--typical-p=0", "typical_p=0.0 is not possible; give a number above 0 and at most 1"),
+        ("--presence-penalty=2.5", "presence_penalty=2.5 is not possible; give a number from -2"),
+        ("--frequency-penalty=-3", "frequency_penalty=-3.0 is not possible"),
+        ("--logit-bias=5", "'5' is not possible; give an id and a bias, 42=-100"),
+        ("--logit-bias=x=5", "'x=5' is not possible"),
+        ("--logit-bias=5=101", "logit_bias[5]=101.0 is not possible; give a number from -100"),
+        ("--logit-bias=-5=1", "an id of logit_bias=-5 is not possible"),
+        ("--logit-bias=5=1 --logit-bias=5=2", "--logit-bias names the id 5 twice"),
+        ("--logit-bias=123456=1", "logit_bias has the id 123456, which cannot be drawn"),
     ],
 )
 def test_sampling_options(option, said, refuse):

@@ -115,7 +115,7 @@ def test_generate_has_the_defaults_of_generate_text():
     generate.add_arguments(parser)
     args = vars(parser.parse_args(["model", "prompt"]))
     wanted = inspect.signature(Model.generate_text).parameters
-    assert len(args.keys() & wanted.keys()) == 11
+    assert len(args.keys() & wanted.keys()) == 15
     for name in args.keys() & wanted.keys():
         assert args[name] == wanted[name].default, name
 

@@ -93,6 +93,30 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         help="divides the scores of tokens that are there (%(default)s: no)",
     )
     parser.add_argument(
+        "--typical-p", type=float, metavar="P", help="draw from the most typical P in sum"
+    )
+    parser.add_argument(
+        "--presence-penalty",
+        type=float,
+        default=0.0,
+        metavar="R",
+        help="taken from the scores of tokens that were written, -2 to 2 (%(default)s: no)",
+    )
+    parser.add_argument(
+        "--frequency-penalty",
+        type=float,
+        default=0.0,
+        metavar="R",
+        help="the same, as often as they were written (%(default)s: no)",
+    )
+    parser.add_argument(
+        "--logit-bias",
+        type=_bias,
+        action=_AddBias,
+        metavar="ID=B",
+        help="added to a token's score, -100 to 100; may be repeated",
+    )
+    parser.add_argument(
         "--stop", action="append", metavar="TEXT", help="end there; may be repeated"
     )
     parser.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same text")
@@ -105,8 +129,33 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments that the options of `add_sampling` give."""
-    names = ("max_length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    return {name: getattr(args, name) for name in (*names, "stop", "seed", "deterministic")}
+    names = (
+        *("max_length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
+        *("typical_p", "presence_penalty", "frequency_penalty", "logit_bias"),
+        *("stop", "seed", "deterministic"),
+    )
+    return {name: getattr(args, name) for name in names}
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, is_pair, bias = text.partition("=")
+    try:
+        if is_pair:
+            return int(token), float(bias)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not possible; give an id and a bias, 42=-100")
+
+
+class _AddBias(argparse.Action):
+    """Puts one bias to those of other tokens."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        token, bias = values
+        biases = getattr(namespace, self.dest) or {}
+        if token in biases:
+            parser.error(f"{option_string} names the id {token} twice; give each token once")
+        setattr(namespace, self.dest, {**biases, token: bias})
 
 
 def config_of(args: argparse.Namespace) -> Config:

@@ -174,8 +174,8 @@ class Programs:
         return logits_bv if logits_bv.shape[1] == self.num_ids else logits_bv[:, : self.num_ids]
 
 
-def _present(cache: Cache | None) -> Cache:
-    if cache is None:
+def _present(cache: object) -> Cache:
+    if not isinstance(cache, Cache):
         raise ValueError("the model was given a cache and returned none")
     return cache
 

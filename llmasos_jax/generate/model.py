@@ -62,6 +62,10 @@ class Model(Reader):
         top_p: float | None = None,
         min_p: float | None = None,
         repetition_penalty: float = 1.0,
+        typical_p: float | None = None,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
         stream: bool = False,
@@ -84,6 +88,12 @@ class Model(Reader):
           min_p: draw from tokens with at least this share of the likeliest one's probability.
           repetition_penalty: above 1 makes tokens of the prompt and of the text less likely; of an
             encoder-decoder those of the text alone.
+          typical_p: draw from the tokens nearest to the expected information that together have
+            this probability (Meister et al., 2022, arXiv 2202.00666).
+          presence_penalty: is taken from the logits of tokens that the text has already, the prompt
+            aside, -2 to 2.
+          frequency_penalty: is taken as often as the text has the token, -2 to 2.
+          logit_bias: what is added to the logits of tokens, by id, -100 to 100; at most 300.
           stop: one string or several that end the text; not in the result.
           seed: 0 to 2^32 - 1; sample i of a list draws from (seed, i, position) alone. None takes a
             fresh one, logs it (INFO) and keeps it in `last_seed`.
@@ -118,6 +128,10 @@ class Model(Reader):
             top_p=top_p,
             min_p=min_p,
             repetition_penalty=repetition_penalty,
+            typical_p=typical_p,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=logit_bias,
             stop=stop,
             seed=seed,
             stream=stream,
@@ -147,6 +161,10 @@ class Model(Reader):
         top_p: float | None = None,
         min_p: float | None = None,
         repetition_penalty: float = 1.0,
+        typical_p: float | None = None,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
         stream: bool = False,
@@ -162,7 +180,8 @@ class Model(Reader):
           messages: one {"role": ..., "content": ...} after the other; roles are those that the
             template knows, mostly "system", "user" and "assistant".
           max_length, temperature: as in `generate_text`.
-          top_k, top_p, min_p, repetition_penalty, stop, seed, stream, deterministic: as there.
+          top_k, top_p, min_p, repetition_penalty, typical_p, presence_penalty, frequency_penalty,
+            logit_bias, stop, seed, stream, deterministic: as there.
           echo: refused; the messages are no part of the answer.
           adapter: one of `adapters`; the template is the one that it was trained with.
 
@@ -193,6 +212,10 @@ class Model(Reader):
             top_p=top_p,
             min_p=min_p,
             repetition_penalty=repetition_penalty,
+            typical_p=typical_p,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=logit_bias,
             stop=stop,
             seed=seed,
             stream=stream,
@@ -276,6 +299,7 @@ class Model(Reader):
         self, requests: list[Request], options: Options, adapter: Any = None
     ) -> Iterator[tuple[int, str]]:
         """Pieces of the texts, each with the index of its request; one adapter after the other."""
+        options.sampling.require_ids(self.num_ids)
         self.last_seed = options.sampling.seed
         stops = (*options.stop, *self.manifest.generation.stop)
         flags = {"stream": options.stream, "deterministic": options.deterministic}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,10 @@ def read_options(
     top_p: float | None = None,
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
+    typical_p: float | None = None,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
     stop: str | Sequence[str] | None = None,
     seed: int | None = None,
     stream: bool = False,
@@ -61,7 +65,22 @@ def read_options(
             raise GenerationError(f"{name}={flag!r} is not possible; give True or False")
     is_fresh = seed is None
     seed = secrets.randbits(32) if seed is None else seed
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    if logit_bias is not None and not isinstance(logit_bias, Mapping):
+        raise GenerationError(
+            f"logit_bias={logit_bias!r:.80} is not possible; give biases by id, {{42: -100}}"
+        )
+    sampling = Sampling(
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        repetition_penalty,
+        seed,
+        typical_p=typical_p,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=tuple((logit_bias or {}).items()),
+    )
     options = Options(int(max_length), sampling, _stops(stop), stream, echo, deterministic)
     if is_fresh and sampling.temperature != 0:
         _LOG.info("seed=%d (give it again to get the same text)", seed)
