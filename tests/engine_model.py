@@ -37,6 +37,10 @@ def random_ask(seed, **more):
         top_k=rng.choice([None, None, 5]),
         top_p=rng.choice([None, None, 0.8]),
         repetition_penalty=rng.choice([1.0, 1.0, 1.3]),
+        typical_p=rng.choice([None, None, 0.9]),
+        presence_penalty=rng.choice([0.0, 0.0, 0.5]),
+        frequency_penalty=rng.choice([0.0, 0.0, -0.5]),
+        logit_bias=rng.choice([(), (), ((101, 3.0), (32, -100.0))]),
         seed=rng.randrange(2**32),
         index=rng.choice([0, 3]),
     )

@@ -42,6 +42,8 @@ ONLY = {
     "orbax": ("checkpoint/",),
     "flax": ("nn/", "models/", "train/state.py"),
     "argparse": ("cli/",),
+    "fastapi": ("serve/",),
+    "uvicorn": ("serve/",),
     "grain": ("data/",),
     "datasets": ("data/",),
     "torch": ("interop/", "evals/"),

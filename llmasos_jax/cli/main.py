@@ -25,6 +25,7 @@ VERBS = {
     "export": "writes a model in another program's format, and proves it there",
     "generate": "continues prompts, streamed to a terminal",
     "chat": "answers in a conversation, streamed to a terminal",
+    "serve": "a model over HTTP, as OpenAI's clients speak it",
     "eval": "asks a model what tasks ask, and compares results",
     "card": "writes a model card from the folder of a run",
     "data": "shows what a config reads and how it is cut; prepares it",

@@ -222,6 +222,7 @@ class Engine:
             raise GenerationError(
                 f"batch_size={ask.batch_size} is not one of this engine's: {sizes}"
             )
+        ask.sampling.require_ids(self.model.num_ids)
         return replace(ask, max_new=min(ask.max_new, room))
 
     def _run(self) -> None:
