@@ -28,6 +28,8 @@ def test_a_completion_is_the_models_own_text(client):
     )
     assert answer.choices[0].text == chatting_model().generate_text("once upon", 20, 0.0)
     assert answer.choices[0].finish_reason == "length"
+    twice = client.completions.create(model="tiny", prompt=["once", "once"], max_tokens=3, n=2)
+    assert (twice.usage.prompt_tokens, twice.usage.completion_tokens) == (10, 12)
     usage = answer.usage
     assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (10, 20, 30)
 
@@ -82,6 +84,9 @@ def test_a_conversation_goes_through_the_template(client):
     wanted = chatting_model().chat(plain, 15, 0.0)
     assert answer.choices[0].message.content == wanted
     assert answer.choices[0].message.role == "assistant"
+    back = [*messages, answer.choices[0].message.model_dump(), {"role": "user", "content": "b"}]
+    more = client.chat.completions.create(model="tiny", messages=back, max_tokens=2, temperature=0)
+    assert more.usage.prompt_tokens > answer.usage.total_tokens
     pieces = client.chat.completions.create(
         model="tiny",
         messages=plain,

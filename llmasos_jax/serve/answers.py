@@ -115,7 +115,7 @@ class Answerer:
 
     def _usage(self, texts: Texts) -> dict[str, Any]:
         # A prompt counts once, however many samples are drawn.
-        num_samples = len(self.job.asks) // len({ask.ids for ask in self.job.asks})
+        num_samples = self.job.num_samples
         prompt = sum(len(ask.ids) for ask in self.job.asks[::num_samples])
         drawn = sum(written.num_tokens for written in self._written)
         cached = sum(ticket.num_cached for ticket in texts.tickets[::num_samples])

@@ -29,6 +29,7 @@ class Job:
     Attributes:
       asks: one for each text; sample j of prompt i is text i n + j.
       heads: what stands before each of them in the answer: the prompt, if it is echoed.
+      num_samples: texts of each prompt.
       seed: of all.
       streams: whether pieces are sent as they come.
       tells_usage: whether a stream ends with the tokens that it took.
@@ -36,6 +37,7 @@ class Job:
 
     asks: list[Ask]
     heads: list[str]
+    num_samples: int
     seed: int
     streams: bool
     tells_usage: bool
@@ -151,7 +153,7 @@ def _job(
             )
     told = body.stream_options is not None and body.stream_options.include_usage
     heads = [head for head in heads for _ in range(num_samples)]
-    return Job(asks, heads, seed, bool(body.stream), told)
+    return Job(asks, heads, num_samples, seed, bool(body.stream), told)
 
 
 def _prompts(body: CompletionRequest, model: Model) -> list[list[int]]:

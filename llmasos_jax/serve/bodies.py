@@ -134,11 +134,19 @@ class Part(Body):
 
 
 class Message(Body):
-    """One message of a conversation."""
+    """One message of a conversation.
+
+    What templates do not read has to be null, as it is in answers that clients send back.
+    """
 
     role: Text
     content: str | list[Part]
-    name: str | None = None
+    name: None = None
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
 
 
 class ChatRequest(Options):
