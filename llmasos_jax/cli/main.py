@@ -26,6 +26,7 @@ VERBS = {
     "generate": "continues prompts, streamed to a terminal",
     "chat": "answers in a conversation, streamed to a terminal",
     "serve": "a model over HTTP, as OpenAI's clients speak it",
+    "bench": "how fast a model is here: prompts and new tokens a second",
     "eval": "asks a model what tasks ask, and compares results",
     "card": "writes a model card from the folder of a run",
     "data": "shows what a config reads and how it is cut; prepares it",

@@ -9,6 +9,7 @@ import argparse
 import os
 from typing import Any
 
+from llmasos_jax.cli.bench import numbers
 from llmasos_jax.cli.options import add_allow_code, add_source, note
 from llmasos_jax.errors import GenerationError, MissingExtraError
 
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--batch-sizes",
-        type=_numbers,
+        type=numbers,
         default=(1, 16),
         metavar="N,N",
         help="texts that one step writes, each a compiled shape (1,16)",
@@ -141,12 +142,3 @@ def _engine(model: Any, args: argparse.Namespace) -> Any:
     with Progress("Compiling", total=engine.num_programs) as progress:
         engine.warm_up(lambda what: progress.advance(1, what))
     return engine
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no list of whole numbers such as 1,16"
-        ) from None

@@ -161,7 +161,7 @@ def _step(definition: ModelDef) -> Callable[[Arrays, Arrays], Arrays]:
     def step(weights: Arrays, inputs: Arrays) -> Arrays:
         model = definition.bind(_params(weights))
         hidden = model.hidden(inputs["input_ids"], cache=unflatten_cache(inputs), runtime=_RUNTIME)
-        if hidden.cache is None:
+        if not isinstance(hidden.cache, Cache):
             raise ValueError("a cache went in and none came out")
         return {"logits": model.logits(hidden.x_btd, _RUNTIME), **flatten_cache(hidden.cache)}
 
