@@ -147,7 +147,7 @@ def test_init_from_a_model_json_without_weights(folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        (dict(quantize="int8"), GenerationError, "quantize='int8' is not in this version"),
+        (dict(quantize="int3"), GenerationError, "quantize='int3' is not possible"),
         (dict(dtype="float64"), GenerationError, "dtype='float64'"),
         (dict(dtype="int8"), GenerationError, "dtype='int8'"),
         (dict(mesh=3), GenerationError, "mesh is a int"),

@@ -9,7 +9,7 @@ import json
 import os
 from typing import Any
 
-from llmasos_jax.cli.options import add_allow_code, add_json, add_source, note
+from llmasos_jax.cli.options import add_allow_code, add_json, add_quantize, add_source, note
 
 FORMATS = ("md", "csv", "json", "jsonl")
 
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", help="of the weights, as in load_model")
     add_source(parser)
+    add_quantize(parser)
     add_allow_code(parser)
     add_json(parser)
 
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
     model = load_model(
         args.model,
         dtype=args.dtype,
+        quantize=args.quantize,
         allow_code=args.allow_code,
         revision=args.revision,
         ignore=args.ignore,

@@ -14,6 +14,7 @@ from llmasos_jax.cli.options import (
     adapters_of,
     add_adapter,
     add_allow_code,
+    add_quantize,
     add_sampling,
     add_source,
     note,
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="what the model is told before all else")
     add_sampling(parser)
     add_adapter(parser)
+    add_quantize(parser)
     add_source(parser)
     add_allow_code(parser)
     parser.set_defaults(max_length=512)
@@ -48,6 +50,7 @@ def run(args: argparse.Namespace) -> None:
         revision=args.revision,
         ignore=args.ignore,
         adapters=adapters_of(args),
+        quantize=args.quantize,
     )
     options = {**sampling_of(args), "adapter": args.adapter}
     if model.chat_template(args.adapter) is None:

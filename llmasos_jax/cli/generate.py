@@ -10,6 +10,7 @@ from llmasos_jax.cli.options import (
     add_adapter,
     add_allow_code,
     add_json,
+    add_quantize,
     add_sampling,
     add_source,
     note,
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sampling(parser)
     parser.add_argument("--echo", action="store_true", help="print the prompt too")
     add_adapter(parser)
+    add_quantize(parser)
     add_source(parser)
     add_allow_code(parser)
     add_json(parser)
@@ -48,6 +50,7 @@ def run(args: argparse.Namespace) -> None:
         revision=args.revision,
         ignore=args.ignore,
         adapters=adapters_of(args),
+        quantize=args.quantize,
     )
     options = {**sampling_of(args), "echo": args.echo, "adapter": args.adapter}
     if args.json:

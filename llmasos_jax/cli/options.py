@@ -46,6 +46,15 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     add_ignore(parser)
 
 
+def add_quantize(parser: argparse.ArgumentParser) -> None:
+    """Adds `--quantize`: weights in few bits."""
+    parser.add_argument(
+        "--quantize",
+        choices=("int8", "int4"),
+        help="keep the matrices of attention and MLPs in so many bits (none: as they are)",
+    )
+
+
 def add_adapter(parser: argparse.ArgumentParser) -> None:
     """Adds `--adapter`: what was trained beside the model."""
     parser.add_argument(

@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from llmasos_jax.cli.bench import numbers
-from llmasos_jax.cli.options import add_allow_code, add_source, note
+from llmasos_jax.cli.options import add_allow_code, add_quantize, add_source, note
 from llmasos_jax.errors import GenerationError, MissingExtraError
 
 KEYS = "LLMASOS_API_KEYS"
@@ -71,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--verbose", action="store_true", help="a line for each request")
     add_source(parser)
+    add_quantize(parser)
     add_allow_code(parser)
 
 
@@ -97,7 +98,13 @@ def run(args: argparse.Namespace) -> None:
     from llmasos_jax.generate.load import load_model
 
     options: dict[str, Any] = {"allow_code": args.allow_code}
-    model = load_model(args.model, revision=args.revision, ignore=args.ignore, **options)
+    model = load_model(
+        args.model,
+        quantize=args.quantize,
+        revision=args.revision,
+        ignore=args.ignore,
+        **options,
+    )
     engine = None
     if model.config.causal and not model.config.encoder.num_layers:
         engine = _engine(model, args)

@@ -139,7 +139,7 @@ def measure(
     mesh = weights.placing.mesh
     return Bench(
         model=model.manifest.name,
-        size_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(weights.params)),
+        size_bytes=held_bytes(weights),
         num_parameters=model.num_parameters,
         backend=weights.placing.platform,
         num_devices=1 if mesh is None else mesh.size,
@@ -155,9 +155,20 @@ def num_runs(prompts: Sequence[int], news: Sequence[int], batches: Sequence[int]
     return (len(prompts) + len(news) * len(batches)) * (each + 1) + (1 in batches and bool(news))
 
 
+def held_bytes(weights: Weights) -> int:
+    """Bytes of the weights; codes of four bits are held two in a byte."""
+    leaves = jax.tree.leaves(weights.params)
+    return sum(-(-leaf.size * _bits(leaf.dtype) // 8) for leaf in leaves)
+
+
+def _bits(dtype: jnp.dtype) -> int:
+    number = jnp.iinfo(dtype) if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo(dtype)
+    return number.bits
+
+
 def bytes_a_token(weights: Weights) -> int:
     """Bytes of the weights that one step reads: all, but of a table of tokens one row."""
-    total = sum(leaf.nbytes for leaf in jax.tree.leaves(weights.params))
+    total = held_bytes(weights)
     if weights.definition.cfg.tie_embeddings:
         return total  # the table is the output layer
     table = weights.params["embed"]["table"]

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from functools import cached_property
 from types import MappingProxyType
 
-import jax
-
 from llmasos_jax.config.model import ModelConfig
 from llmasos_jax.data.tokenizers.tokenizer import Tokenizer
 from llmasos_jax.errors import GenerationError
 from llmasos_jax.format.manifest import Manifest
+from llmasos_jax.format.names import flatten
 from llmasos_jax.generate.adapters import Adapted, check_name
 from llmasos_jax.generate.forward import Forward
 from llmasos_jax.generate.weights import Weights
+from llmasos_jax.nn.adapters import SCALES
 
 
 class Held:
@@ -45,7 +45,8 @@ class Held:
     @property
     def num_parameters(self) -> int:
         """How many numbers the weights have, without adapters."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self._weights.params))
+        named = flatten(self._weights.params)
+        return sum(leaf.size for name, leaf in named.items() if not name.endswith(SCALES))
 
     @property
     def weights(self) -> Weights:

@@ -26,7 +26,8 @@ from llmasos_jax.generate.weights import Placing, check_dtype, place_random, pla
 from llmasos_jax.hub.adapters import open_adapters
 from llmasos_jax.hub.open import kind_of, open_model
 from llmasos_jax.models import zoo
-from llmasos_jax.models.definition import file_def
+from llmasos_jax.models.adapters import BITS, Adapters
+from llmasos_jax.models.definition import ModelDef, file_def
 
 _LOG = logging.getLogger(__name__)
 _NUM_NAMED = 8  # of the added tokens beyond the model, in the log line
@@ -55,7 +56,11 @@ def load_model(
       dtype: "float32", "bfloat16" or "float16". None keeps the stored type, except on CPU, where
         bfloat16 and float16 become float32 while that fits in memory (a log line says so).
       mesh: the devices; weights are cut along its axis `tensor`. None is one device.
-      quantize: None; other values are not in this version.
+      quantize: "int8" or "int4" keeps the matrices of attention and MLPs in so many bits, with a
+        scale for each output ("int4": for each 64 inputs of it); embeddings, norms, routers and the
+        output layer stay as they are. None keeps all numbers. How much a model loses by it is
+        measured in `experiments/acceptance/quantized_perplexity.py`. On a CPU "int8"
+        decodes faster than float32 does; "int4" saves memory and is slower. Not with `adapters`.
       allow_code: whether parts may be called "package.module:name", which imports that module. Off
         by default: opening a model runs no code.
       revision: a branch, tag or commit of a name on the hub; "name@revision" says the same.
@@ -72,13 +77,15 @@ def load_model(
       GenerationError: an argument is out of range.
       ConfigError: the mesh does not cut a weight into equal parts.
     """
-    if quantize is not None:
-        raise GenerationError(f"quantize={quantize!r} is not in this version; leave it out")
+    bits = _checked_bits(quantize, adapters)
     check_dtype(dtype)
     _check_source(source)
     files = open_model(source, allow_code=allow_code, revision=revision, ignore=ignore)
     tokenizer = _tokenizer(files.manifest, files.tokenizer, allow_code)
-    placing = Placing(file_def(files.manifest.parameters), _checked(mesh))
+    definition = file_def(files.manifest.parameters)
+    if bits is not None:
+        definition = ModelDef(definition.cfg, definition.layout, Adapters(bits=bits))
+    placing = Placing(definition, _checked(mesh))
     stored = open_adapters(_checked_adapters(adapters), files)
     weights = place_tensors(placing, files.tensors, dtype)
     adapted = place_adapters(weights, files.tensors, stored) if stored else {}
@@ -215,3 +222,22 @@ def _within(tokenizer: Tokenizer, num_ids: int) -> Tokenizer:
         *(num_ids, ", ".join(names[:_NUM_NAMED]), more),
     )
     return tokenizer.within(num_ids)
+
+
+def _checked_bits(quantize: Any, adapters: Any) -> int | None:
+    """Bits of the codes, or None.
+
+    Raises:
+      GenerationError: another value, or one beside adapters.
+    """
+    if quantize is None:
+        return None
+    if quantize not in BITS:
+        raise GenerationError(
+            f"quantize={quantize!r} is not possible; give {' or '.join(map(repr, BITS))}, or None"
+        )
+    if adapters:
+        raise GenerationError(
+            f"quantize={quantize!r} is for a model without adapters; leave out one of them"
+        )
+    return BITS[quantize]

@@ -19,8 +19,11 @@ from llmasos_jax.errors import GenerationError, did_you_mean
 from llmasos_jax.format.names import flatten, unflatten
 from llmasos_jax.format.tensorfile import StoredTensor
 from llmasos_jax.generate.buffers import aligned_copy
+from llmasos_jax.models.codes import encode
 from llmasos_jax.models.count import count_parameters
 from llmasos_jax.models.definition import ModelDef, turned
+from llmasos_jax.nn.adapters import SCALES, dequantized, each
+from llmasos_jax.nn.codes import dot_codes
 from llmasos_jax.nn.experts import dot_experts
 from llmasos_jax.nn.runtime import Runtime, dot, dot_out_first
 from llmasos_jax.parallel.mesh import platform
@@ -54,8 +57,18 @@ class Placing:
 
     @property
     def is_out_first(self) -> bool:
-        """Whether matrices are turned, output axes first: for products on one CPU."""
-        return self.mesh is None and self.platform == "cpu"
+        """Whether matrices are turned, output axes first: for products on one CPU.
+
+        Not those of experts in codes, which are widened as they are in files.
+        """
+        has_coded_experts = self.bits is not None and bool(self.definition.cfg.experts.count)
+        return self.mesh is None and self.platform == "cpu" and not has_coded_experts
+
+    @property
+    def bits(self) -> int | None:
+        """Of the blocks' matrices that are kept in codes; None where all are numbers."""
+        adapters = self.definition.adapters
+        return None if adapters is None else adapters.bits
 
     @property
     def rules(self) -> Rules:
@@ -106,12 +119,34 @@ class Weights:
         """Type and devices, for people."""
         mesh = self.placing.mesh
         devices = "" if mesh is None else f"{mesh.size} x "
-        return f"{jnp.dtype(self.runtime.dtype)} on {devices}{self.placing.platform}"
+        bits = "" if self.placing.bits is None else f"int{self.placing.bits} in "
+        return f"{bits}{jnp.dtype(self.runtime.dtype)} on {devices}{self.placing.platform}"
 
     def stored(self) -> dict[str, StoredTensor]:
-        """The tensors as files have them, each read when asked for."""
-        turns = self.placing.turns()
-        return {n: self._stored(n, a, turns[n]) for n, a in flatten(self.params).items()}
+        """The tensors as files have them, each read when asked for.
+
+        Of those that are kept in codes, the numbers that the codes stand for, in float32.
+        """
+        turns, held = self.placing.turns(), flatten(self.params)
+        return {
+            name: self._coded(name, array, held[name + SCALES], turns[name])
+            if name + SCALES in held
+            else self._stored(name, array, turns[name])
+            for name, array in held.items()
+            if not name.endswith(SCALES)
+        }
+
+    def _coded(self, name: str, codes: jax.Array, scales: jax.Array, turn: Any) -> StoredTensor:
+        definition = self.definition
+        trees = (definition.contractions, definition.leads)
+        num_in, num_lead = (flatten(tree)[name] for tree in trees)
+
+        def read() -> np.ndarray:
+            whole = each(partial(dequantized, num_in=num_in), num_lead)
+            return np.asarray(whole(turn(codes, back=True), scales))
+
+        shape = jax.eval_shape(partial(turn, back=True), codes).shape
+        return StoredTensor(tuple(shape), "float32", read)
 
     def _stored(self, name: str, array: jax.Array, turn: Any) -> StoredTensor:
         dtype = str(array.dtype) if self.file_dtypes is None else self.file_dtypes[name]
@@ -141,12 +176,29 @@ def place_tensors(
     """
     wanted = check_dtype(dtype) or _own_dtype(placing, tensors)
     turns, where = placing.turns(), _shardings(placing)
+    shapes = flatten(placing.definition.shapes)
     arrays = {}
     for name, tensor in tensors.items():
+        kind = shapes[name].dtype
+        if jnp.issubdtype(kind, jnp.integer):
+            codes, scales = _encoded(placing, name, tensor, kind)
+            arrays[name] = jax.device_put(aligned_copy(turns[name](codes), kind), where[name])
+            arrays[name + SCALES] = jax.device_put(scales, where[name + SCALES])
+            continue
         array = aligned_copy(turns[name](tensor.read()), jnp.dtype(wanted))
         arrays[name] = jax.device_put(array, where[name])
     file_dtypes = None if dtype else {name: t.dtype for name, t in tensors.items()}
     return Weights(placing, unflatten(arrays), make_runtime(placing, wanted), file_dtypes)
+
+
+def _encoded(
+    placing: Placing, name: str, tensor: StoredTensor, kind: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and scales of one matrix, or of each expert's."""
+    definition = placing.definition
+    num_in, num_lead = (flatten(tree)[name] for tree in (definition.contractions, definition.leads))
+    numbers = tensor.read().astype(np.float32)
+    return encode(numbers, num_in, kind, num_lead=num_lead)
 
 
 def place_beside(
@@ -214,6 +266,7 @@ def make_runtime(placing: Placing, dtype: str) -> Runtime:
     is_cpu = placing.platform == "cpu"
     return Runtime(
         product=dot_out_first if placing.is_out_first else dot,
+        coded_product=dot_codes if placing.is_out_first and placing.bits is not None else None,
         expert_product=partial(dot_experts, out_first=placing.is_out_first),
         dtype=jnp.dtype(dtype),
         act_dtype=jnp.float32 if is_cpu else jnp.dtype(dtype),
@@ -246,8 +299,11 @@ def _own_dtype(placing: Placing, tensors: Mapping[str, StoredTensor]) -> str:
         _LOG.info("stored as %s, runs as float32, the widest of them", ", ".join(sorted(dtypes)))
     if widest == "float32" or placing.platform != "cpu":
         return widest
+    shapes = flatten(placing.definition.shapes)
+    coded = {n for n, shape in shapes.items() if jnp.issubdtype(shape.dtype, jnp.integer)}
     needed = sum(
-        4 * tensor.nbytes // jnp.dtype(tensor.dtype).itemsize for tensor in tensors.values()
+        (1 if name in coded else 4) * tensor.nbytes // jnp.dtype(tensor.dtype).itemsize
+        for name, tensor in tensors.items()
     )
     free = free_bytes()
     sizes = f"{needed / 1e9:.1f} GB of {free / 1e9:.1f} GB free"

@@ -35,7 +35,7 @@ from llmasos_jax.types import Tree
 _MODULES = (Projections, MultiHeadLatentAttention, MLP, MoE)
 _GATE = "shared_gate"  # one column, which nothing changes by a rank below its own
 _PREFIX = re.compile(r"^(encoder\.)?(prefix|periods|suffix)\.\d+\.")
-_BITS = {"int8": 8, "int4": 4}
+BITS = {"int8": 8, "int4": 4}
 CODES = {8: jnp.int8, 4: jnp.int4}
 
 
@@ -66,7 +66,7 @@ def adapters_of(cfg: FinetuneConfig) -> Adapters | None:
     """The adapters of a fine-tuning run; None where it has none."""
     if cfg.base is None or cfg.method != "lora":
         return None
-    bits = None if cfg.quantize is None else _BITS[cfg.quantize]
+    bits = None if cfg.quantize is None else BITS[cfg.quantize]
     return Adapters(cfg.targets, cfg.rank, cfg.scale, cfg.dora, bits)
 
 

@@ -37,7 +37,7 @@ def encode(
         import qwix
     except ImportError as error:
         raise MissingExtraError(
-            "finetune.quantize needs qwix; pip install 'llmasos_jax[finetune]'"
+            "weights in eight or four bits need qwix; pip install 'llmasos-jax[finetune]'"
         ) from error
     inputs = math.prod(w.shape[:num_in])
     bits = 4 if jnp.dtype(dtype) == jnp.int4 else 8

@@ -119,6 +119,8 @@ def product(
     widened = each(partial(dequantized, num_in=param.num_in), param.num_lead)
     if scales is None:
         y = dot(spec, x, param[...])
+    elif runtime.coded_product is not None and assigned is None:
+        y = runtime.coded_product(spec, x, param[...], scales[...], out_dtype=runtime.act_dtype)
     else:
         # Without this the backward pass would keep the weight at its full size.
         y = jax.checkpoint(lambda x, w, s: dot(spec, x, widened(w, s)))(x, param[...], scales[...])

@@ -132,6 +132,8 @@ class Runtime:
       product: every product of activations and weights goes through this one function: precision,
         quantisation and adapters plug in here.
       block_product: takes the place of `product` for the products inside blocks; None for the same.
+      coded_product: takes the place of `product` where a weight is kept in codes with scales; None
+        widens the codes and multiplies as ever.
       expert_product: its sibling, for rows that each have their own expert's weights.
       expert_capacity: training only: an expert takes so many times its even share of a row's
         tokens, and drops later ones; None never drops.
@@ -158,6 +160,7 @@ class Runtime:
 
     product: Product = dot
     block_product: Product | None = None
+    coded_product: Product | None = None
     expert_product: Product = dot_experts
     expert_capacity: float | None = None
     label_smoothing: Any = None
