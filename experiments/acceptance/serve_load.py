@@ -4,7 +4,8 @@
 
 A process of `llmasos serve` with SmolLM2-135M-Instruct answers clients that ask for completions and
 conversations of random prompts (pieces of Python's own documentation), lengths, options and seeds,
-streamed or not; a third of them hang up after a random time. Then every answer that came to its
+streamed or not; half of the conversations begin alike, and there are too few pages for all. A third
+of the clients hang up after a random time. Then every answer that came to its
 end is asked for once more, alone, in the batch size that its fingerprint names, and has to be the
 same text. No page may be in use in the end, no program may have been compiled since the start, and
 the server's memory must not have grown. Writes serve_load.json beside this file. About fifteen
@@ -82,7 +83,11 @@ class Client(threading.Thread):
         }
         if rng.random() < 0.5:
             return "/v1/completions", {**body, "prompt": text}
-        return "/v1/chat/completions", {**body, "messages": [{"role": "user", "content": text}]}
+        told = {"role": "system", "content": self._sources[0][:1500]}
+        messages = [{"role": "user", "content": text}]
+        if rng.random() < 0.5:
+            messages.insert(0, told)
+        return "/v1/chat/completions", {**body, "messages": messages}
 
     def _ask(self, path: str, body: dict, leave_after_s: float | None) -> None:
         leave_s = None if leave_after_s is None else time.monotonic() + leave_after_s
@@ -156,7 +161,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120)
     args = parser.parse_args()
     command = [sys.executable, "-m", "llmasos", "serve", MODEL, "--port=0", "--context=1024"]
-    server = subprocess.Popen([*command, "--num-pages=60"], stderr=subprocess.PIPE, text=True)
+    server = subprocess.Popen([*command, "--num-pages=40"], stderr=subprocess.PIPE, text=True)
     try:
         line = next(line for line in server.stderr if "http://" in line)
         threading.Thread(target=server.stderr.read, daemon=True).start()

@@ -39,6 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-pages", type=int, metavar="N", help="pages of 128 tokens (by memory)"
     )
     parser.add_argument(
+        "--max-prefill-tokens",
+        type=int,
+        default=512,
+        metavar="N",
+        help="of prompts, read between two steps of those who decode (%(default)s)",
+    )
+    parser.add_argument(
         "--propose",
         type=int,
         default=0,
@@ -143,6 +150,7 @@ def _engine(model: Any, args: argparse.Namespace) -> Any:
         num_pages=args.num_pages,
         context=args.context,
         max_queue=args.max_queue,
+        max_prefill_tokens=args.max_prefill_tokens,
         num_proposed=args.propose,
     )
     engine = start_engine(model, options)

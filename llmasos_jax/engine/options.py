@@ -29,6 +29,8 @@ class EngineOptions:
       context: the most tokens of a text, prompt included; None is the model's own.
       max_queue: texts that may wait before others are refused.
       max_steps: decoding steps between two looks at the queue.
+      max_prefill_tokens: of prompts, that are read between two decoding steps, in whole chunks;
+        more fills batches sooner, fewer holds up those who decode for a shorter time.
       num_proposed: tokens that are proposed by looking up in the text itself what followed its last
         tokens before, and checked in one step; 0 does not. For a text that decodes alone (a batch
         of 1, which has to be among `batch_sizes`): its steps then hang on nobody else.
@@ -45,6 +47,7 @@ class EngineOptions:
     context: int | None = None
     max_queue: int = 256
     max_steps: int = 4
+    max_prefill_tokens: int = 512
     num_proposed: int = 0
     shares_prefixes: bool = True
 
@@ -65,6 +68,7 @@ class EngineOptions:
             require_whole("context", self.context, 2, " tokens")
         require_whole("max_queue", self.max_queue, 1, " texts")
         require_whole("max_steps", self.max_steps, 1, " steps")
+        require_whole("max_prefill_tokens", self.max_prefill_tokens, 1, " tokens")
         require_whole("num_proposed", self.num_proposed, 0, " tokens")
         if self.num_proposed and 1 not in self.batch_sizes:
             raise GenerationError(
@@ -84,7 +88,7 @@ class Sizes:
       num_pages: of the pool, page 0, which is nobody's, included.
       batch_sizes: as in `EngineOptions`.
       chunks: tokens that one call reads of a prompt: whole pages, and for the rest fewer.
-      max_steps, num_proposed: as in `EngineOptions`.
+      max_steps, max_prefill_tokens, num_proposed: as in `EngineOptions`.
     """
 
     context: int
@@ -94,6 +98,7 @@ class Sizes:
     batch_sizes: tuple[int, ...]
     chunks: tuple[int, ...]
     max_steps: int
+    max_prefill_tokens: int
     num_proposed: int
 
     def chunk_of(self, num_tokens: int) -> int:
@@ -140,6 +145,7 @@ def sizes_of(options: EngineOptions, weights: Weights) -> Sizes:
         batch_sizes=options.batch_sizes,
         chunks=chunks,
         max_steps=options.max_steps,
+        max_prefill_tokens=options.max_prefill_tokens,
         num_proposed=options.num_proposed,
     )
 

@@ -1,7 +1,10 @@
 """Who runs next: texts join between steps, prompts are read chunk by chunk, pages come and go.
 
-A turn reads one chunk of one prompt, then makes a few steps with each batch that has texts. So a
-long prompt holds the others up for a chunk at a time, and prompts take turns.
+A turn reads a few chunks of prompts, then makes steps with each batch that has texts: one while
+prompts are being read, else a few. So prompts hold texts up for a bounded time, and a batch fills
+before it decodes for long. The chunk that is read next is in turn of the prompt that came first,
+which so is never held up for ever, and of the one that has least left, so that a long one does not
+hold up short ones.
 
 When no page is left, the text that came last is set aside: its pages are copied to the host's
 memory and put back, as they were, when there is room. Nothing is computed twice, so no bit differs.
@@ -65,7 +68,7 @@ class Scheduler:
         self._number = 0
         self._all: set[LiveText] = set()  # that have not ended
         self._waiting: list[LiveText] = []  # by number
-        self._reading: list[LiveText] = []  # the next to read first
+        self._reading: list[LiveText] = []
         self._rows: dict[int, list[LiveText | None]] = {
             size: [None] * size for size in runner.sizes.batch_sizes
         }
@@ -96,8 +99,7 @@ class Scheduler:
         """Does a little of everything that there is to do."""
         self._drop_cancelled()
         self._admit()
-        if self._reading:
-            self._read(self._reading[0])
+        self._read_some()
         for size, rows in self._rows.items():
             if any(rows) and not (size == 1 and self._check()):
                 self._step(size)
@@ -161,6 +163,20 @@ class Scheduler:
 
     # Prompts.
 
+    def _read_some(self) -> None:
+        """Reads as much of prompts as may hold up those who decode."""
+        sizes = self._runner.sizes
+        for _ in range(-(-sizes.max_prefill_tokens // sizes.page_size)):
+            if not self._reading:
+                return
+            self._read(self._next_to_read())
+
+    def _next_to_read(self) -> LiveText:
+        """In turn the prompt that came first and the one that has least left."""
+        if self.counts.chunks % 2:
+            return min(self._reading, key=lambda live: len(live.ask.ids) - live.num_read)
+        return min(self._reading, key=lambda live: live.number)
+
     def _read(self, live: LiveText) -> None:
         """Reads the next chunk of a prompt; after the last, its first token is drawn."""
         page_size = self._runner.sizes.page_size
@@ -175,9 +191,6 @@ class Scheduler:
         if len(tokens) == page_size and self._shares:
             self.pool.name(live.pages[-1], live.keys[live.num_read // page_size])
         live.num_read += len(tokens)
-        # The next turn is another's.
-        self._reading.remove(live)
-        self._reading.append(live)
         if not live.is_read:
             return
         bits = self._bits([live])
@@ -210,7 +223,8 @@ class Scheduler:
         # What may come next is known one token ahead only.
         # Nor are proposals known before the token that they follow.
         is_proposing = size == 1 and self._runner.sizes.num_proposed > 0
-        num_steps = 1 if bits or is_proposing else self._runner.sizes.max_steps
+        is_short = bool(bits) or is_proposing or bool(self._reading)
+        num_steps = 1 if is_short else self._runner.sizes.max_steps
         for live in sorted(filter(None, rows), key=lambda live: live.number):
             if live.row is not None:  # not set aside by an older one in the meantime
                 left = live.ask.max_new - len(live.drawn)

@@ -1,4 +1,4 @@
-"""Times transformers + torch on the 135M shape. A worker of generate_vs_torch.py, same protocol.
+"""Times transformers + torch on the 135M shape. A worker of engine_vs_peers.py, same protocol.
 
 float32, `generate` with its dynamic cache (the fastest of its caches here), two threads.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from typing import Any
 
 import torch
 from llama_135m_torch import llama_135m
@@ -17,7 +18,7 @@ def main() -> None:
     """Answers until standard input ends."""
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    model = llama_135m().eval()
+    model: Any = llama_135m().eval()
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     is_warm = False
